@@ -1,0 +1,1 @@
+"""Distillation of speech SSL models: STaR, SKILL and their baselines."""
