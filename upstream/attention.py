@@ -1,0 +1,108 @@
+"""Self-attention over a layer's remaining heads, plain or with WavLM's gated relative position."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import EncoderConfig
+
+
+class RelativePosition(nn.Embedding):
+    """WavLM's table of relative-position biases, shared by all layers; it outlives any layer's attention."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config.relative_buckets, config.num_heads)
+        self.max_distance = config.relative_max_distance
+
+    def forward(self, frames: int) -> Tensor:  # type: ignore[override]  # positions follow from the frame count
+        """Bias of each head for every (query, key) pair: (head, query, key)."""
+        positions = torch.arange(frames, device=self.weight.device)
+        distances = positions[None, :] - positions[:, None]  # key minus query
+        return super().forward(self._bucket(distances)).permute(2, 0, 1)
+
+    def _bucket(self, distances: Tensor) -> Tensor:
+        """Half the buckets for each sign; of those half exact, half logarithmic up to the maximal distance."""
+        signed = self.num_embeddings // 2
+        exact = signed // 2
+        ahead = (distances > 0).long() * signed
+        size = distances.abs()
+        log_share = torch.log(size.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
+        logarithmic = (exact + log_share * (signed - exact)).long().clamp(max=signed - 1)
+        return ahead + torch.where(size < exact, size, logarithmic)
+
+
+class PositionGate(nn.Module):
+    """WavLM's gate: each query scales the relative-position bias of each head."""
+
+    heads: Tensor
+
+    def __init__(self, heads: tuple[int, ...], config: EncoderConfig) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.linear = nn.Linear(config.head_dim, 8)
+        self.constant = nn.Parameter(torch.ones(len(heads)))
+        self.register_buffer("heads", torch.tensor(heads, dtype=torch.long), persistent=False)
+        self.every_head = len(heads) == config.num_heads
+
+    def forward(self, states: Tensor, position_bias: Tensor) -> Tensor:
+        """states (batch, query, channel), position_bias (every head, query, key) -> (batch, head, query, key)."""
+        by_head = states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (batch, head, query, .)
+        if not self.every_head:
+            by_head, position_bias = by_head[:, self.heads], position_bias[self.heads]
+        gates = self.linear(by_head).unflatten(-1, (2, 4)).sum(-1).sigmoid()
+        update, reset = gates.chunk(2, dim=-1)  # (batch, head, query, 1) each
+        return (update * (reset * self.constant[:, None, None] - 1.0) + 2.0) * position_bias
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention over the heads that a layer has; the fused kernel unless the maps are asked for."""
+
+    def __init__(self, heads: tuple[int, ...], config: EncoderConfig) -> None:
+        super().__init__()
+        inner = len(heads) * config.head_dim
+        self.head_dim, self.dropout = config.head_dim, config.attention_dropout
+        self.q_proj = nn.Linear(config.embed_dim, inner)
+        self.k_proj = nn.Linear(config.embed_dim, inner)
+        self.v_proj = nn.Linear(config.embed_dim, inner)
+        self.out_proj = nn.Linear(inner, config.embed_dim)
+        self.gate = PositionGate(heads, config) if config.relative_position else None
+
+    def forward(
+        self, states: Tensor, key_mask: Tensor | None, position_bias: Tensor | None, attention_map: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """
+        Args:
+            states: (batch, frame, channel).
+            key_mask: True at valid keys, (batch, 1, 1, key); None when every frame is valid.
+            position_bias: WavLM's (head, query, key).
+            attention_map: whether softmax(Q K^T / sqrt(d_h) + bias), before dropout, is returned as well.
+
+        Returns:
+            (batch, frame, channel) and (batch, head, query, key) or None.
+        """
+        query, key, value = (
+            projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, head, frame, .)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        bias = key_mask
+        if self.gate is not None and position_bias is not None:
+            bias = self.gate(states, position_bias).to(query.dtype)
+            if key_mask is not None:
+                bias = bias.masked_fill(~key_mask, -math.inf)
+        dropout = self.dropout if self.training else 0.0
+        if attention_map:
+            weights = _attention_map(query, key, bias)
+            context = F.dropout(weights, dropout, self.training).to(value.dtype) @ value
+        else:
+            weights = None
+            context = F.scaled_dot_product_attention(query, key, value, bias, dropout)
+        return self.out_proj(context.transpose(1, 2).flatten(2)), weights
+
+
+def _attention_map(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    scores = (query @ key.transpose(2, 3)).float() / math.sqrt(query.shape[-1])
+    if bias is not None:
+        scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias
+    return scores.softmax(dim=-1)

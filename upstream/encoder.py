@@ -1,0 +1,221 @@
+"""The network: teacher, narrow student, pruned student and deployed upstream are all `SpeechEncoder`s."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import PositionGate, RelativePosition, SelfAttention
+from .config import EncoderConfig
+from .errors import UserError
+from .extractor import FeatureExtractor, FeatureProjection, frame_mask, normalize_waveforms
+
+
+@dataclass
+class EncoderOutput:
+    """What an encoder says of a batch. Padded frames hold arbitrary finite values."""
+
+    projected: Tensor  # P: the feature projection's output, (batch, frame, channel)
+    hidden_states: list[Tensor]  # F^0..F^L, each (batch, frame, channel)
+    last_hidden_state: Tensor  # F^L, normed when the model is pre-LN
+    frame_lengths: Tensor  # (batch,) valid frames
+    attention_maps: list[Tensor | None] | None = None  # A^1..A^L, (batch, head, query, key); None: no attention there
+
+
+class PositionalConvolution(nn.Module):
+    """Grouped convolution over frames, weight norm over its taps (the last dimension), GELU."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        width, groups = config.embed_dim, config.positional_groups
+        self.kernel, self.groups = config.positional_kernel, groups
+        self.weight_g = nn.Parameter(torch.ones(1, 1, self.kernel))
+        self.weight_v = nn.Parameter(torch.empty(width, width // groups, self.kernel))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def initialize(self) -> None:
+        nn.init.normal_(self.weight_v, std=2.0 / math.sqrt(self.kernel * self.weight_v.shape[0]))
+        with torch.no_grad():
+            self.weight_g.copy_(self.weight_v.norm(dim=(0, 1), keepdim=True))
+
+    def forward(self, states: Tensor) -> Tensor:  # (batch, frame, channel), padded frames zero
+        weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=(0, 1), keepdim=True))
+        positions = F.conv1d(states.transpose(1, 2), weight, self.bias, padding=self.kernel // 2, groups=self.groups)
+        return F.gelu(positions[:, :, : states.shape[1]]).transpose(1, 2)  # an even kernel makes one frame too many
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU, linear, with dropout after each."""
+
+    def __init__(self, inner: int, config: EncoderConfig) -> None:
+        super().__init__()
+        self.intermediate = nn.Linear(config.embed_dim, inner)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+        self.output = nn.Linear(inner, config.embed_dim)
+
+    def forward(self, states: Tensor) -> Tensor:  # (batch, frame, channel)
+        return self.output(self.activation_dropout(F.gelu(self.intermediate(states))))
+
+
+class OutputBias(nn.Module):
+    """What is left of a sublayer whose every unit was pruned: its constant output."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(config.embed_dim))
+
+    def forward(self, states: Tensor) -> Tensor:  # (batch, frame, channel)
+        return self.bias.expand_as(states)
+
+
+class EncoderLayer(nn.Module):
+    """Attention and feed-forward, each with its residual and norm; either may be missing or a constant."""
+
+    def __init__(self, heads: tuple[int, ...] | None, ffn_dim: int | None, config: EncoderConfig) -> None:
+        super().__init__()
+        self.norm_first = config.layer_norm_first
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.attention: nn.Module | None = None
+        if heads is not None:
+            self.attention = SelfAttention(heads, config) if heads else OutputBias(config)
+        self.feed_forward: nn.Module | None = None
+        if ffn_dim is not None:
+            self.feed_forward = FeedForward(ffn_dim, config) if ffn_dim else OutputBias(config)
+        self.attention_norm = self._norm(bool(heads), config)
+        self.feed_forward_norm = self._norm(bool(ffn_dim), config)
+
+    def _norm(self, has_units: bool, config: EncoderConfig) -> nn.LayerNorm | None:
+        """Post-LN norms shape the residual stream and always stay; a pre-LN norm only feeds its sublayer."""
+        return nn.LayerNorm(config.embed_dim, config.layer_norm_eps) if has_units or not self.norm_first else None
+
+    def forward(
+        self, states: Tensor, key_mask: Tensor | None, position_bias: Tensor | None, attention_map: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(batch, frame, channel) -> the same, and the attention map when asked for."""
+        weights = None
+        if self.attention is not None:
+            inputs = self._before(self.attention_norm, states)
+            if isinstance(self.attention, SelfAttention):
+                update, weights = self.attention(inputs, key_mask, position_bias, attention_map)
+            else:
+                update = self.attention(inputs)
+            states = states + self.dropout(update)
+        states = self._after(self.attention_norm, states)
+        if self.feed_forward is not None:
+            update = self.feed_forward(self._before(self.feed_forward_norm, states))
+            states = states + self.dropout(update)
+        return self._after(self.feed_forward_norm, states), weights
+
+    def _before(self, norm: nn.Module | None, states: Tensor) -> Tensor:
+        return norm(states) if self.norm_first and norm is not None else states
+
+    def _after(self, norm: nn.Module | None, states: Tensor) -> Tensor:
+        return norm(states) if not self.norm_first and norm is not None else states
+
+
+class SpeechEncoder(nn.Module):
+    """HuBERT, wav2vec 2.0 or WavLM, of any width and any remaining structure.
+
+    A wav's states do not depend on what it is batched with: padding enters no convolution that a valid frame sees, no
+    statistics, no attention.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.feature_extractor = FeatureExtractor(config)
+        self.feature_projection = FeatureProjection(config)
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.positional = PositionalConvolution(config)
+        self.layer_norm = nn.LayerNorm(config.embed_dim, config.layer_norm_eps)  # before (post-LN) or after all layers
+        self.hidden_dropout = nn.Dropout(config.hidden_dropout)
+        self.relative_position = RelativePosition(config) if config.relative_position else None
+        self.layers = nn.ModuleList(
+            EncoderLayer(heads, ffn_dim, config)
+            for heads, ffn_dim in zip(config.attention_heads, config.ffn_dims, strict=True)
+        )
+        self.apply(_initialize)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None, attention_maps: bool = False) -> EncoderOutput:
+        """
+        Args:
+            waveforms: (batch, sample), 16 kHz; whatever stands in the padding is ignored.
+            lengths: (batch,) valid samples of each; all of them when left out.
+            attention_maps: whether A^1..A^L are computed too (they cost the fused attention kernel).
+
+        Raises:
+            UserError: a clip too short for one frame, or lengths that do not fit the batch.
+        """
+        if lengths is None:
+            lengths = torch.full((waveforms.shape[0],), waveforms.shape[1], device=waveforms.device)
+        projected, frame_lengths = self.extract(waveforms, lengths)
+        return self.contextualize(projected, frame_lengths, attention_maps)
+
+    def extract(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, sample) and (batch,) samples -> P (batch, frame, channel) and (batch,) frames."""
+        padded = self._check_lengths(waveforms, lengths)
+        lengths = lengths.to(waveforms.device)
+        if padded:
+            waveforms = waveforms.masked_fill(~frame_mask(lengths, waveforms.shape[1]), 0.0)
+        if self.config.normalize_waveform:
+            waveforms = normalize_waveforms(waveforms, lengths)
+        features = self.feature_extractor(waveforms, lengths if padded else None)
+        return self.feature_projection(features), self.config.frame_count(lengths)
+
+    def contextualize(self, projected: Tensor, frame_lengths: Tensor, attention_maps: bool = False) -> EncoderOutput:
+        """P (batch, frame, channel) and (batch,) frames -> everything above it."""
+        frames = projected.shape[1]
+        mask = frame_mask(frame_lengths, frames)  # (batch, frame)
+        states = self.feature_dropout(projected).masked_fill(~mask[..., None], 0.0)
+        states = states + self.positional(states)
+        if not self.config.layer_norm_first:
+            states = self.layer_norm(states)
+        key_mask = mask[:, None, None] if bool((frame_lengths < frames).any()) else None  # none: the fastest kernel
+        position_bias = None if self.relative_position is None else self.relative_position(frames)
+        hidden_states, maps = [states], []
+        states = self.hidden_dropout(states)
+        for layer in self.layers:
+            states, attention_map = layer(states, key_mask, position_bias, attention_maps)
+            hidden_states.append(states)
+            maps.append(attention_map)
+        return EncoderOutput(
+            projected=projected,
+            hidden_states=hidden_states,
+            last_hidden_state=self.layer_norm(states) if self.config.layer_norm_first else states,
+            frame_lengths=frame_lengths,
+            attention_maps=maps if attention_maps else None,
+        )
+
+    def _check_lengths(self, waveforms: Tensor, lengths: Tensor) -> bool:
+        """Whether any wav is padded; on the CPU when the lengths are there, so that a GPU is not waited for."""
+        if waveforms.ndim != 2 or lengths.shape != waveforms.shape[:1]:
+            shapes = f"{tuple(waveforms.shape)} and {tuple(lengths.shape)}"
+            raise UserError(f"waveforms and lengths must be (batch, sample) and (batch,), not {shapes}")
+        shortest, longest = (int(value) for value in lengths.aminmax())
+        if shortest < self.config.min_samples:
+            raise UserError(
+                f"a clip of {shortest} samples is shorter than one frame ({self.config.min_samples} samples)"
+            )
+        if longest > waveforms.shape[1]:
+            raise UserError(f"a length of {longest} samples exceeds the {waveforms.shape[1]} samples of its batch")
+        return shortest < waveforms.shape[1]
+
+
+def _initialize(module: nn.Module) -> None:
+    """Initial weights as in HuBERT: normal(0.02) for linear layers, Kaiming for convolutions."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv1d):
+        nn.init.kaiming_normal_(module.weight)
+        if module.bias is not None:
+            bound = math.sqrt(1.0 / (module.in_channels * module.kernel_size[0]))
+            nn.init.uniform_(module.bias, -bound, bound)
+    elif isinstance(module, RelativePosition):
+        nn.init.normal_(module.weight, std=0.02)
+    elif isinstance(module, PositionalConvolution):
+        module.initialize()
+    elif isinstance(module, PositionGate):
+        nn.init.ones_(module.constant)
