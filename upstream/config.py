@@ -163,7 +163,7 @@ def _check_values(config: EncoderConfig) -> None:
     require(
         config.projection or config.conv_layers[-1][0] == config.embed_dim,
         "projection",
-        f"without it the last convolution's {config.conv_layers[-1][0]} channels must be embed_dim ({config.embed_dim})",
+        f"without it the last {config.conv_layers[-1][0]} channels must be embed_dim ({config.embed_dim})",
     )
     require(
         config.embed_dim % config.positional_groups == 0,
