@@ -1,0 +1,153 @@
+"""What happens around a step: held-out loss, checkpoints, tables, the progress bar."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+
+from distiller.batching import Batch, Window
+from distiller.corpus import SkippedLog
+from distiller.files import StepTable, remove, writing
+from distiller.training import WindowTraining
+
+KEPT = 2  # checkpoints
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its final name, syncs it, renames it.
+
+    Lightning's own writer moves a temporary file, across file systems if need be, where a kill can leave half of it.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with writing(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+class Checkpoints(Callback):
+    """Saves at optimiser-step boundaries and keeps the last two."""
+
+    def __init__(self, directory: Path, every: int) -> None:
+        self.directory, self.every = directory, every
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, WindowTraining)
+        step = trainer.global_step
+        if step % self.every and step != module.steps:
+            return
+        trainer.save_checkpoint(self.directory / f"step-{step:08d}.ckpt", weights_only=False)
+        if trainer.is_global_zero:
+            for path in sorted(self.directory.glob("step-*.ckpt"))[:-KEPT]:
+                remove(path)
+
+
+class HeldOut(Callback):
+    """The loss on held-out audio every so many steps, before that step's checkpoint; keeps the best student.
+
+    It is its own short loop because Lightning's forgets a validation that an interruption fell upon.
+    """
+
+    def __init__(
+        self, batches: list[Callable[[], Batch]], every: int, table: Path, keep_best: Callable[[WindowTraining], None]
+    ) -> None:
+        self.batches, self.every, self.table, self.keep_best = batches, every, table, keep_best
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, WindowTraining)
+        step = trainer.global_step
+        if not self.batches or (step % self.every and step != module.steps):
+            return
+        row = {"step": step} | self.evaluate(trainer, module)
+        best = min((earlier["loss"] for earlier in self.rows), default=float("inf"))
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            with writing(self.table) as temporary, temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(row))
+                writer.writeheader()
+                writer.writerows(self.rows)
+            if row["loss"] < best:
+                self.keep_best(module)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({f"held_out/{key}": value for key, value in row.items() if key != "step"}, step)
+
+    @torch.no_grad()
+    def evaluate(self, trainer: L.Trainer, module: WindowTraining) -> dict[str, float]:
+        """The loss and its terms over the held-out set, as if it were one global batch; ranks share the work."""
+        module.eval()
+        sums: dict[str, torch.Tensor] = {}
+        units = {"utterance": torch.zeros((), device=module.device), "frame": torch.zeros((), device=module.device)}
+        weights: dict[str, tuple[str, float]] = {}
+        for make in self.batches[module.global_rank :: trainer.world_size]:
+            batch = make().to(module.device)
+            units["utterance"] += len(batch.lengths)
+            units["frame"] += module.frame_lengths(batch).sum()
+            with trainer.precision_plugin.forward_context():
+                terms = module.losses(batch)
+            for term in terms:
+                sums[term.name] = sums.get(term.name, torch.zeros_like(units["frame"])) + term.total.float()
+                weights[term.name] = (term.unit, term.weight)
+        module.train()
+        if trainer.world_size > 1:
+            reduce = trainer.strategy.reduce
+            units = {unit: reduce(count, reduce_op="sum") for unit, count in units.items()}
+            sums = {name: reduce(value, reduce_op="sum") for name, value in sums.items()}
+        values = {name: float(value / units[weights[name][0]]) for name, value in sums.items()}
+        return {"loss": sum(weights[name][1] * value for name, value in values.items())} | values
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+
+
+class StepRows(Callback):
+    """metrics.csv and TensorBoard: one row per optimiser step; counts the files that had to be set aside."""
+
+    def __init__(self, path: Path, skipped: SkippedLog | None) -> None:
+        self.path, self.skipped = path, skipped
+        self.table: StepTable | None = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.table = StepTable(self.path, first_step=trainer.global_step + 1)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Window, batch_idx: int
+    ) -> None:
+        assert isinstance(module, WindowTraining)
+        if self.table is not None:
+            self.table.append(module.row)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({key: value for key, value in module.row.items() if key != "step"}, trainer.global_step)
+        if self.skipped is not None:
+            self.skipped.add(batch)
+
+
+class StepBar(TQDMProgressBar):
+    """Lightning's bar with the loss and the audio seconds trained on per second."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=5)
+        self.rate = 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
+        assert isinstance(pl_module, WindowTraining)
+        rate = pl_module.row["audio_seconds"] / max(pl_module.row["step_seconds"], 1e-9)
+        self.rate = rate if not self.rate else 0.9 * self.rate + 0.1 * rate
+        super().on_train_batch_end(trainer, pl_module, *arguments)
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        assert isinstance(pl_module, WindowTraining)
+        if not pl_module.row:
+            return {}
+        return {"loss": f"{pl_module.row['loss']:.4g}", "audio s/s": f"{self.rate:.0f}"}
