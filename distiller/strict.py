@@ -1,0 +1,115 @@
+"""Plain values into a dataclass, strictly: a mistake is one sentence: dotted key, value, what is allowed.
+
+Types are checked and converted by OmegaConf, the rest by the dataclass itself, in its `validate()`.
+"""
+
+import difflib
+import types
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from upstream.errors import UserError
+
+T = TypeVar("T")
+UNSET = "???"  # OmegaConf's mark for a value that a recipe leaves to its user
+
+
+def require(holds: bool, key: str, value: object, allowed: str) -> None:
+    """Raise the sentence for an impossible value unless `holds`."""
+    if not holds:
+        raise UserError(f"{key} is {value!r}, but it must be {allowed}")
+
+
+def nearest(value: object, allowed: Collection[str]) -> str | None:
+    """The allowed word that looks most like `value`, if any looks like it."""
+    folded = {word.casefold(): word for word in allowed}
+    matches = difflib.get_close_matches(str(value).casefold(), folded, n=1, cutoff=0.5)
+    return folded[matches[0]] if matches else None
+
+
+def one_of(value: object, allowed: Collection[str]) -> str:
+    """What to say of a word that is not among the `allowed`: which they are, and which was probably meant."""
+    meant = nearest(value, allowed)
+    listing = ", ".join(map(str, allowed))
+    return (f"one of {listing}" if len(allowed) > 1 else listing) + (f"; did you mean {meant}?" if meant else "")
+
+
+def typed(cls: type[T], values: Mapping[str, Any] | None, section: str = "") -> T:
+    """An instance of the dataclass `cls`; a section that is absent (None) has its defaults.
+
+    Args:
+        section: the dotted key of `values`, for the sentences ("" at the top).
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type or outside its range, or a key that must be set and is not.
+    """
+    prefix = f"{section}." if section else ""
+    hints = {field.name: get_type_hints(cls)[field.name] for field in fields(cls)}  # type: ignore[arg-type]
+    require(
+        values is None or isinstance(values, Mapping), section, values, f"a section with the keys {', '.join(hints)}"
+    )
+    values = values or {}
+    for key in values:
+        if key not in hints:
+            raise unknown_key(f"{prefix}{key}", [f"{prefix}{known}" for known in hints])
+    for field in fields(cls):  # type: ignore[arg-type]
+        required = field.default is MISSING and field.default_factory is MISSING
+        if values.get(field.name, UNSET if required else None) == UNSET:
+            raise UserError(f"{prefix}{field.name} is not set; it must be {_describe(hints[field.name])}")
+    converted = {key: _converted(cls, hints[key], value, f"{prefix}{key}") for key, value in values.items()}
+    try:
+        instance = cls(**converted)
+        if callable(validate := getattr(instance, "validate", None)):
+            validate()
+        return instance
+    except ValueError as error:
+        where = "" if prefix in str(error) else f"{section}: "
+        raise UserError(f"{where}{error}") from error
+
+
+def unknown_key(key: str, allowed: Collection[str]) -> UserError:
+    return UserError(f"{key} is not a recipe key; it could be {one_of(key, allowed)}")
+
+
+def _converted(cls: type, hint: Any, value: Any, key: str) -> Any:
+    """`value` as the field's type."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return typed(hint, value, key)
+    name = key.rpartition(".")[2]
+    schema = OmegaConf.structured(cls)
+    OmegaConf.set_readonly(schema, False)  # a frozen dataclass is filled here too
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(schema, {name: value}))
+    except OmegaConfBaseException as error:
+        allowed = one_of(value, get_args(hint)) if get_origin(hint) is Literal else _describe(hint)
+        raise UserError(f"{key} is {value!r}, but it must be {allowed}") from error
+
+
+def _describe(hint: Any) -> str:
+    """A type in a user's words."""
+    words = {
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        str: "text",
+        type(None): "null",
+        list: "a list",
+    }
+    if hint in words:
+        return words[hint]
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_describe, args))
+    if origin is tuple and ... not in args:
+        return f"a list of {len(args)} ({', '.join(map(_describe, args))})"
+    if origin in (list, tuple):
+        return f"a list with each entry {_describe(args[0])}"
+    if origin is dict:
+        return f"a mapping with each value {_describe(args[1])}"
+    return f"a section with the keys {', '.join(field.name for field in fields(hint))}" if is_dataclass(hint) else "set"
