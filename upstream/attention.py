@@ -43,7 +43,8 @@ class PositionGate(nn.Module):
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         self.linear = nn.Linear(config.head_dim, 8)
         self.constant = nn.Parameter(torch.ones(len(heads)))
-        self.register_buffer("heads", torch.tensor(heads, dtype=torch.long), persistent=False)
+        indices = torch.tensor(heads, dtype=torch.long, device="cpu")  # real also when built on the meta device
+        self.register_buffer("heads", indices, persistent=False)
         self.every_head = len(heads) == config.num_heads
 
     def forward(self, states: Tensor, position_bias: Tensor) -> Tensor:

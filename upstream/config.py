@@ -1,10 +1,8 @@
-"""The shape of an encoder: frozen, strict, JSON in and out."""
+"""The shape of an encoder: frozen, strict, to and from what JSON holds."""
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from .errors import UserError
@@ -84,9 +82,6 @@ class EncoderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "the configuration") -> "EncoderConfig":

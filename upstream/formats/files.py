@@ -1,0 +1,116 @@
+"""Reading files that may be damaged or hostile: size limits, no code, one sentence for what is wrong."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import UserError
+
+MAX_TEXT_BYTES = 2**20  # configurations are a few kB
+MAX_PICKLE_BYTES = 2**26  # the part of a checkpoint that is not tensors
+
+
+def read_text(path: Path) -> str:
+    """The whole of a small UTF-8 file.
+
+    Raises:
+        UserError: missing, unreadable, too large, not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_TEXT_BYTES + 1)
+        if len(content) > MAX_TEXT_BYTES:
+            raise UserError(f"{path}: larger than {MAX_TEXT_BYTES} bytes, which no configuration is")
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: what `read_text` refuses, and what is no JSON object.
+    """
+    text = read_text(path)
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error.msg}, line {error.lineno})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON of a configuration ({type(error).__name__})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds a {type(values).__name__}, not an object with keys")
+    return values
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        UserError: missing, truncated or otherwise not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (SafetensorError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({_line(error)})") from None
+
+
+def read_torch(path: Path) -> dict[str, Any]:
+    """What `torch.save` wrote, tensors and plain containers only: no code in it is run.
+
+    Raises:
+        UserError: missing, truncated, not a checkpoint, or with a pickle that asks for anything else.
+    """
+    try:
+        is_archive = zipfile.is_zipfile(path)
+        if is_archive:
+            _check_archive(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: refused, its pickle is not weights only ({_line(error)})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes happen to lead to
+        raise UserError(f"{path}: not a whole PyTorch checkpoint ({_line(error)})") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
+    return dict(content)
+
+
+def _check_archive(path: Path) -> None:
+    """torch.save stores its records uncompressed under one folder: anything else could unpack to any size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: a damaged archive ({_line(error)})") from None
+    for record in records:
+        name = PurePosixPath(record.filename)
+        if name.is_absolute() or ".." in name.parts:
+            raise UserError(f"{path}: refused, its archive holds the path '{record.filename:.80}'")
+        if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
+            raise UserError(f"{path}: refused, '{record.filename:.80}' in its archive is compressed")
+        if name.suffix == ".pkl" and record.file_size > MAX_PICKLE_BYTES:
+            raise UserError(f"{path}: refused, '{record.filename:.80}' in its archive exceeds {MAX_PICKLE_BYTES} bytes")
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise UserError(f"{path}: refused, its archive claims more bytes than the file has")
+
+
+def _line(error: BaseException) -> str:
+    """The gist of a library's message: its first line, short."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(". ")

@@ -1,0 +1,310 @@
+"""Hugging Face folders of HuBERT, WavLM and wav2vec 2.0, read and written.
+
+The names are those of `transformers`' HubertModel, WavLMModel and Wav2Vec2Model; Base has a group norm after the first
+convolution and post-LN layers, Large (XLS-R included) layer norms and pre-LN layers, DistilHuBERT two layers and no
+norm in front of the projection.
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, equal, eye, zeros
+
+from ..config import FAMILIES, SAMPLE_RATE, EncoderConfig
+from ..encoder import SpeechEncoder
+from ..errors import UserError
+from .files import read_json, read_safetensors, read_torch
+from .keys import Key, KeyTable, build
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+TABLE = KeyTable(
+    keys=(
+        Key("feature_extractor.conv_layers.#.conv.*", "feature_extractor.conv_layers.#.conv.*"),
+        Key("feature_extractor.conv_layers.#.layer_norm.*", "feature_extractor.conv_layers.#.layer_norm.*"),
+        Key("feature_projection.layer_norm.*", "feature_projection.layer_norm.*"),
+        Key("feature_projection.projection.*", "feature_projection.projection.*"),
+        Key("encoder.pos_conv_embed.conv.bias", "positional.bias"),
+        Key("encoder.pos_conv_embed.conv.parametrizations.weight.original0", "positional.weight_g"),
+        Key("encoder.pos_conv_embed.conv.parametrizations.weight.original1", "positional.weight_v"),
+        Key("encoder.pos_conv_embed.conv.weight_g", "positional.weight_g"),
+        Key("encoder.pos_conv_embed.conv.weight_v", "positional.weight_v"),
+        Key("encoder.layer_norm.*", "layer_norm.*"),
+        Key("encoder.layers.0.attention.rel_attn_embed.weight", "relative_position.weight"),
+        Key("encoder.layers.#.attention.q_proj.*", "layers.#.attention.q_proj.*"),
+        Key("encoder.layers.#.attention.k_proj.*", "layers.#.attention.k_proj.*"),
+        Key("encoder.layers.#.attention.v_proj.*", "layers.#.attention.v_proj.*"),
+        Key("encoder.layers.#.attention.out_proj.*", "layers.#.attention.out_proj.*"),
+        Key("encoder.layers.#.attention.gru_rel_pos_linear.*", "layers.#.attention.gate.linear.*"),
+        Key("encoder.layers.#.attention.gru_rel_pos_const", "layers.#.attention.gate.constant", (1, -1, 1, 1)),
+        Key("encoder.layers.#.layer_norm.*", "layers.#.attention_norm.*"),
+        Key("encoder.layers.#.feed_forward.intermediate_dense.*", "layers.#.feed_forward.intermediate.*"),
+        Key("encoder.layers.#.feed_forward.output_dense.*", "layers.#.feed_forward.output.*"),
+        Key("encoder.layers.#.final_layer_norm.*", "layers.#.feed_forward_norm.*"),
+    ),
+    ignored=(
+        "masked_spec_embed",  # stands for masked frames in pre-training
+        "lm_head.*",  # ForCTC
+        "projector.*",  # ForSequenceClassification, ForXVector
+        "classifier.*",
+        "layer_weights",
+        "feature_extractor.*",  # ForXVector's own, beside the encoder's feature_extractor.conv_layers
+        "tdnn.**",
+        "objective.**",
+        "quantizer.**",  # ForPreTraining
+        "project_hid.*",
+        "project_q.*",
+        "final_proj.**",  # HuBERT's and WavLM's masked prediction
+        "label_embs_concat",
+    ),
+    prefixes=tuple(f"{family}." for family in FAMILIES),
+)
+
+# What `transformers` assumes where a config.json is silent; the three families agree.
+DEFAULTS: Mapping[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "conv_dim": (512,) * 7,
+    "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
+    "conv_stride": (5, 2, 2, 2, 2, 2, 2),
+    "conv_bias": False,
+    "feat_extract_norm": "group",
+    "feat_proj_layer_norm": True,
+    "do_stable_layer_norm": False,
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16,
+    "num_buckets": 320,
+    "max_bucket_distance": 800,
+    "layer_norm_eps": 1e-5,
+    "feat_proj_dropout": 0.0,
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "activation_dropout": 0.1,
+}
+
+# Settings of which the encoder has one form only.
+REQUIRED: Mapping[str, Any] = {
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "conv_pos_batch_norm": False,
+    "add_adapter": False,
+    "adapter_attn_dim": None,
+}
+
+# Our own keys in a config.json that we wrote: what the format itself cannot say.
+IDENTITY_PROJECTION = "identity_projection"
+NORMALIZE_WAVEFORM = "normalize_waveform"
+
+
+def matches(values: Mapping[str, Any]) -> bool:
+    """Whether a folder's config.json is one of `transformers`."""
+    return "model_type" in values
+
+
+def read(folder: Path, values: Mapping[str, Any]) -> SpeechEncoder:
+    """The encoder of a folder whose config.json holds `values`.
+
+    Raises:
+        UserError: an unsupported model or setting, and whatever is wrong with the weights.
+    """
+    source = folder / "config.json"
+    config = parse_config(values, _normalizes(folder, values), str(source))
+    path, state = _read_weights(folder)
+    if values.get(IDENTITY_PROJECTION):
+        state = _without_identity(state, config.embed_dim, path)
+        config = EncoderConfig.from_dict({**config.to_dict(), "projection": False}, str(source))
+    return build(config, state, str(path), TABLE)
+
+
+def parse_config(values: Mapping[str, Any], normalize_waveform: bool, source: str) -> EncoderConfig:
+    """A config.json of `transformers` as ours.
+
+    Raises:
+        UserError: a model or setting that the encoder does not have, or values that make no encoder.
+    """
+    family = values.get("model_type")
+    if family not in FAMILIES:
+        raise UserError(f"{source}: model_type is {family!r:.60}; supported are {', '.join(FAMILIES)}")
+    for key, only in REQUIRED.items():
+        if key in values and values[key] != only:
+            raise UserError(f"{source}: {key} is {values[key]!r:.60}; only {only!r} is supported")
+    known = {**DEFAULTS, **{key: value for key, value in values.items() if key in DEFAULTS}}
+    layers, heads = known["num_hidden_layers"], known["num_attention_heads"]
+    for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
+        if type(known[key]) is not int or not 0 < known[key] <= 2**16:
+            raise UserError(f"{source}: {key} is {known[key]!r:.60}, not a number from 1 to 65536")
+    if layers > 1024 or heads > 1024:
+        raise UserError(f"{source}: {layers} layers of {heads} heads; at most 1024 of each are supported")
+    if known["hidden_size"] % heads:
+        raise UserError(f"{source}: num_attention_heads ({heads}) does not divide hidden_size ({known['hidden_size']})")
+    return EncoderConfig.from_dict(
+        {
+            "family": family,
+            "embed_dim": known["hidden_size"],
+            "num_heads": heads,
+            "head_dim": known["hidden_size"] // heads,
+            "attention_heads": [list(range(heads))] * layers,
+            "ffn_dims": [known["intermediate_size"]] * layers,
+            "conv_layers": _conv_layers(known, source),
+            "conv_bias": known["conv_bias"],
+            "conv_norm": known["feat_extract_norm"],
+            "feature_norm": known["feat_proj_layer_norm"] if family == "hubert" else True,
+            "positional_kernel": known["num_conv_pos_embeddings"],
+            "positional_groups": known["num_conv_pos_embedding_groups"],
+            "layer_norm_first": known["do_stable_layer_norm"],
+            "relative_buckets": known["num_buckets"],
+            "relative_max_distance": known["max_bucket_distance"],
+            "layer_norm_eps": known["layer_norm_eps"],
+            "normalize_waveform": normalize_waveform,
+            "feature_dropout": known["feat_proj_dropout"],
+            "hidden_dropout": known["hidden_dropout"],
+            "attention_dropout": known["attention_dropout"],
+            "activation_dropout": known["activation_dropout"],
+        },
+        source,
+    )
+
+
+def _conv_layers(known: Mapping[str, Any], source: str) -> list[list[int]]:
+    keys = ("conv_dim", "conv_kernel", "conv_stride")
+    for key in keys:
+        if not isinstance(known[key], (list, tuple)):
+            raise UserError(f"{source}: {key} is {known[key]!r:.60}, not a list")
+    columns = [known[key] for key in keys]
+    if len({len(column) for column in columns}) != 1:
+        raise UserError(f"{source}: {', '.join(keys)} have {', '.join(str(len(column)) for column in columns)} entries")
+    return [list(layer) for layer in zip(*columns, strict=True)]
+
+
+def _normalizes(folder: Path, values: Mapping[str, Any]) -> bool:
+    """On only when preprocessor_config.json says so and the extractor is of the layer-norm type.
+
+    Base checkpoints were trained without, whatever their file says.
+    """
+    if NORMALIZE_WAVEFORM in values:
+        return values[NORMALIZE_WAVEFORM] is True
+    path = folder / "preprocessor_config.json"
+    if not path.exists():
+        warnings.warn(f"{path} is missing: waveforms will not be normalised", stacklevel=2)
+        return False
+    return read_json(path).get("do_normalize") is True and values.get("feat_extract_norm") == "layer"
+
+
+def _read_weights(folder: Path) -> tuple[Path, dict[str, Any]]:
+    path = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+    if path is None:
+        raise UserError(f"{folder}: no weights; looked for {', '.join(WEIGHTS)}")
+    state: dict[str, Any] = {}
+    for name in shards(path) if path.name.endswith(".index.json") else [path.name]:
+        state.update(_read_shard(folder / name))
+    return path, state
+
+
+def shards(index: Path) -> list[str]:
+    """The files that an index names, which must lie beside it.
+
+    Raises:
+        UserError: no such list, or a name that is a path.
+    """
+    by_key = read_json(index).get("weight_map")
+    if not isinstance(by_key, dict) or not by_key:
+        raise UserError(f"{index}: no weight_map that says which file holds which key")
+    names = sorted({str(name) for name in by_key.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith((".safetensors", ".bin")):
+            raise UserError(f"{index}: refused, weight_map names '{name:.80}', not a weights file of this folder")
+    return names
+
+
+def _read_shard(path: Path) -> dict[str, Any]:
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+
+
+def _without_identity(state: dict[str, Any], width: int, source: Path) -> dict[str, Any]:
+    """Leave out the projection that `write` put where the encoder has none."""
+    weight, bias = (state.pop(f"feature_projection.projection.{name}", None) for name in ("weight", "bias"))
+    is_identity = isinstance(weight, Tensor) and isinstance(bias, Tensor) and not bias.any()
+    if not is_identity or weight.shape != (width, width) or not equal(weight.float(), eye(width)):
+        raise UserError(f"{source}: {IDENTITY_PROJECTION} is set but feature_projection.projection is no identity")
+    return state
+
+
+def write(encoder: SpeechEncoder) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """config.json, preprocessor_config.json and weights with which `transformers` opens the encoder without our code.
+
+    Where the encoder has no projection the weights have an identity.
+
+    Raises:
+        UserError: the encoder has a structure that the plain classes lack; the sentence says which.
+    """
+    config = encoder.config
+    _check_plain(config)
+    state = TABLE.to_foreign(encoder.state_dict())
+    own: dict[str, Any] = {NORMALIZE_WAVEFORM: config.normalize_waveform}
+    if not config.projection:
+        own[IDENTITY_PROJECTION] = True
+        state["feature_projection.projection.weight"] = eye(config.embed_dim)
+        state["feature_projection.projection.bias"] = zeros(config.embed_dim)
+    preprocessor = {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": SAMPLE_RATE,
+        "padding_value": 0.0,
+        "padding_side": "right",
+        "do_normalize": config.normalize_waveform,
+        "return_attention_mask": True,
+    }
+    return {**_config_values(config), **own}, preprocessor, state
+
+
+def _config_values(config: EncoderConfig) -> dict[str, Any]:
+    channels, kernels, strides = (list(column) for column in zip(*config.conv_layers, strict=True))
+    class_name = {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}[config.family]
+    values = {
+        "architectures": [class_name],
+        "model_type": config.family,
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.ffn_dims[0],
+        "hidden_act": "gelu",
+        "conv_dim": channels,
+        "conv_kernel": kernels,
+        "conv_stride": strides,
+        "conv_bias": config.conv_bias,
+        "feat_extract_norm": config.conv_norm,
+        "feat_extract_activation": "gelu",
+        "do_stable_layer_norm": config.layer_norm_first,
+        "num_conv_pos_embeddings": config.positional_kernel,
+        "num_conv_pos_embedding_groups": config.positional_groups,
+        "layer_norm_eps": config.layer_norm_eps,
+        "feat_proj_dropout": config.feature_dropout,
+        "hidden_dropout": config.hidden_dropout,
+        "attention_dropout": config.attention_dropout,
+        "activation_dropout": config.activation_dropout,
+        "layerdrop": 0.0,
+        "mask_time_prob": 0.0,  # students are trained without masks and have no mask embedding
+    }
+    if config.family == "hubert":
+        values["feat_proj_layer_norm"] = config.feature_norm
+    if config.relative_position:
+        values |= {"num_buckets": config.relative_buckets, "max_bucket_distance": config.relative_max_distance}
+    return values
+
+
+def _check_plain(config: EncoderConfig) -> None:
+    every_head = tuple(range(config.num_heads))
+    obstacles = {
+        "its layers have different heads": set(config.attention_heads) != {every_head},
+        "its layers have different feed-forward widths": len(set(config.ffn_dims)) > 1 or not config.ffn_dims[0],
+        "its heads are not embed_dim / num_heads wide": config.num_heads * config.head_dim != config.embed_dim,
+        "its last convolution is scaled per channel": config.feature_scale,
+        "it has no norm in front of the projection": not config.feature_norm and config.family != "hubert",
+    }
+    found = [reason for reason, holds in obstacles.items() if holds]
+    if found:
+        raise UserError(f"the plain classes of transformers cannot hold this encoder: {' and '.join(found)}")

@@ -1,0 +1,151 @@
+"""Key tables: the parameter names of a foreign format beside ours, read in either direction."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import EncoderConfig
+from ..encoder import SpeechEncoder
+from ..errors import UserError
+
+WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MAX_LISTED = 20  # keys that one error names
+
+
+@dataclass(frozen=True)
+class Key:
+    """One line of a table. In a name `#` stands for a layer's number, `*` for weight or bias."""
+
+    foreign: str
+    ours: str
+    foreign_shape: tuple[int, ...] | None = None  # where it differs from ours by axes of length 1
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """All names of a format. Of two lines with the same name of ours the first is the one written.
+
+    `ignored` lists what belongs to no encoder (training heads, mask embeddings); there `**` stands for anything.
+    """
+
+    keys: tuple[Key, ...]
+    ignored: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()  # beginnings under which a larger model keeps its encoder
+
+    def to_ours(self, state: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
+        """Rename to our names; shapes stay foreign.
+
+        Raises:
+            UserError: keys that are neither in the table nor ignored, or two keys for the same parameter.
+        """
+        renamed: dict[str, Tensor] = {}
+        unknown = []
+        for name, value in state.items():
+            stripped = self._strip(str(name))
+            ours = next((found for key in self.keys if (found := _rename(stripped, key.foreign, key.ours))), None)
+            if ours is None:
+                if not any(_regex(pattern).fullmatch(stripped) for pattern in self.ignored):
+                    unknown.append(str(name))
+            elif ours in renamed:
+                raise UserError(f"{source}: '{name:.100}' is there twice under different names")
+            else:
+                renamed[ours] = value
+        if unknown:
+            raise UserError(f"{source}: unknown {listed(unknown)}")
+        return renamed
+
+    def to_foreign(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename our parameters to theirs; a parameter that the format has no name for is a KeyError."""
+        renamed = {}
+        for name, value in state.items():
+            key = next((key for key in self.keys if _rename(name, key.ours, key.foreign)), None)
+            if key is None:
+                raise KeyError(name)
+            shaped = value if key.foreign_shape is None else value.reshape(key.foreign_shape)
+            renamed[_rename(name, key.ours, key.foreign)] = shaped.contiguous()
+        return renamed
+
+    def foreign_name(self, ours: str) -> str:
+        """Their name of a parameter of ours, ours where they have none."""
+        return next((found for key in self.keys if (found := _rename(ours, key.ours, key.foreign))), ours)
+
+    def _strip(self, name: str) -> str:
+        prefix = next((prefix for prefix in self.prefixes if name.startswith(prefix)), "")
+        return name[len(prefix) :]
+
+
+OUR_TABLE = KeyTable((Key("**", "**"),))  # our own folders: every name stands for itself
+
+
+def build(config: EncoderConfig, state: Mapping[Any, Any], source: str, table: KeyTable = OUR_TABLE) -> SpeechEncoder:
+    """The encoder of `config` with the weights of `state`, in float32 and eval mode.
+
+    Nothing of the configuration's size is allocated before the weights are known to have that size.
+
+    Raises:
+        UserError: unknown, missing or doubled keys, a wrong shape or type, values that are not finite.
+    """
+    with torch.device("meta"):
+        encoder = SpeechEncoder(config)
+    expected = encoder.state_dict()
+    found = table.to_ours(state, source)
+    missing = [table.foreign_name(name) for name in expected if name not in found]
+    if missing:
+        raise UserError(f"{source}: missing {listed(missing)}")
+    unexpected = [table.foreign_name(name) for name in found if name not in expected]
+    if unexpected:
+        raise UserError(f"{source}: {listed(unexpected)} that the configuration has no place for")
+    weights = {
+        name: _weight(found[name], tuple(like.shape), f"{source}: '{table.foreign_name(name)}'")
+        for name, like in expected.items()
+    }
+    encoder.load_state_dict(weights, assign=True)
+    return encoder.eval()
+
+
+def listed(names: Iterable[str]) -> str:
+    """'key a' or 'keys a, b and 3 more', each cut to a readable length."""
+    names = sorted(names)
+    shown = ", ".join(f"{name:.100}" for name in names[:MAX_LISTED])
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"key{'s' * (len(names) > 1)} {shown}{more}"
+
+
+def _weight(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
+    """`value` as a float32 tensor of its own memory; it may differ from `shape` by axes of length 1."""
+    if not isinstance(value, Tensor):
+        raise UserError(f"{what} is a {type(value).__name__}, not a tensor")
+    if value.layout != torch.strided or value.dtype not in WEIGHT_TYPES:
+        allowed = ", ".join(str(kind).removeprefix("torch.") for kind in WEIGHT_TYPES)
+        raise UserError(f"{what} holds {str(value.dtype).removeprefix('torch.')} values; allowed are dense {allowed}")
+    if _without_ones(value.shape) != _without_ones(shape):
+        raise UserError(f"{what} has shape {tuple(value.shape)}; the configuration asks for {shape}")
+    weight = value.detach().reshape(shape).to(torch.float32, copy=True).contiguous()
+    if not bool(weight.isfinite().all()):
+        raise UserError(f"{what} holds values that are not finite")
+    return weight
+
+
+def _without_ones(shape: Iterable[int]) -> list[int]:
+    return [size for size in shape if size != 1]
+
+
+@cache
+def _regex(pattern: str) -> re.Pattern[str]:
+    pieces = re.split(r"(\*\*|\*|#)", pattern)
+    wild = {"**": r"(.*)", "*": r"(weight|bias)", "#": r"(\d+)"}
+    return re.compile("".join(wild.get(piece) or re.escape(piece) for piece in pieces))
+
+
+def _rename(name: str, pattern: str, into: str) -> str:
+    """`name` rewritten when it has the form of `pattern`, else ''."""
+    match = _regex(pattern).fullmatch(name)
+    if match is None:
+        return ""
+    groups = iter(match.groups())
+    return re.sub(r"\*\*|\*|#", lambda _: next(groups), into)
