@@ -1,0 +1,1 @@
+"""SUPERB: recipes, s3prl on a current stack, corpora, scores."""
