@@ -17,6 +17,9 @@ from upstream.errors import UserError
 # name in a recipe -> "module:class"; imported on demand, since each module imports this one for the base class
 OBJECTIVES: dict[str, str] = {
     "star": "distiller.objectives.star:Star",
+    "clusters": "distiller.objectives.clusters:Clusters",
+    "layers": "distiller.objectives.layers:Layers",
+    "predictions": "distiller.objectives.layers:Predictions",
 }
 
 
