@@ -1,0 +1,194 @@
+"""Utterances to audio files and Lhotse cuts, in shards that appear whole or not at all.
+
+An interrupted run continues with the shards it lacks, and a finished one costs nothing to repeat. The bytes depend on
+the utterances alone, however many processes share the work.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import queue
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+
+import soundfile
+from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse.supervision import AlignmentItem
+from rich.progress import Progress
+
+from distiller.synthesis.espeak import SAMPLE_RATE, Phone, Synthesizer
+from distiller.synthesis.utterances import Utterance, render
+from upstream.errors import UserError
+
+VERSION = 1  # raise it when the same Utterance would sound different
+SHARD_SIZE = 50
+UNFINISHED = ".unfinished-"  # begins the names of shards being written
+
+
+def synthesise(
+    utterances: Sequence[Utterance],
+    directory: Path,
+    *,
+    shard_size: int = SHARD_SIZE,
+    progress: bool = True,
+    workers: int | None = None,
+) -> CutSet:
+    """Say the utterances into `directory`, or what of them is missing there.
+
+    Each shard is a directory, named by its number and a digest of its utterances, of one FLAC file per utterance and
+    cuts.jsonl, whose paths are relative.
+
+    Returns:
+        one cut per utterance, in order, with absolute paths, speaker, text and alignment["phone"] in its supervision.
+
+    Raises:
+        UserError: the directory cannot be written, or espeakng-loader is missing.
+    """
+    parts = [utterances[first : first + shard_size] for first in range(0, len(utterances), shard_size)]
+    shards = {directory / f"{index:05d}-{_digest(part)}": part for index, part in enumerate(parts)}
+    if not all(shard.is_dir() for shard in shards):
+        with _locked(directory):
+            _make({shard: part for shard, part in shards.items() if not shard.is_dir()}, progress, workers)
+    return CutSet.from_cuts(chain.from_iterable(_read(shard) for shard in shards))
+
+
+def _make(shards: dict[Path, Sequence[Utterance]], progress: bool, workers: int | None) -> None:
+    """Synthesise these shards; threads of this process write what processes of espeak-ng's say."""
+    workers = min(workers or os.cpu_count() or 1, len(shards))
+    if not shards:
+        return
+    with ExitStack() as stack:
+        idle: queue.SimpleQueue[Synthesizer] = queue.SimpleQueue()
+        for _ in range(workers):
+            idle.put(stack.enter_context(Synthesizer()))
+        bar = stack.enter_context(Progress(transient=True, disable=not progress))
+        name = next(iter(shards)).parent.name
+        task = bar.add_task(f"Synthesising {name}", total=sum(map(len, shards.values())))
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+
+        def make(shard: Path) -> None:
+            synthesizer = idle.get()
+            try:
+                _write(shard, _recorded(shards[shard], synthesizer, lambda: bar.advance(task)))
+            finally:
+                idle.put(synthesizer)
+
+        futures = [pool.submit(make, shard) for shard in shards]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _recorded(
+    utterances: Sequence[Utterance], synthesizer: Synthesizer, done: Callable[[], None]
+) -> Iterator[tuple[MonoCut, bytes]]:
+    """Each utterance's cut and FLAC file."""
+    for utterance in utterances:
+        samples, phones = render(utterance, synthesizer)
+        file = io.BytesIO()
+        soundfile.write(file, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        yield _cut(utterance, samples.size, phones), file.getvalue()
+        done()
+
+
+def _cut(utterance: Utterance, count: int, phones: list[Phone]) -> MonoCut:
+    name, duration = utterance.id, count / SAMPLE_RATE
+    alignment = [AlignmentItem(symbol, start, round(end - start, 4)) for symbol, start, end in phones]
+    supervision = SupervisionSegment(
+        id=name,
+        recording_id=name,
+        start=0.0,
+        duration=duration,
+        text=utterance.text,
+        language="English",
+        speaker=utterance.speaker,
+        alignment={"phone": alignment},
+    )
+    source = AudioSource(type="file", channels=[0], source=f"{name}.flac")
+    recording = Recording(name, [source], SAMPLE_RATE, count, duration)
+    return MonoCut(name, 0.0, duration, 0, [supervision], recording=recording)
+
+
+def _write(shard: Path, recorded: Iterator[tuple[MonoCut, bytes]]) -> None:
+    """All of a shard or nothing: beside its final name, to the disk, then renamed."""
+    with _writing_to(shard.parent):
+        unfinished = Path(tempfile.mkdtemp(dir=shard.parent, prefix=UNFINISHED))
+        try:
+            unfinished.chmod(0o755)  # mkdtemp's is private, a cache may be shared
+            manifest = ""
+            for cut, audio in recorded:
+                _write_file(unfinished / f"{cut.id}.flac", audio)
+                manifest += json.dumps(cut.to_dict(), ensure_ascii=False) + "\n"
+            _write_file(unfinished / "cuts.jsonl", manifest.encode())
+            _sync_directory(unfinished)
+            os.rename(unfinished, shard)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        _sync_directory(shard.parent)
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(shard: Path) -> Iterator[MonoCut]:
+    with (shard / "cuts.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            yield MonoCut.from_dict(json.loads(line)).with_recording_path_prefix(shard)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One process at a time in `directory`; the system lets go of the lock however the process ends."""
+    with ExitStack() as stack:
+        with _writing_to(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((directory / ".lock").open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"another process is synthesising into {directory}; waiting for it", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            for unfinished in directory.glob(f"{UNFINISHED}*"):  # whoever wrote there is dead
+                shutil.rmtree(unfinished)
+        yield
+
+
+@contextmanager
+def _writing_to(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write synthetic speech to {directory}: {error.strerror or error}; "
+            "SPEECH_DISTILLER_CACHE names another directory"
+        ) from error
+
+
+def _digest(utterances: Sequence[Utterance]) -> str:
+    content = json.dumps([VERSION, [asdict(utterance) for utterance in utterances]])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
