@@ -106,6 +106,7 @@ class Recipe:
     optimizer: OptimizerConfig
     trainer: TrainerConfig
     probe: ProbeConfig
+    control: str  # see distiller.controls
 
 
 @dataclass
@@ -115,6 +116,9 @@ class _Head:
     method: str
     teacher: str
     seed: int = 1
+    control: Literal["none", "reversed", "shuffled"] = (
+        "none"  # which wrong teacher states to show, as a negative control
+    )
 
     def validate(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 4294967295")
@@ -182,7 +186,7 @@ def resolve(
 
 def to_yaml(recipe: Recipe) -> str:
     """Every key of the recipe, written out."""
-    return OmegaConf.to_yaml(OmegaConf.create(plain(recipe)))
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(recipe)))
 
 
 def save(recipe: Recipe, path: Path) -> None:
@@ -195,17 +199,17 @@ def first_difference(a: Recipe | Path, b: Recipe | Path, ignore: Collection[str]
 
     A saved recipe may be given by its path: it is compared as it stands, though other code may have written it.
     """
-    left, right = (read(side) if isinstance(side, Path) else plain(side) for side in (a, b))
+    left, right = (read(side) if isinstance(side, Path) else to_dict(side) for side in (a, b))
     return difference(left, right, ignore)
 
 
-def plain(value: Any) -> Any:
+def to_dict(value: Any) -> Any:
     """A recipe, or a part of one, as the values its YAML holds; tuples are lists there."""
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: to_dict(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: to_dict(item) for key, item in value.items()}
+    return [to_dict(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def build(values: Mapping[str, Any]) -> Recipe:
