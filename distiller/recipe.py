@@ -99,6 +99,7 @@ class Recipe:
     method: str
     seed: int
     teacher: str  # embedded, a folder or file, or a hub name
+    control: str
     corpus: "CorpusConfig"
     objective: Any
     student: Any
@@ -116,6 +117,7 @@ class _Head:
     method: str
     teacher: str
     seed: int = 1
+    control: Literal["none", "reversed", "shuffled"] = "none"  # teacher states put where they do not belong
     control: Literal["none", "reversed", "shuffled"] = (
         "none"  # which wrong teacher states to show, as a negative control
     )

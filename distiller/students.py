@@ -1,6 +1,7 @@
 """From a recipe's student section to a student: narrow ones here, pruned ones start as a copy of the teacher."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
@@ -123,3 +124,12 @@ def build_narrow(student: NarrowConfig, teacher: SpeechEncoder) -> SpeechEncoder
         wanted = encoder.state_dict()
         encoder.load_state_dict({key: value for key, value in teacher.state_dict().items() if key in wanted})
     return encoder
+
+
+# by the name in a recipe's student section
+BUILDERS = {"narrow": build_narrow}
+
+
+def build_student(student: Any, teacher: SpeechEncoder) -> SpeechEncoder:
+    """The student that a recipe's student section describes."""
+    return BUILDERS[student.name](student, teacher)

@@ -1,5 +1,6 @@
 """The loop around any loss: one window of micro-batches is one optimiser step, whatever the devices (Lightning)."""
 
+import math
 import time
 from abc import abstractmethod
 from contextlib import nullcontext
@@ -31,13 +32,14 @@ class WindowTraining(L.LightningModule):
 
     automatic_optimization = False
 
-    def __init__(self, student: nn.Module, optimizer: OptimizerConfig, steps: int, seed: int, ema: float = 0.0) -> None:
+    def __init__(self, student: nn.Module, optimizer: OptimizerConfig, seed: int, ema: float = 0.0) -> None:
         super().__init__()
         self.student = student
         self.average: AveragedModel | None = None
         if ema:
             self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(ema)).requires_grad_(False)
-        self.optimizer_config, self.steps, self.seed = optimizer, steps, seed
+        self.optimizer_config, self.seed = optimizer, seed
+        self.steps = 0  # optimiser steps of the whole run; `fit` sets it
         self.position: tuple[int, int] | None = None  # (epoch, index) of the last window trained on
         self.first_loss: float | None = None
         self.elapsed = 0.0  # seconds of training in the processes before this one
@@ -130,7 +132,7 @@ class WindowTraining(L.LightningModule):
             self.first_loss = abs(value)
         scaled = what != "loss" and getattr(self.trainer.precision_plugin, "scaler", None) is not None
         diverged = what == "loss" and abs(value) > DIVERGED * max(self.first_loss or 0.0, 1e-6)
-        if (value - value == 0 or scaled) and not diverged:  # a gradient scaler skips infinite gradients itself
+        if (math.isfinite(value) or scaled) and not diverged:  # a gradient scaler skips infinite gradients itself
             return
         files = [path for batch in window.batches for path in batch.paths]
         shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
@@ -187,11 +189,6 @@ def schedule(config: OptimizerConfig, steps: int) -> Any:
         return 1.0
 
     return factor
-
-
-def steps_of(trainer: Any, windows_per_epoch: int) -> int:
-    """Optimiser steps of a recipe's trainer section: as given, or its epochs' worth."""
-    return trainer.steps if trainer.steps is not None else trainer.epochs * windows_per_epoch
 
 
 def resume_path(checkpoints: Path) -> Path | None:

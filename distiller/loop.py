@@ -1,0 +1,104 @@
+"""Hands a training module to Lightning, from the newest checkpoint on if there is one."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader
+
+from distiller.batching import AudioDataset, Batch, WindowSampler
+from distiller.callbacks import AtomicCheckpointIO, Checkpoints, HeldOut, StepBar, StepRows
+from distiller.corpus import SkippedLog
+from distiller.recipe import TrainerConfig
+from distiller.training import WindowTraining, resume_path
+
+
+def fit(
+    module: WindowTraining,
+    dataset: AudioDataset,
+    sampler: Callable[[int, int], WindowSampler],
+    config: TrainerConfig,
+    output: Path,
+    *,
+    workers: int = 0,
+    held_out: list[Callable[[], Batch]] | None = None,
+    keep_best: Callable[[WindowTraining], None] = lambda module: None,
+    skipped: SkippedLog | None = None,
+) -> bool:
+    """Train `module` for the steps or epochs of `config`; everything it writes goes below `output`.
+
+    Args:
+        sampler: makes this process's endless stream of windows from its (rank, world size).
+        held_out: batches to validate on, each made when called.
+        keep_best: called with the module when the held-out loss is the lowest so far.
+
+    Returns:
+        Whether this process is the one that goes on (the first rank).
+    """
+    newest = resume_path(output / "checkpoints")
+    trainer = L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        precision=config.precision,
+        max_epochs=1,  # the sampler's stream is endless and knows its own epochs
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        logger=TensorBoardLogger(output, name="tensorboard", version=""),
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[
+            StepBar(),
+            StepRows(output / "metrics.csv", skipped),
+            HeldOut(held_out or [], config.validate_every, output / "held_out.csv", keep_best),
+            Checkpoints(output / "checkpoints", config.checkpoint_every),
+        ],
+    )
+    stream = sampler(trainer.global_rank, trainer.world_size)
+    module.steps = config.steps or config.epochs * stream.windows_per_epoch()
+    trainer.limit_train_batches = module.steps
+    if newest is not None:
+        state = torch.load(newest, map_location="cpu", weights_only=True, mmap=True)
+        if state["global_step"] >= module.steps:  # all that was missing is what follows training
+            module.load_state_dict(state["state_dict"])
+            module.on_load_checkpoint(state)
+            return trainer.is_global_zero
+        epoch, index = state["position"]
+        stream.start(epoch, index + 1)
+    loader = DataLoader(
+        dataset,
+        sampler=stream,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=trainer.strategy.root_device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+    )
+    with _quiet():
+        trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
+    return trainer.is_global_zero
+
+
+class _quiet:
+    """Hushes what Lightning says at every start and what is not so here (our stream does resume)."""
+
+    def __enter__(self) -> None:
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        for message in (".*dataloader is not resumable.*", ".*does not have many workers.*", ".*`isinstance.treespec.*"):
+            warnings.filterwarnings("ignore", message)
+        self._logger = logging.getLogger("lightning.pytorch")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *error: Any) -> None:
+        self._logger.setLevel(self._level)
+        self._warnings.__exit__(None, None, None)

@@ -1,0 +1,115 @@
+"""Pre-training of the embedded teacher: `python distiller/pretraining.py --output exp/teacher`.
+
+HuBERT's masked prediction on the embedded synthetic corpus, with the synthesiser's own phone labels as targets (no
+k-means units), and a speaker term on a middle layer so that the lower half keeps who speaks. Run again after an
+interruption, it continues.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from lhotse import CutSet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distiller.batching import AudioDataset, Batch, WindowSampler
+from distiller.loop import fit
+from distiller.objectives import Term
+from distiller.recipe import OptimizerConfig, TrainerConfig
+from distiller.synthesis import PHONES, load_split, phone_targets
+from distiller.training import WindowTraining
+from upstream.checkpoint import save
+from upstream.config import EncoderConfig
+from upstream.encoder import SpeechEncoder
+from upstream.errors import UserError
+from upstream.extractor import frame_mask
+
+TEACHER = EncoderConfig(
+    embed_dim=192,
+    num_heads=4,
+    head_dim=48,
+    attention_heads=(tuple(range(4)),) * 6,
+    ffn_dims=(512,) * 6,
+    conv_layers=((32, 10, 5), (32, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2), (96, 2, 2), (128, 2, 2)),
+)
+SPAN, STARTS = 10, 0.065  # frames of a mask, share of frames that one starts at
+UNMASKED_WEIGHT = 0.5
+SPEAKER_LAYER, SPEAKER_WEIGHT = 2, 0.2
+
+
+class PhonePretraining(WindowTraining):
+    """Cross-entropy of each frame's phone, with spans of P masked; cross-entropy of the speaker from layer 2's mean."""
+
+    def __init__(self, encoder: SpeechEncoder, cuts: CutSet, optimizer: OptimizerConfig, seed: int) -> None:
+        super().__init__(encoder, optimizer, seed)
+        self.cuts = {cut.id: cut for cut in cuts}
+        self.speakers = sorted({cut.supervisions[0].speaker for cut in self.cuts.values()})
+        width = encoder.config.embed_dim
+        self.mask = nn.Parameter(torch.empty(width).uniform_())
+        self.phone_head = nn.Linear(width, len(PHONES))
+        self.speaker_head = nn.Linear(width, len(self.speakers))
+
+    def frame_lengths(self, batch: Batch) -> Tensor:
+        return self.student.config.frame_count(batch.lengths)
+
+    def losses(self, batch: Batch) -> list[Term]:
+        projected, lengths = self.student.extract(batch.waveforms, batch.lengths)
+        valid = frame_mask(lengths, projected.shape[1])  # (batch, frame)
+        masked = span_mask(valid, SPAN, STARTS)
+        output = self.student.contextualize(torch.where(masked[..., None], self.mask, projected), lengths)
+        targets = torch.full(valid.shape, -100, device=valid.device)
+        for row, (name, frames) in enumerate(zip(batch.ids, lengths.tolist(), strict=True)):
+            targets[row, :frames] = torch.from_numpy(phone_targets(self.cuts[name], frames)).to(targets.device)
+        scores = self.phone_head(output.hidden_states[-1])
+        phones = F.cross_entropy(scores.transpose(1, 2), targets, reduction="none")  # (batch, frame), 0 where padded
+        states = output.hidden_states[SPEAKER_LAYER] * valid[..., None]
+        means = states.sum(dim=1) / lengths[:, None]  # (batch, channel)
+        speakers = [self.speakers.index(self.cuts[name].supervisions[0].speaker) for name in batch.ids]
+        speaker = F.cross_entropy(self.speaker_head(means), torch.tensor(speakers, device=means.device), reduction="sum")
+        return [
+            Term("masked", (phones * masked).sum(), "frame"),
+            Term("unmasked", (phones * ~masked).sum(), "frame", UNMASKED_WEIGHT),
+            Term("speaker", speaker, "utterance", SPEAKER_WEIGHT),
+        ]
+
+
+def span_mask(valid: Tensor, span: int, starts: float) -> Tensor:
+    """Random spans of valid frames, overlapping ones merged: (batch, frame) bool both ways."""
+    begins = (torch.rand(valid.shape, device=valid.device) < starts).float()
+    covered = F.max_pool1d(F.pad(begins, (span - 1, 0))[:, None], span, stride=1)[:, 0]
+    return (covered > 0) & valid
+
+
+def main() -> None:
+    """Train, then write OUTPUT/teacher with its weights as fp16."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("exp/teacher"))
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch-seconds", type=float, default=20.0)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--accelerator", default="auto")
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    cuts = load_split("pretrain")
+    optimizer = OptimizerConfig(lr=options.lr, weight_decay=0.01, warmup=0.08, clip=1.0)
+    module = PhonePretraining(SpeechEncoder(TEACHER), cuts, optimizer, options.seed)
+
+    def windows(rank: int, world_size: int) -> WindowSampler:
+        return WindowSampler(cuts, options.batch_seconds, 10, options.seed, rank, world_size, accumulate=1)
+
+    trainer = TrainerConfig(steps=options.steps, accelerator=options.accelerator, checkpoint_every=200)
+    if fit(module, AudioDataset(cuts, options.seed), windows, trainer, options.output):
+        save(module.student, options.output / "teacher", dtype=torch.float16)
+        print(f"wrote {options.output / 'teacher'} after {module.seconds():.0f} s")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

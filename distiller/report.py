@@ -1,0 +1,134 @@
+"""report.json and the table that a run ends with."""
+
+import json
+import resource
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from distiller.figures import read_table
+from distiller.files import write_json
+from distiller.probe import CONTEXT, Probe, encoder_layers, filterbank, retention
+from distiller.recipe import Recipe, to_dict
+from upstream.cost import count_macs
+from upstream.encoder import SpeechEncoder
+
+TEN_SECONDS = 160_000
+ROWS = {
+    "filterbank": "log-mel filterbank",
+    "stacked_filterbank": f"log-mel stacked over ±{CONTEXT} frames",
+    "random": "random student",
+    "teacher": "teacher",
+    "student": "student",
+}
+COLUMNS = {
+    "phone": "phones",
+    "phone_unseen": "phones, unseen speakers",
+    "phone_best": "phones, best layer",
+    "speaker": "speakers",
+    "speaker_best": "speakers, best layer",
+}
+
+
+def probe_all(teacher: SpeechEncoder, random: SpeechEncoder, student: SpeechEncoder) -> dict[str, dict[str, Any]]:
+    """Both filterbanks, the untrained student, the teacher and the student through the same probe."""
+    probe = Probe.embedded(student.config.frame_count)
+    encoders = {"random": random, "teacher": teacher, "student": student}
+    rows = {"filterbank": filterbank(), "stacked_filterbank": filterbank(CONTEXT)}
+    rows |= {name: encoder_layers(encoder.cpu().eval()) for name, encoder in encoders.items()}
+    return {name: probe.run(represent, name) for name, represent in rows.items()}
+
+
+def summary(
+    recipe: Recipe,
+    output: Path,
+    student: SpeechEncoder,
+    probe: dict[str, dict[str, Any]] | None,
+    skipped: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """What report.json holds."""
+    steps, held_out = read_table(output / "metrics.csv"), read_table(output / "held_out.csv")
+    losses: dict[str, Any] = {"train": {name: values[-1] for name, values in steps.items() if name != "step_seconds"}}
+    if held_out:
+        losses["held_out"] = {name: values[-1] for name, values in held_out.items()}
+        losses["held_out_best"] = min(held_out["loss"])
+    result = {
+        "recipe": to_dict(recipe),
+        "commit": commit(),
+        "seconds": round(seconds, 1),
+        "peak_rss_mb": round(peak_rss_mb()),
+        "parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "macs_10s": count_macs(student.config, TEN_SECONDS),
+        "losses": losses,
+        "skipped": skipped,
+    }
+    if probe is not None:
+        result["probe"] = probe
+        result["retention"] = {key: retention(probe, key) for key in ("phone", "phone_unseen", "phone_best")}
+    return result
+
+
+def finish(output: Path, result: dict[str, Any]) -> None:
+    """Write what marks the run as finished, and show it."""
+    write_json(output / "report.json", result)
+    print_report(output)
+
+
+def print_report(output: Path) -> None:
+    """The table of a finished run, where everything is, and what to try next."""
+    result = json.loads((output / "report.json").read_text())
+    console = Console(soft_wrap=False)
+    if "probe" in result:
+        console.print(_probe_table(result))
+    held_out = result["losses"].get("held_out", {}).get("loss")
+    console.print(
+        f"{result['parameters']:,} parameters, {result['macs_10s'] / 1e9:.2f} G MACs for 10 s, "
+        f"{result['seconds']:.0f} s, peak {result['peak_rss_mb']} MB"
+        + (f", held-out loss {held_out:.4g}" if held_out is not None else "")
+        + (f", {result['skipped']} files skipped ({output / 'skipped.csv'})" if result["skipped"] else ""),
+        highlight=False,
+    )
+    figures = ", ".join(name for name in ("loss.png", "phones.png") if (output / name).exists())
+    console.print(f"\nStudent  {output / 'student'}\nFigures  {figures} in {output}\nNumbers  {output / 'report.json'}", highlight=False)
+    console.print(
+        f"""
+Next
+  python -c "from upstream.checkpoint import load; print(load('{output / 'student'}'))"
+  python distiller/run.py --recipe {result['recipe']['method']} --output {output}-attention objective.average_attention=1""",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _probe_table(result: dict[str, Any]) -> Table:
+    table = Table(title="Linear probe, accuracy in percent (last layer unless said)")
+    table.add_column("")
+    for title in COLUMNS.values():
+        table.add_column(title, justify="right")
+    for key, row in result["probe"].items():
+        title = ROWS[key].replace("student", f"{result['recipe']['objective']['name']} student") if key == "student" else ROWS[key]
+        table.add_row(title, *(f"{row[column]:.1f}" for column in COLUMNS))
+    kept = result["retention"]
+    shares = [f"{kept[column]:.2f}" if kept.get(column) is not None else "" for column in COLUMNS]
+    table.add_section()
+    table.add_row("retention", *shares)
+    return table
+
+
+def commit() -> str:
+    """The repository's commit, with -dirty when files differ from it; "unknown" outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def peak_rss_mb() -> float:
+    """The most memory that this process, or any worker of it, held at once."""
+    used = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(used) / 1024
