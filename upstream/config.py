@@ -1,7 +1,7 @@
 """The shape of an encoder: frozen, strict, to and from what JSON holds."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -30,6 +30,7 @@ class EncoderConfig:
     head_dim: int
     family: str = "hubert"
     conv_layers: tuple[tuple[int, int, int], ...] = BASE_CONV_LAYERS  # (channels, kernel, stride)
+    unpruned_channels: tuple[int, ...] = ()  # channels that layer norms still count over, as zeros; (): conv_layers'
     conv_bias: bool = False
     conv_norm: str = "group"  # "group": after the first convolution only; "layer": after each
     feature_scale: bool = False  # a factor per channel of the last convolution (folded gates)
@@ -79,6 +80,10 @@ class EncoderConfig:
         for _, kernel, stride in self.conv_layers:
             samples = (samples - kernel) // stride + 1
         return samples
+
+    def norm_width(self, index: int) -> int:
+        """Channels that a layer norm behind convolution `index` counts over: those before pruning."""
+        return self.unpruned_channels[index] if self.unpruned_channels else self.conv_layers[index][0]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -155,6 +160,7 @@ def _check_values(config: EncoderConfig) -> None:
     for layer in config.conv_layers:
         fits = isinstance(layer, tuple) and len(layer) == 3 and all(0 < number <= 2**16 for number in layer)
         require(fits, "conv_layers", f"{layer!r:.40} is not (channels, kernel, stride), each from 1 to 65536")
+    _check_unpruned(config, require)
     require(
         config.projection or config.conv_layers[-1][0] == config.embed_dim,
         "projection",
@@ -196,3 +202,17 @@ def _check_values(config: EncoderConfig) -> None:
     require(0 < config.layer_norm_eps < 1, "layer_norm_eps", "it must lie between 0 and 1")
     for key in ("feature_dropout", "hidden_dropout", "attention_dropout", "activation_dropout"):
         require(0 <= getattr(config, key) < 1, key, "a probability below 1 is needed")
+
+
+def _check_unpruned(config: EncoderConfig, require: Callable[[bool, str, str], None]) -> None:
+    """Channels before pruning: as many entries as convolutions, none below what is left."""
+    if not config.unpruned_channels:
+        return
+    left = [channels for channels, _, _ in config.conv_layers]
+    fits = len(config.unpruned_channels) == len(left) and all(
+        isinstance(before, int) and now <= before <= 2**16
+        for now, before in zip(left, config.unpruned_channels, strict=True)
+    )
+    require(fits, "unpruned_channels", f"an entry per convolution is needed, none below the channels left ({left})")
+    projected = config.projection or config.unpruned_channels[-1] == left[-1]
+    require(projected, "unpruned_channels", "without a projection the last convolution keeps its channels")

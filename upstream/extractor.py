@@ -37,18 +37,45 @@ class ChannelGroupNorm(nn.GroupNorm):
         return (values * scale + (self.bias[:, None] - mean * scale)).to(input.dtype)
 
 
+class PrunedLayerNorm(nn.LayerNorm):
+    """Layer norm over `width` channels of which only some are left: the pruned ones were zero and still count.
+
+    With C = width and K what is left: mean = sum_K x / C, variance = (sum_K (x - mean)^2 + (C - |K|) mean^2) / C.
+    """
+
+    def __init__(self, channels: int, width: int, eps: float = 1e-5) -> None:
+        super().__init__(channels, eps)
+        self.width = width
+
+    def forward(self, input: Tensor) -> Tensor:  # (..., channel)
+        return self.with_zero_level(input)[0]
+
+    def with_zero_level(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """The normalised channels, and (..., 1) what a pruned one would be before weight and bias: -mean / sigma."""
+        values = input.to(torch.promote_types(input.dtype, torch.float32))
+        mean = values.sum(dim=-1, keepdim=True) / self.width
+        pruned = (self.width - values.shape[-1]) * mean.square()
+        variance = ((values - mean).square().sum(dim=-1, keepdim=True) + pruned) / self.width
+        scale = torch.rsqrt(variance + self.eps)
+        return ((values - mean) * scale * self.weight + self.bias).to(input.dtype), (-mean * scale).to(input.dtype)
+
+
+def _layer_norm(channels: int, width: int, eps: float = 1e-5) -> nn.LayerNorm:
+    return PrunedLayerNorm(channels, width, eps) if width > channels else nn.LayerNorm(channels, eps)
+
+
 class ConvLayer(nn.Module):
     """Convolution, norm (group norm, layer norm over channels, or none), GELU."""
 
-    def __init__(self, in_channels: int, layer: tuple[int, int, int], config: EncoderConfig, group_norm: bool) -> None:
+    def __init__(self, in_channels: int, index: int, config: EncoderConfig) -> None:
         super().__init__()
-        channels, kernel, stride = layer
+        channels, kernel, stride = config.conv_layers[index]
         self.conv = nn.Conv1d(in_channels, channels, kernel, stride, bias=config.conv_bias)
         self.layer_norm: nn.Module | None = None
-        if group_norm:
+        if config.conv_norm == "layer":
+            self.layer_norm = _layer_norm(channels, config.norm_width(index))
+        elif index == 0:
             self.layer_norm = ChannelGroupNorm(channels, channels)  # eps 1e-5 whatever layer_norm_eps says
-        elif config.conv_norm == "layer":
-            self.layer_norm = nn.LayerNorm(channels)
 
     def forward(self, features: Tensor, lengths: Tensor | None) -> Tensor:  # (batch, channel, frame)
         features = self.conv(features)
@@ -67,10 +94,9 @@ class FeatureExtractor(nn.Module):
         self.strides = [(kernel, stride) for _, kernel, stride in config.conv_layers]
         in_channels = 1
         self.conv_layers = nn.ModuleList()
-        for index, layer in enumerate(config.conv_layers):
-            group_norm = index == 0 and config.conv_norm == "group"
-            self.conv_layers.append(ConvLayer(in_channels, layer, config, group_norm))
-            in_channels = layer[0]
+        for index, (channels, _, _) in enumerate(config.conv_layers):
+            self.conv_layers.append(ConvLayer(in_channels, index, config))
+            in_channels = channels
         self.scale = nn.Parameter(torch.ones(in_channels)) if config.feature_scale else None
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
@@ -84,15 +110,24 @@ class FeatureExtractor(nn.Module):
 
 
 class FeatureProjection(nn.Module):
-    """Layer norm over the extractor's channels and, unless the widths agree by design, a linear layer."""
+    """Layer norm over the extractor's channels and, unless the widths agree by design, a linear layer.
+
+    Pruned channels were zero in front of the layer norm but not behind it, where each was -mean / sigma times its
+    weight plus its bias. The biases are part of the projection's; the rest is one column for all of them together.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        channels = config.conv_layers[-1][0]
-        self.layer_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps) if config.feature_norm else None
+        channels, width = config.conv_layers[-1][0], config.norm_width(-1)
+        self.layer_norm = _layer_norm(channels, width, config.layer_norm_eps) if config.feature_norm else None
         self.projection = nn.Linear(channels, config.embed_dim) if config.projection else None
+        self.pruned_column: nn.Parameter | None = None
+        if isinstance(self.layer_norm, PrunedLayerNorm):
+            self.pruned_column = nn.Parameter(torch.zeros(config.embed_dim))
 
     def forward(self, features: Tensor) -> Tensor:  # (batch, frame, channel)
-        if self.layer_norm is not None:
-            features = self.layer_norm(features)
-        return features if self.projection is None else self.projection(features)
+        if self.projection is None or self.pruned_column is None or not isinstance(self.layer_norm, PrunedLayerNorm):
+            features = features if self.layer_norm is None else self.layer_norm(features)
+            return features if self.projection is None else self.projection(features)
+        features, zero_level = self.layer_norm.with_zero_level(features)
+        return self.projection(features) + zero_level * self.pruned_column
