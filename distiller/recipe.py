@@ -143,10 +143,10 @@ SECTIONS: dict[str, Type | Callable[[], dict[str, Type]]] = {
     "optimizer": OptimizerConfig,
     "trainer": TrainerConfig,
     "probe": ProbeConfig,
+    "corpus": "distiller.corpus:CorpusConfig",
     "student": lambda: STUDENTS,
     "pruning": lambda: PRUNING,
     "objective": _objectives,
-    "corpus": "distiller.corpus:CorpusConfig",
 }
 
 
@@ -220,10 +220,10 @@ def build(values: Mapping[str, Any]) -> Recipe:
     Raises:
         UserError: an unknown key, a wrong type, an impossible value.
     """
-    head = {field.name for field in fields(_Head)}
+    head = [field.name for field in fields(_Head)]
     for key in values:
         if key not in head and key not in SECTIONS:
-            raise unknown_key(key, [*head, *SECTIONS, *_dotted_keys(values, ending=key)])
+            raise unknown_key(key, _dotted_keys(values, ending=key) or [*head, *SECTIONS])
     top = typed(_Head, {key: value for key, value in values.items() if key in head})
     sections = {name: _section(name, values) for name in SECTIONS}
     return Recipe(**vars(top), **sections)
