@@ -83,7 +83,9 @@ _IPA = {
 PHONES = (SILENCE, *_IPA)  # 41 classes; index 0 is silence
 _UNITS = {ipa: phone for phone, spellings in _IPA.items() for ipa in spellings.split()}
 _UNIT = re.compile("|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True)))
-_SUPRASEGMENTALS = re.compile("[ˈˌːʲ'̩]")
+_MARKS = re.compile("[ˈˌːʲ̩]")
+# A sound without a name is a pause (80 ms or more at up to 240 words per minute) or a link of two vowels (up to 55 ms).
+_LINK = 0.07  # seconds; what is shorter belongs to the phone before it
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,11 @@ class Prosody:
     rate: int = 175
     pitch: int = 50
     range: int = 50
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("rate", 80, 450), ("pitch", 0, 100), ("range", 0, 100)):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"the prosody's {name} is {getattr(self, name)}, but must be from {low} to {high}")
 
 
 Phone = tuple[str, float, float]  # (one of PHONES, start, end) in seconds
@@ -219,28 +226,34 @@ def speak(text: str, voice: Voice, prosody: Prosody | None = None) -> tuple[np.n
 
 
 def phones_of(ipa: str) -> list[str]:
-    """The phone classes of one of the library's phonemes: "ˈɑːɹ" is AA R, a pause is SILENCE."""
-    units = _UNIT.findall(ipa)
-    rest = _SUPRASEGMENTALS.sub("", _UNIT.sub("", ipa))
-    if rest:
+    """The phone classes of one of the library's phonemes: "ˈɑːɹ" is AA R, what has no name is SILENCE."""
+    if _MARKS.sub("", _UNIT.sub("", ipa)):
         raise UserError(f"the sound {ipa!r} is none of the {len(PHONES)} phone classes")
-    return [_UNITS[unit] for unit in units] or [SILENCE]
+    return [_UNITS[unit] for unit in _UNIT.findall(ipa)] or [SILENCE]
 
 
 def _intervals(starts: list[tuple[str, int]], count: int) -> list[Phone]:
     """Phone onsets, in samples of the library's, to gapless intervals in seconds; a compound is shared out evenly."""
-    ends = [start for _, start in starts[1:]] + [count]
-    cuts: list[tuple[str, float]] = [(SILENCE, 0.0)]
-    for (ipa, start), end in zip(starts, ends, strict=True):
+    onsets = [(SILENCE, 0.0)]
+    for (ipa, start), end in zip(starts, [start for _, start in starts[1:]] + [count], strict=True):
         symbols = phones_of(ipa)
-        cuts += [(symbol, start + (end - start) * part / len(symbols)) for part, symbol in enumerate(symbols)]
+        length = (end - start) / len(symbols) / LIBRARY_RATE
+        onsets += [(symbol, start / LIBRARY_RATE + part * length) for part, symbol in enumerate(symbols)]
+    total = count / LIBRARY_RATE
+    *inner, last = joined(onsets, total)
+    spoken = [phone for phone in inner if not (phone[0] == SILENCE and phone[1] > 0 and phone[2] - phone[1] < _LINK)]
+    return joined([(symbol, start) for symbol, start, _ in [*spoken, last]], total)
+
+
+def joined(onsets: list[tuple[str, float]], total: float) -> list[Phone]:
+    """Each phone up to the next one's onset, the last up to `total` seconds; adjacent silences are one."""
     intervals: list[Phone] = []
-    for (symbol, start), end in zip(cuts, [start for _, start in cuts[1:]] + [float(count)], strict=True):
-        start, end = round(start / LIBRARY_RATE, 4), round(end / LIBRARY_RATE, 4)
+    ends = [start for _, start in onsets[1:]] + [total]
+    for (symbol, start), end in zip(onsets, ends, strict=True):
         if intervals and intervals[-1][0] == symbol == SILENCE:
-            intervals[-1] = (symbol, intervals[-1][1], end)
-        elif end > start:
-            intervals.append((symbol, start, end))
+            intervals[-1] = (symbol, intervals[-1][1], round(end, 4))
+        elif round(end, 4) > round(start, 4):
+            intervals.append((symbol, round(start, 4), round(end, 4)))
     return intervals
 
 

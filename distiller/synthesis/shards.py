@@ -29,7 +29,7 @@ from distiller.synthesis.espeak import SAMPLE_RATE, Phone, Synthesizer
 from distiller.synthesis.utterances import Utterance, render
 from upstream.errors import UserError
 
-VERSION = 1  # raise it when the same Utterance would sound different
+VERSION = 2  # raise it when the same Utterance would sound different
 SHARD_SIZE = 50
 UNFINISHED = ".unfinished-"  # begins the names of shards being written
 
@@ -158,7 +158,9 @@ def _sync_directory(path: Path) -> None:
 def _read(shard: Path) -> Iterator[MonoCut]:
     with (shard / "cuts.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
-            yield MonoCut.from_dict(json.loads(line)).with_recording_path_prefix(shard)
+            cut = MonoCut.from_dict(json.loads(line)).with_recording_path_prefix(shard)
+            assert isinstance(cut, MonoCut)  # Lhotse declares its base class
+            yield cut
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Speakers of the embedded corpus: each number is one voice, drawn once and for all from a seed of its own."""
 
+from functools import cache
+
 import numpy as np
 
 from distiller.synthesis.espeak import ACCENTS, Prosody, Voice
@@ -11,6 +13,7 @@ def speaker_name(number: int) -> str:
     return f"speaker-{number:04d}"
 
 
+@cache
 def speaker_voice(number: int) -> Voice:
     """The voice of speaker `number`: sex, vocal tract length, pitch, and the quality of source and articulation.
 

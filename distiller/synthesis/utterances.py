@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.signal import lfilter
 
-from distiller.synthesis.espeak import SAMPLE_RATE, SILENCE, Phone, Prosody, Synthesizer, Voice
+from distiller.synthesis.espeak import SAMPLE_RATE, SILENCE, Phone, Prosody, Synthesizer, Voice, joined
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,6 @@ def render(utterance: Utterance, synthesizer: Synthesizer) -> tuple[np.ndarray, 
     noise = np.asarray(lfilter([1.0], [1.0, -conditions.colour], noise))
     noise *= 10 ** ((conditions.level - conditions.snr) / 20) / np.sqrt(np.mean(noise**2))
     mixture = np.clip(np.rint(32768 * (speech + noise)), -32768, 32767).astype(np.int16)
-    return mixture, _delayed(phones, before / SAMPLE_RATE, mixture.size / SAMPLE_RATE)
-
-
-def _delayed(phones: list[Phone], delay: float, total: float) -> list[Phone]:
-    """The phones `delay` seconds later, with silence around them up to `total` seconds."""
-    shifted = [(symbol, round(start + delay, 4), round(end + delay, 4)) for symbol, start, end in phones]
-    edges = [(SILENCE, 0.0, shifted[0][1]), *shifted, (SILENCE, shifted[-1][2], round(total, 4))]
-    merged: list[Phone] = []
-    for symbol, start, end in edges:
-        if merged and merged[-1][0] == symbol == SILENCE:
-            merged[-1] = (symbol, merged[-1][1], end)
-        elif end > start:
-            merged.append((symbol, start, end))
-    return merged
+    onsets = [(symbol, start + before / SAMPLE_RATE) for symbol, start, _ in phones]
+    end = (SILENCE, (before + samples.size) / SAMPLE_RATE)
+    return mixture, joined([(SILENCE, 0.0), *onsets, end], mixture.size / SAMPLE_RATE)

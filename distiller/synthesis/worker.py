@@ -15,6 +15,7 @@ A request is one line of JSON, {"text", "voice", "accent", "rate", "pitch", "ran
 import ctypes
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -112,6 +113,8 @@ def answer(library: ctypes.CDLL, line: str) -> bytes:
 
 
 def main(library_path: str, data: str) -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # when the process that asks is gone, so is this one, without a word
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks decides what an interrupt means
     output = os.dup(1)
     os.dup2(2, 1)  # the library's own messages must not mix with the answers
     library = initialise(library_path, data)
