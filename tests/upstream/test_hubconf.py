@@ -1,0 +1,118 @@
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from upstream import hubconf
+from upstream.checkpoint import save
+from upstream.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+NAMES = (
+    *("starhubert", "starhubert_l", "starhubert_s", "starhubert_xs", "starwavlm"),
+    *("skhubert", "skwavlm", "dphubert", "dpwavlm"),
+)
+ENTRIES = sorted(name + suffix for name in NAMES for suffix in ("", "_local", "_url"))
+
+
+@pytest.fixture
+def student(tmp_path: Path, tiny_encoder) -> Path:
+    save(tiny_encoder(), tmp_path / "student")
+    return tmp_path / "student"
+
+
+def test_every_public_name_is_an_entry():
+    public = sorted(name for name in dir(hubconf) if not name.startswith("_"))
+    assert public == ENTRIES
+    assert all(getattr(hubconf, name).__name__ == name for name in ENTRIES)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("starhubert", 3), ("starwavlm_local", 3), ("dphubert", 4), ("skwavlm", 4)]
+)
+def test_the_name_chooses_the_states(student, name, count):
+    model = getattr(hubconf, name)(ckpt=str(student), model_config=None, refresh=False)
+    assert not model.training
+    assert len(model([torch.randn(8000)])["hidden_states"]) == count
+
+
+def test_states_and_padding_are_keywords_too(student):
+    model = hubconf.starhubert(str(student), states="all", padding="reference")
+    assert (model.states, model.padding) == ("all", "reference")
+    assert hubconf.starhubert(str(student), "states=projected", states="all").states == "projected"
+
+
+def test_local_and_url_insist_on_a_checkpoint(student):
+    with pytest.raises(UserError, match="starhubert_local: needs the path"):
+        hubconf.starhubert_local()
+    with pytest.raises(UserError, match="dphubert_local: needs the path"):
+        hubconf.dphubert_local("https://example.org/model.pth")
+    with pytest.raises(UserError, match="skwavlm_url: needs the URL"):
+        hubconf.skwavlm_url(str(student))
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("skhubert", "distiller/run.py --recipe skill-hubert-960h"),
+        ("skwavlm", "distiller/run.py --recipe skill-wavlm-plus-960h"),
+        ("starhubert_xs", "distiller/run.py --recipe star-hubert-960h student.size=XS"),
+    ],
+)
+def test_what_is_not_published_names_the_command_that_trains_it(name, command):
+    with pytest.raises(UserError, match=f"{name}: no weights are published.*{command}"):
+        getattr(hubconf, name)()
+
+
+def test_published_weights_are_fetched_with_their_configuration(tmp_path, monkeypatch):
+    fetched, opened = [], []
+
+    def fetch(file, refresh):
+        fetched.append((file.name, refresh))
+        return tmp_path / file.name
+
+    monkeypatch.setattr(hubconf, "_fetch", fetch)
+
+    def expert(*args, **options):
+        opened.append((args, options))
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(hubconf, "_UpstreamExpert", expert)
+    hubconf.starhubert_l(refresh=True)
+    hubconf.dphubert()
+    hubconf.dphubert_url("https://example.org/model.pth", "https://example.org/model.yaml")
+    names = [name for name, _ in fetched]
+    assert names[:3] == ["starhubert_l.ckpt", "starhubert_l.yaml", "DPHuBERT-sp0.75.pth"]
+    assert [refresh for _, refresh in fetched] == [True, True, False, False, False]
+    assert opened[0] == ((tmp_path / "starhubert_l.ckpt", None), {"states": "layers"})
+    assert opened[2] == ((tmp_path / names[3], str(tmp_path / names[4])), {"states": "projected"})
+
+
+WITHOUT_S3PRL = """
+import sys, torch
+sys.modules["s3prl"] = None
+model = torch.hub.load(sys.argv[1], "starhubert", source="local", ckpt=sys.argv[2])
+features = model([torch.randn(16000), torch.randn(8000)])
+print(type(model).__name__, len(features["hidden_states"]), tuple(features["last_hidden_state"].shape))
+"""
+
+
+def test_torch_hub_loads_it_without_s3prl_from_anywhere(tmp_path, student):
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_S3PRL, str(ROOT), str(student)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split("\n")[0] == "UpstreamExpert 3 (2, 49, 48)"
+
+
+def test_torch_hub_lists_the_entries_and_documents_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "someone_distiller_main").symlink_to(ROOT)  # where torch.hub keeps a repository it has fetched
+    options = types.MappingProxyType({"trust_repo": True, "skip_validation": True})
+    assert sorted(torch.hub.list("someone/distiller:main", verbose=False, **options)) == ENTRIES
+    text = torch.hub.help("someone/distiller:main", "starhubert_xs", **options)
+    for word in ("9.39 M", "ckpt:", "model_config:", "refresh:", "states=layers", "hidden_states"):
+        assert word in text
