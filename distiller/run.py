@@ -113,13 +113,14 @@ def output_of(arguments: argparse.Namespace) -> Path:
     return arguments.output or Path("exp") / Path(arguments.recipe or arguments.method).stem
 
 
-def located(recipe: Recipe) -> Recipe:
+def located(recipe: Recipe, dry: bool = False) -> Recipe:
     """The same with paths that hold in any directory.
 
     Raises:
-        UserError: a teacher or corpus that is not there; a hub name is believed.
+        UserError: a teacher or corpus that is not there; a hub name is believed, and for a `dry` run any corpus.
     """
     teacher, corpus = (_absolute(name) for name in (recipe.teacher, recipe.corpus.path))
+    corpus = corpus or (recipe.corpus.path if dry else None)
     if not (teacher or re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.teacher)):
         raise UserError(f"teacher {recipe.teacher} does not exist; {_expected(recipe.teacher, 'a hub name ORG/NAME')}")
     if not corpus:
@@ -148,7 +149,7 @@ class Interrupted(BaseException):
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Turns the two signals into `Interrupted`, and lists those that came; a library may turn it into something else."""
+    """Turns the two signals into `Interrupted`, and lists those that came: a library may hide it."""
     received: list[int] = []
     process = os.getpid()
 
@@ -225,13 +226,13 @@ def complain(line: str) -> None:
 
 
 def _carry_out(arguments: argparse.Namespace) -> None:
-    recipe = recipe_of(arguments)
+    recipe = located(recipe_of(arguments), arguments.dry_run)
     if arguments.dry_run:
         from distiller.plan import print_plan
 
         print_plan(recipe)
         return
-    run(located(recipe), output_of(arguments), arguments.overwrite)
+    run(recipe, output_of(arguments), arguments.overwrite)
 
 
 if __name__ == "__main__":

@@ -83,8 +83,8 @@ def _converted(cls: type, hint: Any, value: Any, key: str) -> Any:
     schema = OmegaConf.structured(cls)
     OmegaConf.set_readonly(schema, False)  # a frozen dataclass is filled here too
     try:
-        converted = OmegaConf.merge(schema, {name: value})[name]
-        return OmegaConf.to_object(converted) if OmegaConf.is_config(converted) else converted
+        merged: Any = OmegaConf.merge(schema, {name: value})
+        return OmegaConf.to_object(merged[name]) if OmegaConf.is_config(merged[name]) else merged[name]
     except OmegaConfBaseException as error:
         allowed = one_of(value, get_args(hint)) if get_origin(hint) is Literal else _describe(hint)
         raise UserError(f"{key} is {value!r}, but it must be {allowed}") from error

@@ -1,0 +1,141 @@
+"""What a recipe would do and cost, said without doing any of it: nothing is trained, downloaded or written."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distiller.devices import device_count
+from distiller.recipe import Recipe, to_yaml
+from distiller.students import narrow_config
+from distiller.teacher import EMBEDDED_TEACHER
+from upstream.checkpoint import load
+from upstream.config import EncoderConfig
+from upstream.cost import count_macs
+from upstream.encoder import SpeechEncoder
+from upstream.errors import UserError
+from upstream.formats import huggingface
+
+BASE_MODELS = {"hubert": "HuBERT Base", "wavlm": "WavLM Base", "wav2vec2": "wav2vec 2.0 Base"}
+TEN_SECONDS = 160_000
+LIBRISPEECH_HOURS = {"train-clean-100": 100.6, "train-clean-360": 363.6, "train-other-500": 496.7}  # as published
+EMBEDDED_SECONDS = 3.0  # of an utterance, about
+
+# The shape of a student before there is one, by the name in the recipe's student section: (section, teacher) -> config.
+SHAPES = {"narrow": narrow_config}
+
+
+def print_plan(recipe: Recipe) -> None:
+    """The recipe as YAML with every key, and its costs as comments at the end: a recipe file as it stands.
+
+    Raises:
+        UserError: a teacher or corpus that is there but cannot be used.
+    """
+    print(to_yaml(recipe))
+    for name, text in costs(recipe):
+        print(f"# {name:<13} {text}")
+
+
+def costs(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Rows of a name and what is to be said of it."""
+    teacher, known = teacher_shape(recipe.teacher)
+    if known:
+        yield "teacher", f"{parameters(teacher):,} parameters, {_giga(count_macs(teacher, TEN_SECONDS))} MACs for 10 s"
+    else:
+        yield "teacher", f"{recipe.teacher} is not on this machine; taken to be a {BASE_MODELS[teacher.family]}"
+    if recipe.student.name in SHAPES:
+        student = SHAPES[recipe.student.name](recipe.student, teacher)
+        of_teacher = _share(parameters(student), parameters(teacher)) if known else ""
+        yield "parameters", f"{parameters(student):,}{of_teacher}"
+        macs, teacher_macs = (count_macs(config, TEN_SECONDS) for config in (student, teacher))
+        yield "MACs for 10 s", _giga(macs) + (_share(macs, teacher_macs) if known else "")
+    yield from _length(recipe, teacher.min_samples)
+
+
+def teacher_shape(name: str) -> tuple[EncoderConfig, bool]:
+    """The teacher's configuration and True; a Base model's and False when the teacher is not on this machine."""
+    path = EMBEDDED_TEACHER if name == "embedded" else Path(name).expanduser()
+    config = path / "config.json" if os.path.exists(path) else _in_hub_cache(name)
+    if config is None:
+        family = next((family for family in BASE_MODELS if family in name.lower().replace("-", "")), "hubert")
+        return huggingface.parse_config({"model_type": family}, False, name), False
+    if not config.is_file():  # one of the formats that keep the shape beside the weights
+        return load(path).config, True
+    try:
+        values: Any = json.loads(config.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config} cannot be read: {error}") from error
+    if huggingface.matches(values):
+        return huggingface.parse_config(values, False, str(config)), True
+    return EncoderConfig.from_dict(values, str(config)), True
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
+    return Path(found) if isinstance(found, str) else None
+
+
+def parameters(config: EncoderConfig) -> int:
+    """Trainable numbers of an encoder, counted without making any."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in SpeechEncoder(config).parameters())
+
+
+def _length(recipe: Recipe, min_samples: int) -> Iterator[tuple[str, str]]:
+    """Optimiser steps and audio hours."""
+    trainer, corpus = recipe.trainer, recipe.corpus
+    devices = device_count(trainer.devices) * trainer.num_nodes
+    step_seconds = corpus.batch_seconds * trainer.accumulate * devices
+    of_each = (
+        f"of at most {step_seconds:g} s ({corpus.batch_seconds:g} s x {trainer.accumulate} batches x {devices} devices)"
+    )
+    if trainer.steps is not None:
+        yield "steps", f"{trainer.steps:,} {of_each}"
+        yield "audio", f"at most {trainer.steps * step_seconds / 3600:,.1f} hours"
+        return
+    epochs = trainer.epochs or 0
+    hours, windows = _epoch(recipe, devices, min_samples)
+    if hours is None:
+        yield "steps", f"{epochs} epochs of a corpus that is not on this machine"
+        return
+    exact = windows is not None
+    steps = epochs * (windows if windows is not None else int(hours * 3600 // step_seconds))
+    yield "steps", f"{'' if exact else 'about '}{steps:,} {of_each}"
+    yield (
+        "audio",
+        f"{epochs * hours:,.1f} hours ({epochs} epochs of {hours:,.1f})"
+        + ("" if exact else ", the corpus not looked at"),
+    )
+
+
+def _epoch(recipe: Recipe, devices: int, min_samples: int) -> tuple[float | None, int | None]:
+    """Hours of an epoch and its optimiser steps, as far as they can be known."""
+    from distiller.batching import WindowSampler, windows_per_epoch
+    from distiller.corpus import EMBEDDED, hours, open_corpus
+
+    config = recipe.corpus
+    if config.path == EMBEDDED:  # not made for this
+        from distiller.synthesis import SPLITS
+
+        return SPLITS["train"].utterances * EMBEDDED_SECONDS / 3600, None
+    if not os.path.exists(Path(config.path).expanduser()):
+        known = bool(config.subsets) and set(config.subsets) <= set(LIBRISPEECH_HOURS)
+        return sum(LIBRISPEECH_HOURS[name] for name in config.subsets) if known else None, None
+    train = open_corpus(config, None, min_samples).train
+    sampler = WindowSampler(
+        train, config.batch_seconds, config.buckets, recipe.seed, 0, devices, recipe.trainer.accumulate
+    )
+    return hours(train), windows_per_epoch(sampler)
+
+
+def _giga(macs: int) -> str:
+    return f"{macs / 1e9:.2f} G"
+
+
+def _share(part: int, whole: int) -> str:
+    return f" ({part / whole:.1%} of the teacher's)"
