@@ -141,8 +141,8 @@ def _published(name: str, refresh: bool) -> _Path:
     model = _MODELS[name]
     if not model.files:
         raise _UserError(
-            f"{name}: no weights are published; train one with "
-            f"'python distiller/run.py {model.recipe} --corpus /path/to/LibriSpeech' and give its student folder as the checkpoint (-k, or ckpt=)"
+            f"{name}: no weights are published; train one with 'python distiller/run.py {model.recipe} "
+            "--corpus /path/to/LibriSpeech' and give its student folder as the checkpoint (-k, or ckpt=)"
         )
     checkpoint, *_ = [_fetch(file, refresh) for file in model.files]
     return checkpoint
