@@ -303,6 +303,7 @@ def _check_plain(config: EncoderConfig) -> None:
         "its layers have different feed-forward widths": len(set(config.ffn_dims)) > 1 or not config.ffn_dims[0],
         "its heads are not embed_dim / num_heads wide": config.num_heads * config.head_dim != config.embed_dim,
         "its last convolution is scaled per channel": config.feature_scale,
+        "its layer norms count over pruned channels": bool(config.unpruned_channels),
         "it has no norm in front of the projection": not config.feature_norm and config.family != "hubert",
     }
     found = [reason for reason, holds in obstacles.items() if holds]

@@ -1,0 +1,87 @@
+"""The configuration is strict: what it refuses, and with which sentence."""
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from upstream.config import EncoderConfig
+from upstream.errors import UserError
+
+REQUIRED = {
+    "embed_dim": 48,
+    "num_heads": 4,
+    "head_dim": 12,
+    "attention_heads": [[0, 1, 2, 3], None, []],
+    "ffn_dims": [64, None, 0],
+}
+
+
+def test_json_and_back_is_the_same_configuration(tiny_config) -> None:
+    config = tiny_config(family="wavlm", attention_heads=((0, 2), None, ()), ffn_dims=(None, 0, 7))
+    text = json.dumps(config.to_dict())
+    assert EncoderConfig.from_dict(json.loads(text)) == config
+    assert json.loads(text).keys() == {field.name for field in fields(EncoderConfig)}
+
+
+def test_only_the_shape_of_the_layers_is_required() -> None:
+    config = EncoderConfig.from_dict(REQUIRED)
+    assert config.attention_heads == ((0, 1, 2, 3), None, ())
+    assert config.num_layers == 3
+    assert (config.family, config.samples_per_frame, config.relative_position) == ("hubert", 320, False)
+    assert isinstance(EncoderConfig.from_dict({**REQUIRED, "hidden_dropout": 0}).hidden_dropout, float)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"embed_dims": 3}, "student.json: unknown key 'embed_dims'; the nearest known one is 'embed_dim'"),
+        ({"x": 3}, "student.json: unknown key 'x'; the nearest known one is"),
+        ({"embed_dim": "48"}, "student.json: 'embed_dim' is '48', not of type int"),
+        ({"embed_dim": True}, "'embed_dim' is True, not of type int"),
+        ({"embed_dim": 48.0}, "'embed_dim' is 48.0, not of type int"),
+        ({"conv_bias": 1}, "'conv_bias' is 1, not of type bool"),
+        ({"family": None}, "'family' is None, not of type str"),
+        ({"layer_norm_eps": "1e-5"}, "'layer_norm_eps' is '1e-5', not of type float"),
+        ({"ffn_dims": 64}, "'ffn_dims' is 64, not a list with an entry per layer"),
+        ({"attention_heads": [[0, 1.5], [0], [0]]}, "'attention_heads' is .* not a list"),
+        ({"attention_heads": ["01", [0], [0]]}, "'attention_heads' is .* not a list"),
+        ({"family": "whisper"}, "family is 'whisper'; allowed are hubert, wav2vec2, wavlm"),
+        ({"conv_norm": "batch"}, "conv_norm is 'batch'; allowed are group, layer"),
+        ({"embed_dim": 0}, "embed_dim is 0; it must be between 1 and 65536"),
+        ({"embed_dim": 10**9}, "embed_dim is 1000000000; it must be between"),
+        ({"conv_layers": []}, "conv_layers is .*; at least one convolution"),
+        ({"conv_layers": [[512, 10]]}, r"conv_layers is .*; \(512, 10\) is not \(channels, kernel, stride\)"),
+        ({"conv_layers": [[512, 0, 5]]}, r"\(512, 0, 5\) is not"),
+        ({"projection": False}, r"projection is False; without it the last 512 channels must be embed_dim"),
+        ({"positional_groups": 5}, r"positional_groups is 5; it must divide embed_dim \(48\)"),
+        ({"attention_heads": []}, "attention_heads is .*; between 1 and 1024 layers"),
+        ({"ffn_dims": [64, 64]}, "ffn_dims is .*; it must have an entry for each of the 3 layers"),
+        ({"attention_heads": [[0, 4], None, []]}, r"\(0, 4\) is not a rising list of heads below 4"),
+        ({"attention_heads": [[1, 0], None, []]}, r"\(1, 0\) is not a rising list"),
+        ({"attention_heads": [[1, 1], None, []]}, r"\(1, 1\) is not a rising list"),
+        ({"ffn_dims": [64, -1, 0]}, "-1 is neither null nor between 0 and"),
+        ({"family": "wavlm", "head_dim": 10}, "num_heads is 4; WavLM's gates need"),
+        ({"family": "wavlm", "relative_buckets": 7}, "relative_buckets is 7; even and at least 4"),
+        ({"family": "wavlm", "relative_max_distance": 80}, "relative_max_distance is 80; it must exceed"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps is 0.0; it must lie between 0 and 1"),
+        ({"hidden_dropout": 1}, "hidden_dropout is 1.0; a probability below 1"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence(change, sentence) -> None:
+    with pytest.raises(UserError, match=sentence) as raised:
+        EncoderConfig.from_dict({**REQUIRED, **change}, "student.json")
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_keys_are_named() -> None:
+    with pytest.raises(UserError, match=r"^student\.json: missing key head_dim$"):
+        EncoderConfig.from_dict({key: value for key, value in REQUIRED.items() if key != "head_dim"}, "student.json")
+    with pytest.raises(UserError, match="missing keys embed_dim, num_heads, attention_heads, ffn_dims, head_dim"):
+        EncoderConfig.from_dict({})
+
+
+def test_frames_of_integers_only(tiny_config) -> None:
+    config = tiny_config(conv_layers=((8, 7, 3), (8, 4, 3), (48, 5, 2)))
+    assert (config.samples_per_frame, config.min_samples) == (18, 52)
+    assert [config.frame_count(samples) for samples in (51, 52, 69, 70)] == [0, 1, 1, 2]

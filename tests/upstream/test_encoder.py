@@ -1,0 +1,285 @@
+"""The encoder: frame counts, independence of padding, structures that pruning leaves, sizes and costs."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from upstream.config import BASE_CONV_LAYERS, EncoderConfig
+from upstream.cost import count_macs
+from upstream.encoder import SpeechEncoder
+from upstream.errors import UserError
+
+STRUCTURES = {
+    "plain": {},
+    "large": {"conv_norm": "layer", "conv_bias": True, "layer_norm_first": True, "normalize_waveform": True},
+    "wavlm": {"family": "wavlm"},
+    "pruned": {"attention_heads": ((0, 2), None, ()), "ffn_dims": (None, 17, 0), "feature_scale": True},
+    "pruned wavlm": {"family": "wavlm", "attention_heads": ((1,), (0, 2, 3), None), "ffn_dims": (0, None, 9)},
+    "pruned large": {
+        "conv_norm": "layer",
+        "layer_norm_first": True,
+        "attention_heads": ((), (3,), None),
+        "ffn_dims": (5, None, 0),
+    },
+    "no norm": {"feature_norm": False},
+    "odd kernel": {"positional_kernel": 15},
+    "narrow": {"conv_layers": (*((24, 10, 5),), *((24, 3, 2),) * 4, *((48, 2, 2),) * 2), "projection": False},
+}
+
+
+def narrow(width: int, ffn_dim: int) -> EncoderConfig:
+    """STaR's students (methods.md): the last convolution as wide as the encoder, so that nothing is projected."""
+    return EncoderConfig(
+        embed_dim=width,
+        num_heads=12,
+        head_dim=width // 12,
+        attention_heads=(tuple(range(12)),) * 12,
+        ffn_dims=(ffn_dim,) * 12,
+        conv_layers=((128, 10, 5), (256, 1, 1), *((256, 3, 2),) * 4, (width, 1, 1), *((width, 2, 2),) * 2),
+        projection=False,
+    )
+
+
+def base(family: str = "hubert") -> EncoderConfig:
+    return EncoderConfig(
+        family=family,
+        embed_dim=768,
+        num_heads=12,
+        head_dim=64,
+        attention_heads=(tuple(range(12)),) * 12,
+        ffn_dims=(3072,) * 12,
+    )
+
+
+def parameters(config: EncoderConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in SpeechEncoder(config).parameters())
+
+
+@pytest.mark.parametrize(
+    ("width", "ffn_dim", "count"),
+    [(432, 976, 22_308_592), (432, 1392, 26_626_672), (336, 792, 14_114_800), (288, 504, 9_393_472)],
+    ids=["base", "L", "S", "XS"],
+)
+def test_parameters_of_the_paper_sizes(width, ffn_dim, count) -> None:
+    assert parameters(narrow(width, ffn_dim)) == count
+
+
+@pytest.mark.parametrize(("family", "count"), [("hubert", 94_370_944), ("wavlm", 94_381_168)])
+def test_parameters_of_base_models(family, count) -> None:
+    """`transformers`' count of the encoder without its mask embedding (768)."""
+    import transformers
+
+    name = {"hubert": "Hubert", "wavlm": "WavLM"}[family]
+    with torch.device("meta"):
+        model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")())
+    assert parameters(base(family)) == sum(p.numel() for p in model.parameters()) - 768 == count
+
+
+@pytest.mark.parametrize(
+    ("config", "giga"), [(base(), 74.07), (narrow(432, 976), 20.62), (narrow(432, 1392), 22.77)], ids=["Base", "S", "L"]
+)
+def test_macs_of_ten_seconds(config, giga) -> None:
+    """The printed figures; the paper-size student counts 20.615."""
+    assert count_macs(config, 160_000) / 1e9 == pytest.approx(giga, abs=0.006)
+
+
+def test_macs_are_those_of_the_multiplications_done(tiny_encoder) -> None:
+    """Counted again by torch's own counter: two floating-point operations for a multiply-accumulate."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for name in ("plain", "wavlm", "pruned", "pruned large"):
+        encoder = tiny_encoder(**STRUCTURES[name])
+        with FlopCounterMode(display=False) as counter:
+            encoder(torch.randn(1, 8000), attention_maps=True)  # the maps' matrix products are visible to the counter
+        assert counter.get_total_flops() == 2 * count_macs(encoder.config, 8000), name
+
+
+def test_frame_count_is_that_of_the_convolutions() -> None:
+    config = narrow(432, 976)
+    assert (config.samples_per_frame, config.min_samples) == (320, 400)
+    assert [config.frame_count(samples) for samples in (400, 719, 720, 16000, 160_000)] == [1, 1, 2, 49, 499]
+    samples = torch.arange(400, 4000)
+    assert torch.equal(config.frame_count(samples), (samples - 400) // 320 + 1)
+    assert config.frame_count(399) < 1
+
+
+def test_an_odd_extractor_counts_its_frames(tiny_encoder) -> None:
+    encoder = tiny_encoder(conv_layers=((8, 7, 3), (8, 4, 3), (16, 5, 2)))
+    least = encoder.config.min_samples
+    for samples in (least, least + 1, 500, 1001):
+        output = encoder(torch.randn(1, samples))
+        assert output.projected.shape[1] == encoder.config.frame_count(samples) == int(output.frame_lengths)
+    with pytest.raises(UserError, match=f"a clip of {least - 1} samples is shorter than one frame"):
+        encoder(torch.randn(1, least - 1))
+
+
+def test_lengths_that_do_not_fit_are_refused(tiny_encoder) -> None:
+    encoder = tiny_encoder()
+    waveforms = torch.randn(2, 1600)
+    with pytest.raises(UserError, match=r"a clip of 399 samples is shorter than one frame \(400 samples\)"):
+        encoder(waveforms, torch.tensor([1600, 399]))
+    with pytest.raises(UserError, match="a length of 1601 samples exceeds the 1600 samples"):
+        encoder(waveforms, torch.tensor([1601, 400]))
+    with pytest.raises(UserError, match=r"must be \(batch, sample\) and \(batch,\)"):
+        encoder(waveforms, torch.tensor([1600]))
+    with pytest.raises(UserError, match=r"must be \(batch, sample\)"):
+        encoder(waveforms[0])
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_a_wav_does_not_depend_on_its_batch(name, tiny_encoder, waveforms, lengths) -> None:
+    encoder = tiny_encoder(**STRUCTURES[name])
+    with torch.no_grad():
+        batch = encoder(waveforms, lengths, attention_maps=True)
+        dirty = waveforms.clone()
+        dirty[1, lengths[1] :], dirty[2, lengths[2] :] = math.nan, 1e30
+        states = encoder(dirty, lengths, attention_maps=True)
+        for index, length in enumerate(lengths.tolist()):
+            alone = encoder(waveforms[index : index + 1, :length], attention_maps=True)
+            frames = int(alone.frame_lengths)
+            pairs = [(batch.projected, alone.projected), (batch.last_hidden_state, alone.last_hidden_state)]
+            pairs += zip(batch.hidden_states, alone.hidden_states, strict=True)
+            for in_batch, reference in pairs:
+                assert (in_batch[index, :frames] - reference[0]).abs().max() < 1e-4
+            for in_batch, reference in zip(batch.attention_maps, alone.attention_maps, strict=True):
+                if reference is None:
+                    assert in_batch is None
+                    continue
+                assert (in_batch[index, :, :frames, :frames] - reference[0]).abs().max() < 1e-5
+                assert in_batch[index, :, :, frames:].abs().sum() == 0  # padded keys get no attention
+        for clean, other in zip(batch.hidden_states, states.hidden_states, strict=True):
+            assert torch.equal(clean, other)
+            assert bool(clean.isfinite().all())  # padded frames too: masked losses multiply them by zero
+
+
+@pytest.mark.parametrize("name", ["plain", "large", "wavlm"])
+def test_nan_in_the_padding_reaches_no_gradient(name, tiny_encoder, waveforms, lengths) -> None:
+    gradients = []
+    for filling in (0.0, math.nan):
+        encoder = tiny_encoder(**STRUCTURES[name])
+        filled = torch.where(torch.arange(16000) < lengths[:, None], waveforms, filling)
+        output = encoder(filled, lengths)
+        mask = torch.arange(output.projected.shape[1]) < output.frame_lengths[:, None]
+        torch.stack(output.hidden_states)[:, mask].square().sum().backward()
+        gradients.append([parameter.grad for parameter in encoder.parameters()])
+    for clean, dirty in zip(*gradients, strict=True):
+        if clean is None:  # a pre-LN model's final norm is in last_hidden_state only
+            assert dirty is None
+        else:
+            assert torch.equal(clean, dirty)
+
+
+@pytest.mark.parametrize("name", ["plain", "large", "wavlm", "pruned wavlm"])
+def test_maps_cost_no_difference(name, tiny_encoder, waveforms, lengths) -> None:
+    encoder = tiny_encoder(**STRUCTURES[name])
+    with torch.no_grad():
+        without, with_maps = encoder(waveforms, lengths), encoder(waveforms, lengths, attention_maps=True)
+    assert without.attention_maps is None
+    assert (without.last_hidden_state - with_maps.last_hidden_state).abs().max() < 1e-5
+    for heads, attention_map in zip(encoder.config.attention_heads, with_maps.attention_maps, strict=True):
+        if not heads:
+            assert attention_map is None
+        else:
+            assert attention_map.shape == (3, len(heads), 49, 49)
+            assert torch.allclose(attention_map.sum(dim=-1), torch.ones(3, len(heads), 49))
+
+
+def test_removing_zeroed_units_changes_nothing(tiny_encoder, waveforms, lengths) -> None:
+    """Heads whose output columns are zero, FFN units likewise: an encoder without them computes the same."""
+    full = tiny_encoder(family="wavlm")
+    heads, units, dim = (1, 3), torch.tensor([0, 5, 63]), full.config.head_dim
+    channels = torch.cat([torch.arange(head * dim, (head + 1) * dim) for head in heads])
+    cut = tiny_encoder(family="wavlm", attention_heads=(heads,) * 3, ffn_dims=(3,) * 3)
+    state = full.state_dict()
+    for layer in range(3):
+        attention, ffn = f"layers.{layer}.attention.", f"layers.{layer}.feed_forward."
+        keep_in, keep_unit = torch.zeros(48), torch.zeros(64)
+        keep_in[channels], keep_unit[units] = 1, 1
+        state[f"{attention}out_proj.weight"] = state[f"{attention}out_proj.weight"] * keep_in
+        state[f"{ffn}output.weight"] = state[f"{ffn}output.weight"] * keep_unit
+    full.load_state_dict(state)
+    less = dict(state)
+    for layer in range(3):
+        attention, ffn = f"layers.{layer}.attention.", f"layers.{layer}.feed_forward."
+        for name in ("q_proj", "k_proj", "v_proj"):
+            for part in ("weight", "bias"):
+                less[f"{attention}{name}.{part}"] = state[f"{attention}{name}.{part}"][channels]
+        less[f"{attention}out_proj.weight"] = state[f"{attention}out_proj.weight"][:, channels]
+        less[f"{attention}gate.constant"] = state[f"{attention}gate.constant"][list(heads)]
+        for part in ("weight", "bias"):
+            less[f"{ffn}intermediate.{part}"] = state[f"{ffn}intermediate.{part}"][units]
+        less[f"{ffn}output.weight"] = state[f"{ffn}output.weight"][:, units]
+    cut.load_state_dict(less)
+    with torch.no_grad():
+        a, b = full(waveforms, lengths), cut(waveforms, lengths)
+    assert (a.last_hidden_state - b.last_hidden_state).abs().max() < 1e-5
+
+
+def test_an_emptied_sublayer_keeps_its_bias_and_a_missing_one_nothing(tiny_encoder, waveforms) -> None:
+    encoder = tiny_encoder(attention_heads=((), None, ()), ffn_dims=(None, 0, 0))
+    with torch.no_grad():
+        states = encoder(waveforms[:1]).hidden_states
+        layer = encoder.layers[0]
+        expected = layer.attention_norm(states[0] + layer.attention.bias)
+        assert torch.allclose(states[1], layer.feed_forward_norm(expected), atol=1e-6)
+        layer = encoder.layers[1]
+        expected = layer.attention_norm(states[1]) + layer.feed_forward.bias
+        assert torch.allclose(states[2], layer.feed_forward_norm(expected), atol=1e-6)
+
+
+def test_the_feature_scale_multiplies_the_last_convolution(tiny_encoder, waveforms) -> None:
+    encoder = tiny_encoder(feature_scale=True, feature_norm=False)
+    assert encoder.feature_extractor.scale is not None
+    with torch.no_grad():
+        before = encoder(waveforms[:1]).projected
+        encoder.feature_extractor.scale[3] = 0
+        kept = encoder.feature_projection.projection.weight[:, 3].clone()
+        encoder.feature_projection.projection.weight[:, 3] = 0
+        silent = encoder(waveforms[:1]).projected
+        encoder.feature_projection.projection.weight[:, 3] = kept
+        assert torch.allclose(silent, encoder(waveforms[:1]).projected, atol=1e-6)
+        assert not torch.allclose(silent, before, atol=1e-3)
+
+
+def test_normalisation_removes_gain_and_offset(tiny_encoder, waveforms, lengths) -> None:
+    with torch.no_grad():
+        for normalize, bound in ((True, 1e-3), (False, None)):
+            encoder = tiny_encoder(conv_norm="layer", conv_bias=True, normalize_waveform=normalize)
+            plain = encoder(waveforms, lengths).last_hidden_state[2, :21]
+            louder = encoder(waveforms * 20 + 3, lengths).last_hidden_state[2, :21]
+            difference = (plain - louder).abs().max()
+            assert difference < bound if bound else difference > 0.1
+
+
+def test_group_norm_statistics_are_those_of_the_valid_frames(tiny_encoder) -> None:
+    encoder = tiny_encoder()
+    norm = encoder.feature_extractor.conv_layers[0].layer_norm
+    values = torch.randn(2, 16, 30)
+    with torch.no_grad():
+        masked = norm(values, torch.tensor([30, 11]))
+        alone = F.group_norm(values[1:, :, :11], 16, norm.weight, norm.bias)
+    assert torch.allclose(masked[1, :, :11], alone[0], atol=1e-6)
+
+
+def test_training_uses_dropout_and_evaluation_does_not(tiny_encoder, waveforms) -> None:
+    encoder = tiny_encoder(hidden_dropout=0.2, attention_dropout=0.2, activation_dropout=0.2, feature_dropout=0.2)
+    with torch.no_grad():
+        assert torch.equal(encoder(waveforms).last_hidden_state, encoder(waveforms).last_hidden_state)
+        encoder.train()
+        assert not torch.equal(encoder(waveforms).last_hidden_state, encoder(waveforms).last_hidden_state)
+
+
+def test_relative_positions_are_bucketed_by_sign_and_size(tiny_encoder) -> None:
+    """32 buckets: 16 a sign, 8 of them exact, 8 logarithmic up to 80 frames."""
+    table = tiny_encoder(family="wavlm").relative_position
+    buckets = table._bucket(torch.tensor([0, -1, -7, -8, -79, -500, 1, 7, 8, 79, 500]))
+    assert buckets.tolist() == [0, 1, 7, 8, 15, 15, 17, 23, 24, 31, 31]
+
+
+def test_the_extractor_of_published_models() -> None:
+    config = base()
+    assert config.conv_layers == BASE_CONV_LAYERS
+    assert (config.samples_per_frame, config.min_samples) == (320, 400)
