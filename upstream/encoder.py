@@ -149,7 +149,7 @@ class SpeechEncoder(nn.Module):
             UserError: a clip too short for one frame, or lengths that do not fit the batch.
         """
         if lengths is None:
-            lengths = torch.full((waveforms.shape[0],), waveforms.shape[1], device=waveforms.device)
+            lengths = torch.full(waveforms.shape[:1], waveforms.shape[-1], device=waveforms.device)
         projected, frame_lengths = self.extract(waveforms, lengths)
         return self.contextualize(projected, frame_lengths, attention_maps)
 
