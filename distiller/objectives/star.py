@@ -1,0 +1,214 @@
+"""STaR: distil the temporal relation between frames, not the frames (arXiv 2312.09040).
+
+Average and last attention maps, layer-wise and intra-layer temporal Gram matrices (TGM), and any weighted sum of them.
+No projection: nothing is trained that is thrown away afterwards.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distiller.objectives import Objective, Term
+from distiller.objectives.gram import SCALINGS, gram_distances, gram_features
+from upstream.config import EncoderConfig
+from upstream.encoder import EncoderOutput
+from upstream.errors import UserError
+
+ATTENTION_TERMS = ("average_attention", "last_attention")
+GRAM_LAGS = {"layer_wise": 0, "intra_layer": 1}  # how many layers below F^l the other factor of its Gram matrix is
+CHOICES = {
+    "scaling": SCALINGS,
+    "zeroth": ("layer_input", "projected"),
+    "identity": ("auto", "never"),
+}
+SMALLEST_PROBABILITY = 1e-30  # keeps log and its gradient finite, loss scaling of fp16 included
+
+
+@dataclass
+class StarConfig:
+    """A recipe's `objective` section; weights of 0 leave a term out."""
+
+    name: str = "star"
+    average_attention: float = 0.0
+    last_attention: float = 0.0
+    layer_wise: float = 1.0
+    intra_layer: float = 1.0
+    scaling: str = "none"  # of the Gram matrices, see `gram.gram_features`; the paper's are raw
+    zeroth: str = "layer_input"  # what layer 1's input is taken to be: F^0, or "projected" for P
+    layer_map: list[int] | None = None  # teacher layer (1..L_T) of each student layer; default: evenly spaced
+    relative: bool = False  # divide each layer's term by the teacher's own squared Gram norm
+    identity: str = "auto"  # "never" keeps to the direct form
+
+    def validate(self) -> None:
+        """
+        Raises:
+            UserError: a value out of range, naming its key and what is allowed.
+        """
+        weights = {key: getattr(self, key) for key in (*ATTENTION_TERMS, *GRAM_LAGS)}
+        for key, weight in weights.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise UserError(f"objective.{key} is {weight}; a weight must be a finite number of at least 0")
+        if not any(weights.values()):
+            raise UserError(f"objective: {', '.join(weights)} are all 0; at least one weight must be above 0")
+        for key, allowed in CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise UserError(f"objective.{key} is '{getattr(self, key)}'; allowed are {', '.join(allowed)}")
+
+
+class Star(Objective):
+    """The weighted STaR terms between a teacher and a student of any widths and head counts."""
+
+    config_class = StarConfig
+
+    def __init__(self, config: StarConfig, teacher_config: EncoderConfig, student_config: EncoderConfig) -> None:
+        super().__init__(config, teacher_config, student_config)
+        self.config = config
+        self.layer_map = resolve_layer_map(config.layer_map, teacher_config.num_layers, student_config.num_layers)
+        self.weights = {key: getattr(config, key) for key in (*ATTENTION_TERMS, *GRAM_LAGS) if getattr(config, key) > 0}
+        self.gram_names = [name for name in GRAM_LAGS if name in self.weights]
+        self.attention_pairs = {
+            name: self._attention_pairs(name, teacher_config, student_config)
+            for name in ATTENTION_TERMS
+            if name in self.weights
+        }
+        self.needs_attention_maps = bool(self.attention_pairs)
+
+    def forward(self, teacher: EncoderOutput, student: EncoderOutput, frame_mask: Tensor) -> list[Term]:
+        terms = [
+            Term(name, self._attention_loss(pairs, teacher, student, frame_mask).sum(), "frame", self.weights[name])
+            for name, pairs in self.attention_pairs.items()
+        ]
+        if self.gram_names:
+            losses = gram_losses(
+                # sub-sampled first, so that the input of a student's layer meets the input of all that it stands for
+                [self._states(teacher)[layer] for layer in (0, *self.layer_map)],
+                self._states(student),
+                frame_mask,
+                self.gram_names,
+                scaling=self.config.scaling,
+                relative=self.config.relative,
+                identity=self.config.identity == "auto",
+            )
+            terms += [Term(name, loss.sum(), "utterance", self.weights[name]) for name, loss in losses.items()]
+        return terms
+
+    def _states(self, output: EncoderOutput) -> list[Tensor]:
+        if self.config.zeroth == "projected":
+            return [output.projected, *output.hidden_states[1:]]
+        return output.hidden_states
+
+    def _attention_pairs(
+        self, name: str, teacher_config: EncoderConfig, student_config: EncoderConfig
+    ) -> list[tuple[int, int]]:
+        """(teacher, student) indices into the attention maps that a term compares, where both layers have heads."""
+        pairs = [(mapped - 1, index) for index, mapped in enumerate(self.layer_map)]
+        if name == "last_attention":
+            pairs = pairs[-1:]
+        pairs = [(t, s) for t, s in pairs if teacher_config.attention_heads[t] and student_config.attention_heads[s]]
+        if not pairs:
+            raise UserError(f"objective.{name} is {self.weights[name]}; without attention in its layers it must be 0")
+        return pairs
+
+    def _attention_loss(
+        self, pairs: Sequence[tuple[int, int]], teacher: EncoderOutput, student: EncoderOutput, frame_mask: Tensor
+    ) -> Tensor:
+        loss = frame_mask.new_zeros(len(frame_mask), dtype=torch.float32)
+        for teacher_index, student_index in pairs:
+            teacher_map, student_map = _map(teacher, teacher_index), _map(student, student_index)
+            loss = loss + attention_loss(teacher_map, student_map, frame_mask)
+        return loss
+
+
+def _map(output: EncoderOutput, index: int) -> Tensor:
+    attention_map = output.attention_maps[index] if output.attention_maps else None
+    if attention_map is None:
+        raise ValueError(f"no attention map of layer {index + 1}: run the encoders with attention_maps=True")
+    return attention_map
+
+
+def resolve_layer_map(layer_map: Sequence[int] | None, teacher_layers: int, student_layers: int) -> list[int]:
+    """The teacher layer (1..L_T) for each of the student's layers 1..L_S; by default evenly spaced, ending at the last.
+
+    Raises:
+        UserError: a map of another length than the student's, a layer that the teacher lacks, or no map for a teacher
+            with fewer layers than the student.
+    """
+    if layer_map is None:
+        if teacher_layers < student_layers:
+            raise UserError(
+                f"objective.layer_map is not given; a student of {student_layers} layers needs one "
+                f"when the teacher has only {teacher_layers}"
+            )
+        return [round(layer * teacher_layers / student_layers) for layer in range(1, student_layers + 1)]
+    chosen = list(layer_map)
+    if len(chosen) != student_layers:
+        raise UserError(
+            f"objective.layer_map has {len(chosen)} entries; it must have {student_layers}, one for each student layer"
+        )
+    for layer in chosen:
+        if not 1 <= layer <= teacher_layers:
+            raise UserError(f"objective.layer_map names layer {layer}; the teacher's are 1 to {teacher_layers}")
+    return chosen
+
+
+def gram_losses(
+    teacher_states: Sequence[Tensor],
+    student_states: Sequence[Tensor],
+    frame_mask: Tensor,
+    names: Sequence[str] = tuple(GRAM_LAGS),
+    scaling: str = "none",
+    relative: bool = False,
+    identity: bool = True,
+) -> dict[str, Tensor]:
+    """Layer-wise and intra-layer TGM losses of each utterance.
+
+    "layer_wise": sum over l = 1..L of the mean over valid frame pairs of (G^{l,T} - G^{l,S})^2, G^l = F^l (F^l)^T;
+    "intra_layer": the same with F^{l-1} (F^l)^T. The mean is our choice.
+
+    Args:
+        teacher_states, student_states: F^0..F^L of both, each (batch, frame, channel).
+        frame_mask: (batch, frame) bool.
+        names: the losses wanted; together they share work.
+        scaling: "none": G; "width": G / d; "unit": frames of unit norm; "centred": minus the mean over the utterance's
+            valid frames, and G divided by the root of its mean square entry over valid pairs: a layer's loss is then
+            the squared distance of the two matrices at unit Frobenius norm, at most 4 whatever the length.
+        relative: divide each layer's term by the mean over valid pairs of the teacher's squared entries.
+        identity: allow the channel form of the distance where it is cheaper and accurate.
+
+    Returns:
+        name -> (batch,), computed in fp32 or better.
+    """
+    distances = gram_distances(
+        gram_features(teacher_states, frame_mask, scaling),
+        gram_features(student_states, frame_mask, scaling),
+        [GRAM_LAGS[name] for name in names],
+        centred=scaling == "centred",
+        relative=relative,
+        identity=identity,
+    )
+    return {name: distance.sum(dim=0) for name, distance in zip(names, distances, strict=True)}
+
+
+def attention_loss(teacher_map: Tensor, student_map: Tensor, frame_mask: Tensor) -> Tensor:
+    """KL(mean over heads of A_T || mean over heads of A_S) over keys, summed over an utterance's valid queries.
+
+    STaR's average attention map, for one layer.
+
+    Args:
+        teacher_map, student_map: (batch, head, query, key), after softmax; head counts may differ.
+        frame_mask: (batch, frame) bool; padded queries and keys take no part.
+
+    Returns:
+        (batch,), in fp32 or better.
+    """
+    valid = frame_mask[:, :, None] & frame_mask[:, None, :]  # (batch, query, key)
+    teacher_mean, student_mean = (
+        heads.to(torch.promote_types(heads.dtype, torch.float32)).mean(dim=1)
+        for heads in (teacher_map.detach(), student_map)
+    )
+    target = teacher_mean.masked_fill(~valid, 0.0)
+    prediction = student_mean.masked_fill(~valid, 1.0).clamp(min=SMALLEST_PROBABILITY)
+    return (torch.xlogy(target, target) - target * prediction.log()).sum(dim=(1, 2))
