@@ -1,0 +1,64 @@
+"""The STaR section of a recipe: strict, and every mistake is one sentence."""
+
+import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError
+
+from distiller.objectives import build
+from distiller.objectives.star import StarConfig, resolve_layer_map
+from upstream.config import EncoderConfig
+from upstream.errors import UserError
+
+
+def encoder_config(layers: int) -> EncoderConfig:
+    return EncoderConfig(
+        embed_dim=8,
+        num_heads=2,
+        attention_heads=((0, 1),) * layers,
+        ffn_dims=(4,) * layers,
+        head_dim=4,
+        conv_layers=((8, 10, 5),),
+        positional_kernel=4,
+        positional_groups=2,
+    )
+
+
+def test_a_deeper_teacher_is_sub_sampled_evenly() -> None:
+    assert resolve_layer_map(None, 12, 12) == list(range(1, 13))
+    assert resolve_layer_map(None, 24, 12) == list(range(2, 25, 2))
+    assert resolve_layer_map(None, 12, 5) == [2, 5, 7, 10, 12]
+    assert resolve_layer_map([6, 6, 1], 6, 3) == [6, 6, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"layer_wise": -1.0}, r"objective\.layer_wise is -1\.0; .*at least 0"),
+        ({"average_attention": float("nan")}, r"objective\.average_attention is nan; .*finite"),
+        ({"layer_wise": 0.0, "intra_layer": 0.0}, r"are all 0; at least one"),
+        ({"scaling": "frobenius"}, r"objective\.scaling is 'frobenius'; allowed are none, width, unit, centred"),
+        ({"zeroth": "P"}, r"objective\.zeroth is 'P'; allowed are layer_input, projected"),
+        ({"identity": "always"}, r"objective\.identity is 'always'; allowed are auto, never"),
+        ({"layer_map": [1, 2]}, r"objective\.layer_map has 2 entries; it must have 3"),
+        ({"layer_map": [0, 1, 2]}, r"objective\.layer_map names layer 0; the teacher's are 1 to 3"),
+        ({"layer_map": [1, 2, 4]}, r"objective\.layer_map names layer 4; the teacher's are 1 to 3"),
+        ({"name": "stra"}, r"objective\.name is 'stra'; the nearest known one is 'star'"),
+    ],
+)
+def test_wrong_configurations_name_the_key_and_what_is_allowed(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(StarConfig(**values), encoder_config(3), encoder_config(3))  # type: ignore[arg-type]
+
+
+def test_a_shallower_teacher_needs_a_map() -> None:
+    with pytest.raises(UserError, match=r"objective\.layer_map is not given; a student of 3 layers .* only 2"):
+        build(StarConfig(), encoder_config(2), encoder_config(3))
+
+
+def test_the_configuration_is_a_strict_recipe_section() -> None:
+    section = OmegaConf.merge(OmegaConf.structured(StarConfig), {"layer_map": [1, 2, 3], "scaling": "centred"})
+    config = OmegaConf.to_object(section)
+    assert isinstance(config, StarConfig)
+    assert config.layer_map == [1, 2, 3]
+    with pytest.raises(ConfigKeyError, match="layerwise"):
+        OmegaConf.merge(OmegaConf.structured(StarConfig), {"layerwise": 1.0})
