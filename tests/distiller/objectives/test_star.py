@@ -174,12 +174,6 @@ def test_the_zeroth_state_moves_only_the_first_intra_layer_term() -> None:
         after["intra_layer"] - before["intra_layer"], first_after["intra_layer"] - first_before["intra_layer"]
     )
     assert float((first_after["intra_layer"] - first_before["intra_layer"]).abs().min()) > 0.1
-    gradient = torch.autograd.grad(
-        gram_losses(teacher, [leaf := student[0].clone().requires_grad_(), *student[1:]], mask)["layer_wise"].sum(),
-        leaf,
-        allow_unused=True,
-    )[0]
-    assert gradient is None or float(gradient.abs().max()) == 0.0
 
 
 def test_permuting_the_students_frames_moves_both() -> None:
