@@ -71,13 +71,14 @@ def claimed(output: Path) -> Iterator[None]:
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        file = (output / LOCK).open("ab+")
+        lock = (output / LOCK).open("ab+")
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{output} cannot be the output: {error.filename} is a file") from error
+        file = next(path for path in (output, *output.parents) if os.path.isfile(path))
+        raise UserError(f"{output} cannot be the output: {file} is a file") from error
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror}") from error
-    with file:
-        _lock(file, output)
+    with lock:
+        _lock(lock, output)
         yield
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from distiller.corpus import EMBEDDED, hours, open_corpus
 from distiller.devices import device_count
 from distiller.recipe import Recipe, to_yaml
 from distiller.students import narrow_config
@@ -99,25 +100,22 @@ def _length(recipe: Recipe, min_samples: int) -> Iterator[tuple[str, str]]:
         yield "audio", f"at most {trainer.steps * step_seconds / 3600:,.1f} hours"
         return
     epochs = trainer.epochs or 0
-    hours, windows = _epoch(recipe, devices, min_samples)
-    if hours is None:
+    epoch_hours, windows = _epoch(recipe, devices, min_samples)
+    if epoch_hours is None:
         yield "steps", f"{epochs} epochs of a corpus that is not on this machine"
         return
     exact = windows is not None
-    steps = epochs * (windows if windows is not None else int(hours * 3600 // step_seconds))
+    steps = epochs * (windows if windows is not None else int(epoch_hours * 3600 // step_seconds))
     yield "steps", f"{'' if exact else 'about '}{steps:,} {of_each}"
     yield (
         "audio",
-        f"{epochs * hours:,.1f} hours ({epochs} epochs of {hours:,.1f})"
+        f"{epochs * epoch_hours:,.1f} hours ({epochs} epochs of {epoch_hours:,.1f})"
         + ("" if exact else ", the corpus not looked at"),
     )
 
 
 def _epoch(recipe: Recipe, devices: int, min_samples: int) -> tuple[float | None, int | None]:
     """Hours of an epoch and its optimiser steps, as far as they can be known."""
-    from distiller.batching import WindowSampler, windows_per_epoch
-    from distiller.corpus import EMBEDDED, hours, open_corpus
-
     config = recipe.corpus
     if config.path == EMBEDDED:  # not made for this
         from distiller.synthesis import SPLITS
@@ -126,6 +124,8 @@ def _epoch(recipe: Recipe, devices: int, min_samples: int) -> tuple[float | None
     if not os.path.exists(Path(config.path).expanduser()):
         known = bool(config.subsets) and set(config.subsets) <= set(LIBRISPEECH_HOURS)
         return sum(LIBRISPEECH_HOURS[name] for name in config.subsets) if known else None, None
+    from distiller.batching import WindowSampler, windows_per_epoch
+
     train = open_corpus(config, None, min_samples).train
     sampler = WindowSampler(
         train, config.batch_seconds, config.buckets, recipe.seed, 0, devices, recipe.trainer.accumulate

@@ -183,7 +183,12 @@ def resolve(
         )
     options: dict[str, Any] = {} if teacher is None else {"teacher": teacher}
     options |= {} if corpus is None else {"corpus": {"path": corpus}}
-    return build(overlay(overlay(values, options), parse_overrides(overrides)))
+    values = overlay(overlay(values, options), parse_overrides(overrides))
+    if flatten(values).get("corpus.path") == UNSET:
+        raise UserError(
+            f"corpus.path is not set, since recipe {recipe or method} is for a corpus of yours: add --corpus DIR"
+        )
+    return build(values)
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -22,7 +22,7 @@ from distiller.devices import place, rank
 from distiller.output import check_same_recipe, claimed, is_finished, prepare
 from distiller.recipe import Recipe, resolve
 from distiller.recipe_values import methods, shipped
-from distiller.strict import nearest, one_of
+from distiller.strict import nearest
 from upstream.errors import UserError
 
 DESCRIPTION = """\
@@ -93,10 +93,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     built = parser()
     arguments, unknown = built.parse_known_intermixed_args(argv)
     if unknown:
-        options = [option for action in built._actions for option in action.option_strings]
-        raise UserError(
-            f"option {unknown[0]} does not exist; it could be {one_of(unknown[0].partition('=')[0], options)}"
-        )
+        options = [option[2:] for action in built._actions for option in action.option_strings if option[:2] == "--"]
+        meant = nearest(unknown[0].partition("=")[0].lstrip("-"), options)
+        hint = f"did you mean --{meant}?" if meant else "see --help; a recipe key is given as key=value, without dashes"
+        raise UserError(f"option {unknown[0]} does not exist; {hint}")
     return arguments
 
 

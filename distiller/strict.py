@@ -33,9 +33,10 @@ def nearest(value: object, allowed: Collection[str]) -> str | None:
 
 def one_of(value: object, allowed: Collection[str]) -> str:
     """What to say of a word that is not among the `allowed`: which they are, and which was probably meant."""
+    if len(allowed) == 1:
+        return str(next(iter(allowed)))
     meant = nearest(value, allowed)
-    listing = ", ".join(map(str, allowed))
-    return (f"one of {listing}" if len(allowed) > 1 else listing) + (f"; did you mean {meant}?" if meant else "")
+    return f"one of {', '.join(map(str, allowed))}" + (f"; did you mean {meant}?" if meant else "")
 
 
 def typed(cls: type[T], values: Mapping[str, Any] | None, section: str = "") -> T:

@@ -1,0 +1,347 @@
+"""The command line: one line for each mistake, one run per output, nothing removed that is not a run's."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from distiller import devices, run
+from distiller.output import claimed
+from distiller.recipe import Recipe, TrainerConfig, load_recipe
+from upstream.errors import UserError
+
+SCRIPT = Path(run.__file__)
+STAR = ["--method", "star", "trainer.accelerator=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty working directory, and no launcher around the tests."""
+    for variable in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def distilled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
+    """Runs that were handed over, in place of running them."""
+    calls: list[tuple[Recipe, Path]] = []
+    use(monkeypatch, lambda recipe, output: calls.append((recipe, output)))
+    return calls
+
+
+def use(monkeypatch: pytest.MonkeyPatch, distil: Callable[[Recipe, Path], object]) -> None:
+    distillation, report = ModuleType("distiller.distillation"), ModuleType("distiller.report")
+    vars(distillation).update(distil=distil)
+    vars(report).update(print_report=lambda output: print(f"table of {output}"))
+    for module in (distillation, report):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def contents(folder: Path) -> dict[str, int]:
+    paths = (path for path in sorted(folder.rglob("*")) if path.name != ".lock")
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in paths}
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], ["--method", "star"]),
+        (["--method", "strat"], ["strat", "it could be", "star"]),
+        (["--method", "star-hubert-100h"], ["--recipe star-hubert-100h"]),
+        (["--recipe", "star-hubert-100"], ["star-hubert-100 ", "did you mean star-hubert-100h?"]),
+        (["--recipe", "mine.yaml"], ["mine.yaml", "does not exist"]),
+        (["--method", "skill", "--recipe", "star"], ["--method skill", "--recipe star", "its method is star"]),
+        (["--metod", "star"], ["--metod", "did you mean --method?"]),
+        (["--method"], ["--method", "expected one argument"]),
+        (["--method", "star", "--output"], ["--output", "expected one argument"]),
+        (["--method", "star", "--lr=3"], ["--lr=3", "key=value"]),
+        (["--method", "star", "optimizer.learning_rate=1"], ["optimizer.learning_rate", "optimizer.lr"]),
+        (["--method", "star", "optimizer.lr=-1"], ["optimizer.lr", "-1.0", "above 0"]),
+        (["--method", "star", "trainer.steps=many"], ["trainer.steps", "'many'", "an integer"]),
+        (["--method", "star", "student.size=bsae"], ["student.size", "bsae", "base"]),
+        (["--method", "star", "objective=skill"], ["objective.name", "'skill'", "star"]),
+        (["--method", "star", "star"], ["'star'", "key=value"]),
+        (["--method", "star", "--teacher", "embeded"], ["teacher embeded", "did you mean embedded?"]),
+        (["--method", "star", "--corpus", "there/speach"], ["corpus there/speach", "did you mean there/speech?"]),
+        (["--method", "star", "--output", "file"], ["file", "is a file"]),
+        (["--method", "star", "--output", "file/below"], ["file/below", "file is a file"]),
+        (["--recipe", "star-hubert-100h"], ["corpus.path is not set", "add --corpus DIR"]),
+        (["--method", "star", "trainer.accelerator=cpu", "trainer.devices=0,1"], ["trainer.devices", "'0,1'", "count"]),
+        (
+            ["--method", "star", "trainer.accelerator=cpu", "trainer.precision=16-mixed"],
+            ["trainer.precision", "bf16-mixed"],
+        ),
+        (["--method", "star", "trainer.accelerator=gpu"], ["trainer.accelerator", "'gpu'", "only cpu"]),
+        (["--method", "star", "--dry-run", "--teacher", "no/such/folder"], ["teacher no/such/folder"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    argv: list[str],
+    said: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    distilled: list,
+    tmp_path: Path,
+) -> None:
+    Path("there/speech").mkdir(parents=True)
+    Path("file").touch()
+    before = contents(tmp_path)
+    monkeypatch.setattr(devices, "_available", lambda: {"cuda": 0, "mps": 0, "cpu": 2})
+    assert run.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), err[:7]) == ("", 1, "error: ")
+    assert all(words in err for words in said), err
+    assert not distilled
+    assert contents(tmp_path) == before  # before any work
+
+
+def test_uninstalled_and_from_any_directory(tmp_path: Path) -> None:
+    def script(*argv: str) -> subprocess.CompletedProcess[str]:
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        command = [sys.executable, "-I", str(SCRIPT), *argv]  # -I: neither the working directory nor user packages
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    helped, mistaken = script("--help"), script("--method", "star", "optimizer.lrr=1")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert "python distiller/run.py --method star" in helped.stdout
+    assert "star-wavlm-plus-960h" in helped.stdout
+    assert mistaken.returncode == 2
+    assert mistaken.stderr.splitlines() == [mistaken.stderr.strip()]
+    assert "optimizer.lrr" in mistaken.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "counts", "said"),
+    [
+        (
+            {"devices": 4, "accelerator": "gpu"},
+            {"cuda": 2},
+            "trainer.devices is 4, .* 2 of kind cuda: give a count up to 2",
+        ),
+        ({"devices": "0,2", "accelerator": "cuda"}, {"cuda": 2}, "trainer.devices is 0,2, .* indices up to 1"),
+        ({"accelerator": "mps"}, {"cuda": 1}, "trainer.accelerator is 'mps', but this machine has only cuda and cpu"),
+    ],
+)
+def test_devices_that_are_not_there(wanted: dict, counts: dict, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_available", lambda: {"cuda": 0, "mps": 0, **counts, "cpu": 2})
+    with pytest.raises(UserError, match=f"^{said}"):
+        devices.place(TrainerConfig(steps=1, **wanted))
+
+
+def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_available", lambda: {"cuda": 4, "mps": 0, "cpu": 2})
+    placed = [
+        devices.place(TrainerConfig(steps=1, accelerator=accelerator, devices=number))
+        for accelerator, number in [("auto", "auto"), ("gpu", "1,3"), ("cuda", "2"), ("cpu", "auto")]
+    ]
+    assert [(one.accelerator, one.devices) for one in placed] == [("cuda", 4), ("cuda", "1,3"), ("cuda", 2), ("cpu", 1)]
+    assert [devices.device_count(one.devices) for one in placed] == [4, 2, 2, 1]
+
+
+def test_torchrun_has_the_last_word_on_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
+    for variable, value in torchrun.items():
+        monkeypatch.setenv(variable, value)
+    cpu = {"steps": 1, "accelerator": "cpu"}
+    with pytest.raises(UserError, match=r"^trainer\.devices is 1, but torchrun started 4: add trainer\.devices=4"):
+        devices.place(TrainerConfig(**cpu))
+    with pytest.raises(UserError, match=r"add trainer\.num_nodes=2"):
+        devices.place(TrainerConfig(**cpu, devices=4))
+    assert devices.place(TrainerConfig(**cpu, devices=4, num_nodes=2)).devices == 4
+
+
+# --- the output
+
+
+def test_a_run_and_the_same_command_again(distilled: list, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main([*STAR, "seed=3"]) == 0
+    assert run.main([*STAR, "seed=3"]) == 0  # continues
+    (recipe, output), again = distilled
+    assert (recipe, output) == again
+    assert output == Path("exp/star")
+    assert (
+        load_recipe(Path("exp/star/recipe.yaml"))
+        == recipe
+        == load_recipe("star", ["seed=3", "trainer.accelerator=cpu"])
+    )
+    (output / "report.json").write_text(json.dumps({}))
+    assert run.main([*STAR, "seed=3", "trainer.accelerator=auto", "trainer.devices=2"]) == 0
+    assert len(distilled) == 2
+    assert capsys.readouterr().out == "table of exp/star\n"
+    assert run.main([*STAR, "--overwrite"]) == 0  # another recipe, the old files gone
+    assert (distilled[2][0].seed, (output / "report.json").exists()) == (1, False)
+
+
+def test_paths_hold_in_any_directory(distilled: list, tmp_path: Path) -> None:
+    Path("speech").mkdir()
+    assert run.main([*STAR, "--corpus", "speech", "--teacher", "facebook/hubert-base-ls960", "--output", "run"]) == 0
+    recipe, _ = distilled[0]
+    assert (recipe.corpus.path, recipe.teacher) == (str(tmp_path / "speech"), "facebook/hubert-base-ls960")
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_an_output_of_another_recipe(finished: bool, distilled: list, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main([*STAR, "--output", "run"]) == 0
+    if finished:
+        Path("run/report.json").write_text("{}")
+    before = contents(Path("run"))
+    assert run.main([*STAR, "--output", "run", "optimizer.lr=1", "trainer.steps=7"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "run was made with another recipe: optimizer.lr (0.003 against 1.0)" in err
+    assert contents(Path("run")) == before
+    assert len(distilled) == 1
+
+
+def test_what_may_change_while_a_run_lasts(distilled: list, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(STAR) == 0
+    allowed = ["corpus.workers=0", "corpus.max_skipped=0.5", "trainer.checkpoint_every=3"]
+    assert run.main([*STAR, *allowed]) == 0
+    assert load_recipe(Path("exp/star/recipe.yaml")).corpus.workers == 0
+    assert run.main([*STAR, *allowed, "trainer.devices=2"]) == 2
+    assert "trainer.devices (1 against 2)" in capsys.readouterr().err
+    assert len(distilled) == 2
+
+
+def test_overwrite_removes_a_run_and_nothing_else(distilled: list, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine/letters").mkdir(parents=True)
+    for argv in ([*STAR, "--output", "mine"], [*STAR, "--output", "mine", "--overwrite"]):
+        assert run.main(argv) == 2
+        assert "mine holds letters, which is no run's" in capsys.readouterr().err
+    assert Path("mine/letters").is_dir()
+    assert not distilled
+    Path("run").mkdir()
+    Path("run/tee.log").touch()  # python ... | tee run/tee.log
+    assert run.main([*STAR, "--output", "run"]) == 0
+    Path("run/checkpoints").mkdir()
+    Path("run/checkpoints/step-1.ckpt").touch()
+    assert run.main([*STAR, "--output", "run", "--overwrite"]) == 0
+    assert sorted(path.name for path in Path("run").iterdir()) == [".lock", "recipe.yaml"]
+
+
+def test_one_run_at_a_time(distilled: list, capsys: pytest.CaptureFixture[str]) -> None:
+    hold = (
+        f"import sys, time, os; sys.path.insert(0, {str(SCRIPT.parents[1])!r})\n"
+        "from pathlib import Path; from distiller.output import claimed\n"
+        "with claimed(Path('exp/star')):\n"
+        "    if os.fork() == 0: time.sleep(60); os._exit(0)  # a data loader that outlives the run\n"
+        "    print('held', flush=True); time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert run.main(STAR) == 2
+        assert f"exp/star is in use by another run (process {holder.pid})" in capsys.readouterr().err
+        assert run.main([*STAR, "--overwrite"]) == 2
+        assert not distilled
+        holder.kill()
+        holder.wait()
+        assert run.main(STAR) == 0  # kill -9 leaves nothing behind that refuses the next run
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+    with claimed(Path("exp/star")):
+        pass
+
+
+def test_only_the_first_rank_writes(distilled: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run.main([*STAR, "--overwrite"]) == 0
+    assert len(distilled) == 1
+    assert not Path("exp").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_a_disk_that_refuses(code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(recipe: Recipe, output: Path) -> None:
+        raise OSError(code, os.strerror(code), str(output / "metrics.csv"))
+
+    use(monkeypatch, refuse)
+    assert run.main(STAR) == 2
+    assert capsys.readouterr().err == f"error: exp/star/metrics.csv cannot be written: {os.strerror(code)}\n"
+
+
+def test_a_full_disk_before_the_run(
+    distilled: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr("distiller.files.os.fsync", lambda descriptor: (_ for _ in ()).throw(full))
+    assert run.main(STAR) == 2
+    assert capsys.readouterr().err == "error: exp/star/recipe.yaml cannot be written: No space left on device\n"
+    assert not distilled
+
+
+def test_a_fault_of_ours_is_no_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(recipe: Recipe, output: Path) -> None:
+        raise OSError(errno.EBADF, "ours")
+
+    use(monkeypatch, fail)
+    with pytest.raises(OSError, match="ours"):
+        run.main(STAR)
+
+
+# --- interruption
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_interruption(
+    number: int, code: int, hidden: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(recipe: Recipe, output: Path) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except BaseException:
+            if hidden:  # as a library may
+                raise SystemExit(1) from None
+            raise
+        pytest.fail("the signal did nothing")
+
+    use(monkeypatch, interrupted)
+    before = signal.getsignal(number)
+    assert run.main(STAR) == code
+    assert capsys.readouterr().err == "interrupted; run the same command to continue\n"
+    assert signal.getsignal(number) == before
+
+
+# --- dry run
+
+
+def test_dry_run_touches_nothing(
+    distilled: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-hub"))
+    command = [
+        "--recipe",
+        "star-hubert-960h",
+        "--teacher",
+        "facebook/hubert-base-ls960",
+        "--corpus",
+        "/data/LibriSpeech",
+    ]
+    assert run.main([*command, "--dry-run", "trainer.devices=4", "trainer.accumulate=4"]) == 0
+    printed = capsys.readouterr().out
+    assert not distilled
+    assert list(tmp_path.iterdir()) == []
+    assert "22,308,592" in printed
+    assert "20.6" in printed  # G MACs for 10 s
+    assert "facebook/hubert-base-ls960 is not on this machine" in printed
+    steps = 100 * int(960.9 * 3600 // (115 * 4 * 4))
+    assert f"about {steps:,} of at most 1840 s" in printed
+    assert "96,090.0 hours (100 epochs of 960.9)" in printed
+    Path("again.yaml").write_text(printed)  # what it prints is a recipe
+    assert load_recipe(Path("again.yaml")).trainer.accumulate == 4
