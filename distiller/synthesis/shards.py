@@ -29,7 +29,7 @@ from distiller.synthesis.espeak import SAMPLE_RATE, Phone, Synthesizer
 from distiller.synthesis.utterances import Utterance, render
 from upstream.errors import UserError
 
-VERSION = 2  # raise it when the same Utterance would sound different
+VERSION = 3  # raise it when the same Utterance would sound different
 SHARD_SIZE = 50
 UNFINISHED = ".unfinished-"  # begins the names of shards being written
 

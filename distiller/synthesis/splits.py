@@ -100,6 +100,7 @@ def phone_targets(cut: MonoCut, frames: int) -> np.ndarray:
     Frame t sees samples 320 t to 320 t + 399, so its centre is sample 320 t + 200. Where no phone is, it is silence.
     """
     centres = (np.arange(frames) * FRAME_SHIFT + RECEPTIVE_FIELD / 2) / SAMPLE_RATE  # (frame,) seconds
+    centres += cut.start  # an alignment counts from the recording's start
     targets = np.zeros(frames, dtype=np.int64)
     for supervision in cut.supervisions:
         for phone in (supervision.alignment or {}).get("phone", []):

@@ -55,6 +55,7 @@ def initialise(library_path: str, data: str) -> ctypes.CDLL:
     library = ctypes.CDLL(library_path)
     if library.espeak_Initialize(SYNCHRONOUS, 0, b".", PHONEME_EVENTS | PHONEME_IPA | DONT_EXIT) < 0:
         raise RuntimeError(f"espeak-ng does not accept its data directory {data}")
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # espeak_Initialize seeds the noise of breath with the clock
     return library
 
 
