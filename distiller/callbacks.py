@@ -38,10 +38,12 @@ class Checkpoints(Callback):
     def __init__(self, directory: Path, every: int) -> None:
         self.directory, self.every = directory, every
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        assert isinstance(module, WindowTraining)
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Window, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, WindowTraining)
         step = trainer.global_step
-        if step % self.every and step != module.steps:
+        if step % self.every and step != pl_module.steps:
             return
         trainer.save_checkpoint(self.directory / f"step-{step:08d}.ckpt", weights_only=False)
         if trainer.is_global_zero:
@@ -61,12 +63,14 @@ class HeldOut(Callback):
         self.batches, self.every, self.table, self.keep_best = batches, every, table, keep_best
         self.rows: list[dict[str, float]] = []
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        assert isinstance(module, WindowTraining)
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Window, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, WindowTraining)
         step = trainer.global_step
-        if not self.batches or (step % self.every and step != module.steps):
+        if not self.batches or (step % self.every and step != pl_module.steps):
             return
-        row = {"step": step} | self.evaluate(trainer, module)
+        row = {"step": step} | self.evaluate(trainer, pl_module)
         best = min((earlier["loss"] for earlier in self.rows), default=float("inf"))
         self.rows.append(row)
         if trainer.is_global_zero:
@@ -75,7 +79,7 @@ class HeldOut(Callback):
                 writer.writeheader()
                 writer.writerows(self.rows)
             if row["loss"] < best:
-                self.keep_best(module)
+                self.keep_best(pl_module)
         if trainer.logger is not None:
             trainer.logger.log_metrics({f"held_out/{key}": value for key, value in row.items() if key != "step"}, step)
 
@@ -117,20 +121,32 @@ class StepRows(Callback):
         self.path, self.skipped = path, skipped
         self.table: StepTable | None = None
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             self.table = StepTable(self.path, first_step=trainer.global_step + 1)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Window, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Window, batch_idx: int
     ) -> None:
-        assert isinstance(module, WindowTraining)
-        if self.table is not None:
-            self.table.append(module.row)
-        if trainer.logger is not None:
-            trainer.logger.log_metrics({key: value for key, value in module.row.items() if key != "step"}, trainer.global_step)
         if self.skipped is not None:
             self.skipped.add(batch)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Window, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, WindowTraining)
+        if self.table is not None:
+            self.table.append(pl_module.row)
+        if trainer.logger is not None:
+            values = {key: value for key, value in pl_module.row.items() if key != "step"}
+            trainer.logger.log_metrics(values, trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.skipped is None else self.skipped.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.skipped is not None:
+            self.skipped.load_state_dict(state_dict)
 
 
 class StepBar(TQDMProgressBar):
@@ -140,11 +156,13 @@ class StepBar(TQDMProgressBar):
         super().__init__(refresh_rate=5)
         self.rate = 0.0
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Window, batch_idx: int
+    ) -> None:
         assert isinstance(pl_module, WindowTraining)
         rate = pl_module.row["audio_seconds"] / max(pl_module.row["step_seconds"], 1e-9)
         self.rate = rate if not self.rate else 0.9 * self.rate + 0.1 * rate
-        super().on_train_batch_end(trainer, pl_module, *arguments)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         assert isinstance(pl_module, WindowTraining)

@@ -26,8 +26,8 @@ def model_card(result: dict[str, Any], figures: list[str]) -> str:
     lines = [
         f"# {recipe['method']} student of {teacher}",
         "",
-        f"A speech encoder of {result['parameters']:,} parameters ({result['macs_10s'] / 1e9:.2f} G multiply-accumulates "
-        f"for 10 s of audio), distilled from `{teacher}` on `{corpus}` with the {recipe['objective']['name']} objective.",
+        f"A speech encoder of {result['parameters']:,} parameters; 10 s of audio take {result['macs_10s'] / 1e9:.2f} G "
+        f"multiply-accumulates. Distilled from `{teacher}` on `{corpus}`, objective {recipe['objective']['name']}.",
         "",
         "```python",
         "from upstream.checkpoint import load",
@@ -49,7 +49,11 @@ def model_card(result: dict[str, Any], figures: list[str]) -> str:
     if "held_out" in result["losses"]:
         lines.append(f"| held-out loss | {result['losses']['held_out']['loss']:.4g} |")
     if "probe" in result:
-        lines += ["", "Linear probe on synthetic speech, accuracy in percent, last layer (evidence about nothing else):", ""]
+        lines += [
+            "",
+            "Linear probe on synthetic speech, accuracy in percent, last layer (evidence about nothing else):",
+            "",
+        ]
         lines += ["| | phones | phones, unseen speakers | speakers |", "|---|---|---|---|"]
         for name, row in result["probe"].items():
             cells = " | ".join(f"{row[key]:.1f}" for key in ("phone", "phone_unseen", "speaker"))

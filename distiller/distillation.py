@@ -30,9 +30,7 @@ class Distillation(WindowTraining):
     whatever Lightning does to this module.
     """
 
-    def __init__(
-        self, teacher: SpeechEncoder, student: SpeechEncoder, objective: Objective, recipe: Recipe
-    ) -> None:
+    def __init__(self, teacher: SpeechEncoder, student: SpeechEncoder, objective: Objective, recipe: Recipe) -> None:
         super().__init__(student, recipe.optimizer, recipe.seed, recipe.trainer.ema)
         self.objective = objective
         self.control = recipe.control
@@ -77,7 +75,10 @@ def distil(recipe: Recipe, output: Path) -> None:
     module = Distillation(teacher, student, objective, recipe)
 
     def windows(rank: int, world_size: int) -> WindowSampler:
-        return window_sampler(recipe, corpus, rank, world_size)
+        section, accumulate = recipe.corpus, recipe.trainer.accumulate
+        return WindowSampler(
+            corpus.train, section.batch_seconds, section.buckets, recipe.seed, rank, world_size, accumulate
+        )
 
     goes_on = fit(
         module,
@@ -87,12 +88,12 @@ def distil(recipe: Recipe, output: Path) -> None:
         output,
         workers=recipe.corpus.workers,
         held_out=validation_batches(corpus.validation, recipe.corpus.batch_seconds),
-        keep_best=lambda trained: save(trained.best_module(), output / "best"),
+        keep_best=lambda trained: save(trained.kept_student(), output / "best"),
         skipped=skipped,
     )
     if not goes_on:
         return
-    distilled = module.best_module().eval()
+    distilled = module.kept_student().eval()
     loss_curves(output)
     probe = report.probe_all(teacher, untrained, distilled) if recipe.probe.enabled else None
     seconds = module.elapsed + time.perf_counter() - started

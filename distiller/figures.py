@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from distiller.files import write_with
 
@@ -58,8 +59,10 @@ def phone_accuracy(output: Path, probe: dict[str, dict[str, Any]]) -> None:
             axes.axhline(values[0], color=COLOURS[name], linestyle="--", linewidth=1.2, label=label)
         else:
             axes.plot(range(1, len(values) + 1), values, "o-", color=COLOURS[name], markersize=4, label=label)
-    axes.set(xlabel="layer", ylabel="phone accuracy per frame (%)", title="Linear phone probe, seen speakers", ylim=(0, 100))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(
+        xlabel="layer", ylabel="phone accuracy per frame (%)", title="Linear phone probe, seen speakers", ylim=(0, 100)
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize="small", ncols=2, loc="lower right")
     save_figure(figure, output / "phones.png")

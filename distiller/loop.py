@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import ContextDecorator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,35 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from distiller.batching import AudioDataset, Batch, WindowSampler
+from distiller.batching import AudioDataset, Batch, WindowSampler, windows_per_epoch
 from distiller.callbacks import AtomicCheckpointIO, Checkpoints, HeldOut, StepBar, StepRows
 from distiller.corpus import SkippedLog
 from distiller.recipe import TrainerConfig
 from distiller.training import WindowTraining, resume_path
 
 
+class _quiet(ContextDecorator):
+    """Hushes what Lightning says at every start, and what is not so here (our stream does resume)."""
+
+    def __enter__(self) -> None:
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        for message in (
+            ".*dataloader is not resumable.*",
+            ".*does not have many workers.*",
+            ".*`isinstance.treespec.*",
+        ):
+            warnings.filterwarnings("ignore", message)
+        self._logger = logging.getLogger("lightning.pytorch")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *error: Any) -> None:
+        self._logger.setLevel(self._level)
+        self._warnings.__exit__(None, None, None)
+
+
+@_quiet()
 def fit(
     module: WindowTraining,
     dataset: AudioDataset,
@@ -64,7 +87,7 @@ def fit(
         ],
     )
     stream = sampler(trainer.global_rank, trainer.world_size)
-    module.steps = config.steps or config.epochs * stream.windows_per_epoch()
+    module.steps = config.steps or (config.epochs or 0) * windows_per_epoch(stream)
     trainer.limit_train_batches = module.steps
     if newest is not None:
         state = torch.load(newest, map_location="cpu", weights_only=True, mmap=True)
@@ -82,23 +105,5 @@ def fit(
         pin_memory=trainer.strategy.root_device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
-    with _quiet():
-        trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
+    trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
     return trainer.is_global_zero
-
-
-class _quiet:
-    """Hushes what Lightning says at every start and what is not so here (our stream does resume)."""
-
-    def __enter__(self) -> None:
-        self._warnings = warnings.catch_warnings()
-        self._warnings.__enter__()
-        for message in (".*dataloader is not resumable.*", ".*does not have many workers.*", ".*`isinstance.treespec.*"):
-            warnings.filterwarnings("ignore", message)
-        self._logger = logging.getLogger("lightning.pytorch")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *error: Any) -> None:
-        self._logger.setLevel(self._level)
-        self._warnings.__exit__(None, None, None)

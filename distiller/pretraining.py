@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from lhotse import CutSet
+from lhotse.cut import Cut
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +20,7 @@ from distiller.batching import AudioDataset, Batch, WindowSampler
 from distiller.loop import fit
 from distiller.objectives import Term
 from distiller.recipe import OptimizerConfig, TrainerConfig
-from distiller.synthesis import PHONES, load_split, phone_targets
+from distiller.synthesis import PHONES, load_split, phone_targets, speaker_of
 from distiller.training import WindowTraining
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
@@ -44,10 +44,10 @@ SPEAKER_LAYER, SPEAKER_WEIGHT = 2, 0.2
 class PhonePretraining(WindowTraining):
     """Cross-entropy of each frame's phone, with spans of P masked; cross-entropy of the speaker from layer 2's mean."""
 
-    def __init__(self, encoder: SpeechEncoder, cuts: CutSet, optimizer: OptimizerConfig, seed: int) -> None:
+    def __init__(self, encoder: SpeechEncoder, cuts: list[Cut], optimizer: OptimizerConfig, seed: int) -> None:
         super().__init__(encoder, optimizer, seed)
         self.cuts = {cut.id: cut for cut in cuts}
-        self.speakers = sorted({cut.supervisions[0].speaker for cut in self.cuts.values()})
+        self.speakers = sorted({speaker_of(cut) for cut in cuts})
         width = encoder.config.embed_dim
         self.mask = nn.Parameter(torch.empty(width).uniform_())
         self.phone_head = nn.Linear(width, len(PHONES))
@@ -68,8 +68,10 @@ class PhonePretraining(WindowTraining):
         phones = F.cross_entropy(scores.transpose(1, 2), targets, reduction="none")  # (batch, frame), 0 where padded
         states = output.hidden_states[SPEAKER_LAYER] * valid[..., None]
         means = states.sum(dim=1) / lengths[:, None]  # (batch, channel)
-        speakers = [self.speakers.index(self.cuts[name].supervisions[0].speaker) for name in batch.ids]
-        speaker = F.cross_entropy(self.speaker_head(means), torch.tensor(speakers, device=means.device), reduction="sum")
+        speakers = [self.speakers.index(speaker_of(self.cuts[name])) for name in batch.ids]
+        speaker = F.cross_entropy(
+            self.speaker_head(means), torch.tensor(speakers, device=means.device), reduction="sum"
+        )
         return [
             Term("masked", (phones * masked).sum(), "frame"),
             Term("unmasked", (phones * ~masked).sum(), "frame", UNMASKED_WEIGHT),
@@ -88,7 +90,7 @@ def main() -> None:
     """Train, then write OUTPUT/teacher with its weights as fp16."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("exp/teacher"))
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-seconds", type=float, default=20.0)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -97,7 +99,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     cuts = load_split("pretrain")
     optimizer = OptimizerConfig(lr=options.lr, weight_decay=0.01, warmup=0.08, clip=1.0)
-    module = PhonePretraining(SpeechEncoder(TEACHER), cuts, optimizer, options.seed)
+    module = PhonePretraining(SpeechEncoder(TEACHER), list(cuts.data), optimizer, options.seed)
 
     def windows(rank: int, world_size: int) -> WindowSampler:
         return WindowSampler(cuts, options.batch_seconds, 10, options.seed, rank, world_size, accumulate=1)

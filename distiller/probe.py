@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torchaudio
-from lhotse import CutSet
+from lhotse.cut import Cut
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from distiller.synthesis import PHONES, load_split, phone_targets
+from distiller.synthesis import PHONES, load_split, phone_targets, speaker_of
 from upstream.encoder import SpeechEncoder
 
 RIDGE = 1e-3  # relative to the mean variance of the inputs
@@ -61,7 +61,9 @@ class Ridge:
 
     @classmethod
     def zeros(cls, width: int, classes: int) -> "Ridge":
-        return cls(torch.zeros(width + 1, width + 1, dtype=torch.float64), torch.zeros(width + 1, classes, dtype=torch.float64))
+        return cls(
+            torch.zeros(width + 1, width + 1, dtype=torch.float64), torch.zeros(width + 1, classes, dtype=torch.float64)
+        )
 
     def add(self, inputs: Tensor, classes: Tensor) -> None:
         """inputs (example, channel), classes (example,)."""
@@ -98,8 +100,8 @@ class Probe:
     @classmethod
     def embedded(cls, frame_count: Callable[[int], int]) -> "Probe":
         """The embedded corpus's probe splits."""
-        cuts = {split: load_split(f"probe_{split}") for split in ("train", "seen", "unseen")}
-        speakers = sorted({cut.supervisions[0].speaker for part in cuts.values() for cut in part})
+        cuts = {split: list(load_split(f"probe_{split}").data) for split in ("train", "seen", "unseen")}
+        speakers = sorted({speaker_of(cut) for part in cuts.values() for cut in part})
         return cls({split: [_example(cut, speakers, frame_count) for cut in part] for split, part in cuts.items()})
 
     def run(self, represent: Representation, name: str = "") -> dict[str, object]:
@@ -145,10 +147,12 @@ class Probe:
                 bar.update(len(batch))
 
 
-def _example(cut: CutSet, speakers: list[str], frame_count: Callable[[int], int]) -> tuple[Tensor, Tensor, int]:
-    waveform = torch.from_numpy(cut.load_audio()[0])
+def _example(cut: Cut, speakers: list[str], frame_count: Callable[[int], int]) -> tuple[Tensor, Tensor, int]:
+    audio = cut.load_audio()  # (channel, sample)
+    assert audio is not None
+    waveform = torch.from_numpy(audio[0])
     targets = torch.from_numpy(phone_targets(cut, frame_count(len(waveform))))
-    return waveform, targets, speakers.index(cut.supervisions[0].speaker)
+    return waveform, targets, speakers.index(speaker_of(cut))
 
 
 def retention(probe: dict[str, dict], key: str) -> float | None:

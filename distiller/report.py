@@ -93,15 +93,16 @@ def print_report(output: Path) -> None:
         highlight=False,
     )
     figures = ", ".join(name for name in ("loss.png", "phones.png") if (output / name).exists())
-    console.print(f"\nStudent  {output / 'student'}\nFigures  {figures} in {output}\nNumbers  {output / 'report.json'}", highlight=False)
     console.print(
-        f"""
-Next
-  python -c "from upstream.checkpoint import load; print(load('{output / 'student'}'))"
-  python distiller/run.py --recipe {result['recipe']['method']} --output {output}-attention objective.average_attention=1""",
+        f"\nStudent  {output / 'student'}\nFigures  {figures} in {output}\nNumbers  {output / 'report.json'}",
         highlight=False,
-        markup=False,
     )
+    lines = [
+        "\nNext",
+        f"  python -c \"from upstream.checkpoint import load; print(load('{output / 'student'}'))\"",
+        f"  python distiller/run.py --method {result['recipe']['method']} --output {output}-raw objective.scaling=none",
+    ]
+    console.print("\n".join(lines), highlight=False, markup=False)
 
 
 def _probe_table(result: dict[str, Any]) -> Table:
@@ -110,7 +111,11 @@ def _probe_table(result: dict[str, Any]) -> Table:
     for title in COLUMNS.values():
         table.add_column(title, justify="right")
     for key, row in result["probe"].items():
-        title = ROWS[key].replace("student", f"{result['recipe']['objective']['name']} student") if key == "student" else ROWS[key]
+        title = (
+            ROWS[key].replace("student", f"{result['recipe']['objective']['name']} student")
+            if key == "student"
+            else ROWS[key]
+        )
         table.add_row(title, *(f"{row[column]:.1f}" for column in COLUMNS))
     kept = result["retention"]
     shares = [f"{kept[column]:.2f}" if kept.get(column) is not None else "" for column in COLUMNS]

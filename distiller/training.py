@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from distiller.batching import Batch, Window
 from distiller.objectives import Term
 from distiller.recipe import OptimizerConfig
+from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
 DIVERGED = 100.0  # times the first loss: nothing that learns gets there
@@ -30,10 +32,9 @@ class WindowTraining(L.LightningModule):
     checkpoint, and the random numbers of a step follow from (seed, step, rank), so that a resumed run is the same run.
     """
 
-    automatic_optimization = False
-
-    def __init__(self, student: nn.Module, optimizer: OptimizerConfig, seed: int, ema: float = 0.0) -> None:
+    def __init__(self, student: SpeechEncoder, optimizer: OptimizerConfig, seed: int, ema: float = 0.0) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.student = student
         self.average: AveragedModel | None = None
         if ema:
@@ -58,9 +59,11 @@ class WindowTraining(L.LightningModule):
         """Wall-clock seconds of training, earlier processes included."""
         return self.elapsed + time.perf_counter() - self._start
 
-    def best_module(self) -> nn.Module:
-        """What is kept: the averaged student when there is one."""
-        return self.student if self.average is None else self.average.module
+    def kept_student(self) -> SpeechEncoder:
+        """What is saved: the averaged student when there is one."""
+        kept = self.student if self.average is None else self.average.module
+        assert isinstance(kept, SpeechEncoder)
+        return kept
 
     # --- one step
 
@@ -70,7 +73,8 @@ class WindowTraining(L.LightningModule):
         torch.manual_seed(step_seed(self.seed, step, self.global_rank))
         counts = self.global_counts(window.batches)
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer) and isinstance(scheduler, LambdaLR)
+        assert isinstance(optimizer, LightningOptimizer)
+        assert isinstance(scheduler, LambdaLR)
         optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(window.batches):
@@ -121,7 +125,7 @@ class WindowTraining(L.LightningModule):
 
     def _clip(self, optimizer: Any) -> float:
         """The norm of all gradients, before they are clipped to optimizer.clip."""
-        if isinstance(scaler := getattr(self.trainer.precision_plugin, "scaler", None), torch.amp.GradScaler):
+        if (scaler := getattr(self.trainer.precision_plugin, "scaler", None)) is not None:
             scaler.unscale_(optimizer.optimizer)
         bound = self.optimizer_config.clip or float("inf")
         return float(nn.utils.clip_grad_norm_([p for p in self.parameters() if p.grad is not None], bound))
@@ -137,8 +141,8 @@ class WindowTraining(L.LightningModule):
         files = [path for batch in window.batches for path in batch.paths]
         shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         raise UserError(
-            f"the {what} is {value:.4g} at step {step + 1} (files {shown}); the last good checkpoint is kept: continue with a "
-            "lower optimizer.lr or optimizer.clip in a new --output"
+            f"the {what} is {value:.4g} at step {step + 1} (files {shown}); the last good checkpoint is kept: try "
+            "a lower optimizer.lr or optimizer.clip in a new --output"
         )
 
     # --- Lightning's hooks
@@ -155,8 +159,7 @@ class WindowTraining(L.LightningModule):
         return [optimizer], [LambdaLR(optimizer, schedule(config, self.steps))]
 
     def transfer_batch_to_device(self, batch: Window, device: torch.device, dataloader_idx: int) -> Window:
-        batch.batches = [one.to(device) for one in batch.batches]
-        return batch
+        return batch.to(device, non_blocking=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["position"] = self.position

@@ -193,12 +193,13 @@ class Synthesizer:
         prosody = prosody or Prosody()
         request = {"text": text, "accent": voice.accent, "voice": voice.definition(), **vars(prosody)}
         raw, starts = self._ask(request)
-        if raw.size == 0:
+        phones = _intervals(starts, raw.size)
+        if all(symbol == SILENCE for symbol, *_ in phones):
             raise UserError(f"the text {text!r} has nothing to say in it")
         common = gcd(SAMPLE_RATE, LIBRARY_RATE)
         resampled = resample_poly(raw.astype(np.float64), SAMPLE_RATE // common, LIBRARY_RATE // common)
         samples = np.clip(np.rint(resampled), -32768, 32767).astype(np.int16)  # (sample,)
-        return samples, _intervals(starts, raw.size)
+        return samples, phones
 
     def _ask(self, request: dict) -> tuple[np.ndarray, list[tuple[str, int]]]:
         stdin, stdout = self.process.stdin, self.process.stdout

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from lhotse import CutSet, MonoCut
+from lhotse import CutSet
+from lhotse.cut import Cut
 
 from distiller.synthesis.espeak import PHONES, SAMPLE_RATE
 from distiller.synthesis.sentences import sentence
@@ -94,7 +95,7 @@ def cache_directory() -> Path:
     return root.expanduser().absolute() / "synthesis"
 
 
-def phone_targets(cut: MonoCut, frames: int) -> np.ndarray:
+def phone_targets(cut: Cut, frames: int) -> np.ndarray:
     """The class in PHONES at the centre of each of `frames` frames: (frame,) int64.
 
     Frame t sees samples 320 t to 320 t + 399, so its centre is sample 320 t + 200. Where no phone is, it is silence.
@@ -106,3 +107,10 @@ def phone_targets(cut: MonoCut, frames: int) -> np.ndarray:
         for phone in (supervision.alignment or {}).get("phone", []):
             targets[(centres >= phone.start) & (centres < phone.end)] = PHONES.index(phone.symbol)
     return targets
+
+
+def speaker_of(cut: Cut) -> str:
+    """Who speaks in a cut of the embedded corpus."""
+    speaker = cut.supervisions[0].speaker
+    assert speaker is not None
+    return speaker
