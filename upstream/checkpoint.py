@@ -13,18 +13,20 @@ from safetensors.torch import save as to_safetensors
 from .config import EncoderConfig
 from .encoder import SpeechEncoder
 from .errors import UserError
-from .formats import huggingface
-from .formats.files import read_json, read_safetensors
+from .formats import FILE_FORMATS, huggingface
+from .formats.files import read_json, read_safetensors, read_torch
 from .formats.keys import build
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def load(path_or_name: str | Path) -> SpeechEncoder:
+def load(path_or_name: str | Path, model_config: str | Path | None = None) -> SpeechEncoder:
     """Open a checkpoint, recognised from its content, as a float32 encoder in eval mode.
 
     Args:
-        path_or_name: a folder of ours or of Hugging Face (HuBERT, WavLM, wav2vec 2.0), or a hub name ORG/NAME.
+        path_or_name: a folder of ours or of Hugging Face (HuBERT, WavLM, wav2vec 2.0), a hub name ORG/NAME, or a file
+            of STaR (.ckpt), DPHuBERT (.pth), fairseq or s3prl (.pt).
+        model_config: the .yaml of a STaR checkpoint, where it does not lie beside it under the same stem.
 
     Raises:
         UserError: nothing there, an unknown format, or whatever is wrong with it, in one sentence.
@@ -32,8 +34,12 @@ def load(path_or_name: str | Path) -> SpeechEncoder:
     path = finished(Path(path_or_name))
     if path is None:
         path = _download(str(path_or_name))
+    if path.name in (CONFIG, WEIGHTS):
+        path = path.parent
     if not path.is_dir():
-        raise UserError(f"{path}: not a folder of ours or of Hugging Face")
+        return _load_file(path, None if model_config is None else Path(model_config))
+    if model_config is not None:
+        raise UserError(f"{path}: brings its own configuration; {model_config} has no use here")
     return _load_folder(path)
 
 
@@ -149,6 +155,16 @@ def _load_folder(folder: Path) -> SpeechEncoder:
         return huggingface.read(folder, values)
     config = EncoderConfig.from_dict(values, str(path))
     return build(config, read_safetensors(folder / WEIGHTS), str(folder / WEIGHTS))
+
+
+def _load_file(path: Path, model_config: Path | None) -> SpeechEncoder:
+    content = read_torch(path)
+    for file_format in FILE_FORMATS:
+        if file_format.matches(content):
+            return file_format.read(content, path, model_config)
+    known = "; ".join(file_format.NAME for file_format in FILE_FORMATS)
+    found = ", ".join(sorted(f"{key!s:.30}" for key in content)[:8]) or "nothing"
+    raise UserError(f"{path}: an unknown kind of checkpoint, it holds {found}; known files are {known}")
 
 
 def _download(name: str) -> Path:

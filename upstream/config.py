@@ -33,6 +33,7 @@ class EncoderConfig:
     unpruned_channels: tuple[int, ...] = ()  # channels that layer norms still count over, as zeros; (): conv_layers'
     conv_bias: bool = False
     conv_norm: str = "group"  # "group": after the first convolution only; "layer": after each
+    frame_multiple: int = 1  # frames beyond the last multiple of it are dropped (fairseq's crop_seq_to_multiple)
     feature_scale: bool = False  # a factor per channel of the last convolution (folded gates)
     feature_norm: bool = True  # layer norm in front of the projection
     projection: bool = True  # linear layer from the last convolution's channels to embed_dim
@@ -43,6 +44,7 @@ class EncoderConfig:
     relative_max_distance: int = 800
     layer_norm_eps: float = 1e-5
     normalize_waveform: bool = False  # zero mean, unit variance over the valid samples
+    normalize_eps: float = 1e-7  # added to the variance: transformers' value; fairseq and torchaudio have 1e-5
     feature_dropout: float = 0.0  # after the projection
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -69,8 +71,8 @@ class EncoderConfig:
 
     @property
     def min_samples(self) -> int:
-        """Samples that make one frame, the extractor's receptive field (400 for all published models)."""
-        samples = 1
+        """The least that gives a frame: the extractor's receptive field (400 for all published models)."""
+        samples = self.frame_multiple
         for _, kernel, stride in reversed(self.conv_layers):
             samples = (samples - 1) * stride + kernel
         return samples
@@ -79,7 +81,7 @@ class EncoderConfig:
         """Frames of `samples` samples (an int or an integer tensor): the one place where frames are counted."""
         for _, kernel, stride in self.conv_layers:
             samples = (samples - kernel) // stride + 1
-        return samples
+        return samples - samples % self.frame_multiple
 
     def norm_width(self, index: int) -> int:
         """Channels that a layer norm behind convolution `index` counts over: those before pruning."""
@@ -154,6 +156,7 @@ def _check_values(config: EncoderConfig) -> None:
         "positional_kernel",
         "positional_groups",
         "relative_max_distance",
+        "frame_multiple",
     ):
         require(0 < getattr(config, key) <= 2**16, key, "it must be between 1 and 65536")
     require(bool(config.conv_layers), "conv_layers", "at least one convolution is needed")
@@ -199,7 +202,8 @@ def _check_values(config: EncoderConfig) -> None:
         )
         more = config.relative_max_distance > config.relative_buckets // 4
         require(more, "relative_max_distance", f"it must exceed relative_buckets / 4 ({config.relative_buckets // 4})")
-    require(0 < config.layer_norm_eps < 1, "layer_norm_eps", "it must lie between 0 and 1")
+    for key in ("layer_norm_eps", "normalize_eps"):
+        require(0 < getattr(config, key) < 1, key, "it must lie between 0 and 1")
     for key in ("feature_dropout", "hidden_dropout", "attention_dropout", "activation_dropout"):
         require(0 <= getattr(config, key) < 1, key, "a probability below 1 is needed")
 

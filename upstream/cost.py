@@ -14,7 +14,7 @@ def count_macs(config: EncoderConfig, samples: int) -> int:
         frames = (frames - kernel) // stride + 1
         macs += frames * in_channels * channels * kernel
         in_channels = channels
-    width = config.embed_dim
+    width, frames = config.embed_dim, config.frame_count(samples)
     macs += frames * in_channels * width if config.projection else 0
     positions = frames + (config.positional_kernel + 1) % 2  # an even kernel computes one frame too many
     macs += positions * width * (width // config.positional_groups) * config.positional_kernel

@@ -160,7 +160,7 @@ class SpeechEncoder(nn.Module):
         if padded:
             waveforms = waveforms.masked_fill(~frame_mask(lengths, waveforms.shape[1]), 0.0)
         if self.config.normalize_waveform:
-            waveforms = normalize_waveforms(waveforms, lengths)
+            waveforms = normalize_waveforms(waveforms, lengths, self.config.normalize_eps)
         features = self.feature_extractor(waveforms, lengths if padded else None)
         return self.feature_projection(features), self.config.frame_count(lengths)
 

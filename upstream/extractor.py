@@ -12,14 +12,14 @@ def frame_mask(lengths: Tensor, frames: int) -> Tensor:
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
-def normalize_waveforms(waveforms: Tensor, lengths: Tensor) -> Tensor:
+def normalize_waveforms(waveforms: Tensor, lengths: Tensor, eps: float = 1e-7) -> Tensor:
     """Zero mean and unit variance over each wav's valid samples, zeros elsewhere; (batch, sample) both ways."""
     mask = frame_mask(lengths, waveforms.shape[1])
     count = lengths[:, None].to(waveforms.dtype)
     mean = waveforms.sum(dim=1, keepdim=True) / count  # padding is already zero
     centred = (waveforms - mean) * mask
     variance = centred.square().sum(dim=1, keepdim=True) / count
-    return centred / torch.sqrt(variance + 1e-7)
+    return centred / torch.sqrt(variance + eps)
 
 
 class ChannelGroupNorm(nn.GroupNorm):
@@ -91,6 +91,7 @@ class FeatureExtractor(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        self.frame_multiple = config.frame_multiple
         self.strides = [(kernel, stride) for _, kernel, stride in config.conv_layers]
         in_channels = 1
         self.conv_layers = nn.ModuleList()
@@ -106,6 +107,7 @@ class FeatureExtractor(nn.Module):
             lengths = None if lengths is None else (lengths - kernel) // stride + 1
             features = layer(features, lengths)
         features = features.transpose(1, 2)  # (batch, frame, channel)
+        features = features[:, : features.shape[1] - features.shape[1] % self.frame_multiple]
         return features if self.scale is None else features * self.scale
 
 

@@ -1,5 +1,6 @@
 """Reading files that may be damaged or hostile: size limits, no code, one sentence for what is wrong."""
 
+import argparse
 import json
 import pickle
 import zipfile
@@ -8,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -15,6 +17,15 @@ from ..errors import UserError
 
 MAX_TEXT_BYTES = 2**20  # configurations are a few kB
 MAX_PICKLE_BYTES = 2**26  # the part of a checkpoint that is not tensors
+ARCHIVE, PICKLE = b"PK\x03\x04", b"\x80"  # how what torch.save writes begins, now and formerly
+
+
+class Inert:
+    """Stands for a class whose instances old checkpoints carry along: it holds their attributes and does nothing."""
+
+
+# What fairseq's checkpoints hold beside tensors and plain containers.
+INERT_GLOBALS = [(Inert, "fairseq.data.dictionary.Dictionary"), (argparse.Namespace, "argparse.Namespace")]
 
 
 def read_text(path: Path) -> str:
@@ -68,6 +79,36 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a whole safetensors file ({_line(error)})") from None
 
 
+class _SafeLoader(yaml.SafeLoader):
+    """No tags beyond plain data, and no merge keys, which can grow exponentially."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.constructor.ConstructorError(
+                problem="merge keys are not supported", problem_mark=node.start_mark
+            )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping of plain data.
+
+    Raises:
+        UserError: what `read_text` refuses, tags, merge keys, and what is no YAML mapping.
+    """
+    text = read_text(path)
+    try:
+        values = yaml.load(text, Loader=_SafeLoader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}: not plain YAML ({_line(getattr(error, 'problem', None) or error)}{where})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not YAML of a configuration ({type(error).__name__})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds a {type(values).__name__}, not a mapping with keys")
+    return values
+
+
 def read_torch(path: Path) -> dict[str, Any]:
     """What `torch.save` wrote, tensors and plain containers only: no code in it is run.
 
@@ -75,12 +116,17 @@ def read_torch(path: Path) -> dict[str, Any]:
         UserError: missing, truncated, not a checkpoint, or with a pickle that asks for anything else.
     """
     try:
-        is_archive = zipfile.is_zipfile(path)
-        if is_archive:
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start != ARCHIVE and start[:1] != PICKLE:
+            raise UserError(f"{path}: not a PyTorch checkpoint, it begins with neither an archive nor a pickle")
+        if start == ARCHIVE:
             _check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(INERT_GLOBALS):
+            # mapped, so that a record shorter than its tensor claims is never read beyond the file
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=start == ARCHIVE)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: refused, its pickle is not weights only ({_line(error)})") from None
+        raise UserError(f"{path}: refused, its pickle is not weights only ({_reason(error)})") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except UserError:
@@ -111,6 +157,12 @@ def _check_archive(path: Path) -> None:
         raise UserError(f"{path}: refused, its archive claims more bytes than the file has")
 
 
-def _line(error: BaseException) -> str:
+def _reason(error: pickle.UnpicklingError) -> str:
+    """What torch's unpickler refused, without its advice on how to run the file nevertheless."""
+    lines = [line for line in str(error).splitlines() if "WeightsUnpickler error" in line]
+    return _line(lines[0].partition("WeightsUnpickler error:")[2] if lines else error)
+
+
+def _line(error: BaseException | str) -> str:
     """The gist of a library's message: its first line, short."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(". ")

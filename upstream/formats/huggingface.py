@@ -98,6 +98,7 @@ REQUIRED: Mapping[str, Any] = {
 # Our own keys in a config.json that we wrote: what the format itself cannot say.
 IDENTITY_PROJECTION = "identity_projection"
 NORMALIZE_WAVEFORM = "normalize_waveform"
+NORMALIZE_EPS = "normalize_eps"
 
 
 def matches(values: Mapping[str, Any]) -> bool:
@@ -160,6 +161,7 @@ def parse_config(values: Mapping[str, Any], normalize_waveform: bool, source: st
             "relative_max_distance": known["max_bucket_distance"],
             "layer_norm_eps": known["layer_norm_eps"],
             "normalize_waveform": normalize_waveform,
+            "normalize_eps": values.get(NORMALIZE_EPS, 1e-7),  # `transformers`' own
             "feature_dropout": known["feat_proj_dropout"],
             "hidden_dropout": known["hidden_dropout"],
             "attention_dropout": known["attention_dropout"],
@@ -244,7 +246,7 @@ def write(encoder: SpeechEncoder) -> tuple[dict[str, Any], dict[str, Any], dict[
     config = encoder.config
     _check_plain(config)
     state = TABLE.to_foreign(encoder.state_dict())
-    own: dict[str, Any] = {NORMALIZE_WAVEFORM: config.normalize_waveform}
+    own: dict[str, Any] = {NORMALIZE_WAVEFORM: config.normalize_waveform, NORMALIZE_EPS: config.normalize_eps}
     if not config.projection:
         own[IDENTITY_PROJECTION] = True
         state["feature_projection.projection.weight"] = eye(config.embed_dim)
@@ -303,6 +305,7 @@ def _check_plain(config: EncoderConfig) -> None:
         "its layers have different feed-forward widths": len(set(config.ffn_dims)) > 1 or not config.ffn_dims[0],
         "its heads are not embed_dim / num_heads wide": config.num_heads * config.head_dim != config.embed_dim,
         "its last convolution is scaled per channel": config.feature_scale,
+        "it drops frames beyond a multiple": config.frame_multiple != 1,
         "its layer norms count over pruned channels": bool(config.unpruned_channels),
         "it has no norm in front of the projection": not config.feature_norm and config.family != "hubert",
     }

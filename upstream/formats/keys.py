@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import EncoderConfig
 from ..encoder import SpeechEncoder
@@ -118,8 +118,8 @@ def listed(names: Iterable[str]) -> str:
 
 def _weight(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
     """`value` as a float32 tensor of its own memory; it may differ from `shape` by axes of length 1."""
-    if not isinstance(value, Tensor):
-        raise UserError(f"{what} is a {type(value).__name__}, not a tensor")
+    if type(value) not in (Tensor, nn.Parameter) or value.device.type != "cpu":  # a meta tensor has no values
+        raise UserError(f"{what} is a {type(value).__name__}, not a tensor with values")
     if value.layout != torch.strided or value.dtype not in WEIGHT_TYPES:
         allowed = ", ".join(str(kind).removeprefix("torch.") for kind in WEIGHT_TYPES)
         raise UserError(f"{what} holds {str(value.dtype).removeprefix('torch.')} values; allowed are dense {allowed}")

@@ -1,0 +1,199 @@
+"""fairseq's checkpoints of HuBERT, WavLM and wav2vec 2.0, and s3prl's conversions of them, without fairseq.
+
+fairseq writes {"model", "cfg" or "args", ...}, s3prl's converter {"model_weight", "model_cfg", "task_cfg", ...}, and
+WavLM's authors {"model", "cfg"} with a flat "cfg". The names of parameters and settings are the same in all, and in
+STaR's checkpoints too.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import BASE_CONV_LAYERS, EncoderConfig
+from ..encoder import SpeechEncoder
+from ..errors import UserError
+from .convolutions import parse_conv_layers
+from .keys import Key, KeyTable, build
+
+NAME = "fairseq or s3prl-converted .pt of HuBERT, WavLM and wav2vec 2.0"
+
+KEYS = (
+    Key("feature_extractor.conv_layers.#.0.*", "feature_extractor.conv_layers.#.conv.*"),
+    Key("feature_extractor.conv_layers.#.2.*", "feature_extractor.conv_layers.#.layer_norm.*"),  # group norm
+    Key("feature_extractor.conv_layers.#.2.1.*", "feature_extractor.conv_layers.#.layer_norm.*"),  # layer norm
+    Key("layer_norm.*", "feature_projection.layer_norm.*"),
+    Key("post_extract_proj.*", "feature_projection.projection.*"),
+    Key("encoder.pos_conv.0.bias", "positional.bias"),
+    Key("encoder.pos_conv.0.weight_g", "positional.weight_g"),
+    Key("encoder.pos_conv.0.weight_v", "positional.weight_v"),
+    Key("encoder.pos_conv.0.parametrizations.weight.original0", "positional.weight_g"),
+    Key("encoder.pos_conv.0.parametrizations.weight.original1", "positional.weight_v"),
+    Key("encoder.layer_norm.*", "layer_norm.*"),
+    Key("encoder.layers.0.self_attn.relative_attention_bias.weight", "relative_position.weight"),
+    Key("encoder.layers.#.self_attn.q_proj.*", "layers.#.attention.q_proj.*"),
+    Key("encoder.layers.#.self_attn.k_proj.*", "layers.#.attention.k_proj.*"),
+    Key("encoder.layers.#.self_attn.v_proj.*", "layers.#.attention.v_proj.*"),
+    Key("encoder.layers.#.self_attn.out_proj.*", "layers.#.attention.out_proj.*"),
+    Key("encoder.layers.#.self_attn.grep_linear.*", "layers.#.attention.gate.linear.*"),
+    Key("encoder.layers.#.self_attn.grep_a", "layers.#.attention.gate.constant", (1, -1, 1, 1)),
+    Key("encoder.layers.#.self_attn_layer_norm.*", "layers.#.attention_norm.*"),
+    Key("encoder.layers.#.fc1.*", "layers.#.feed_forward.intermediate.*"),
+    Key("encoder.layers.#.fc2.*", "layers.#.feed_forward.output.*"),
+    Key("encoder.layers.#.final_layer_norm.*", "layers.#.feed_forward_norm.*"),
+)
+
+# Heads of masked prediction and contrastive learning.
+TRAINING_KEYS = (
+    "mask_emb",
+    "final_proj.*",
+    "label_embs_concat",
+    "target_glu.**",
+    "quantizer.**",
+    "input_quantizer.**",
+    "project_q.*",
+    "project_inp.*",
+)
+
+TABLE = KeyTable(KEYS, TRAINING_KEYS)
+
+# What fairseq assumes where a configuration is silent.
+DEFAULTS: Mapping[str, Any] = {
+    "extractor_mode": "default",
+    "conv_feature_layers": BASE_CONV_LAYERS,
+    "conv_bias": False,
+    "conv_pos": 128,
+    "conv_pos_groups": 16,
+    "encoder_layers": 12,
+    "encoder_embed_dim": 768,
+    "encoder_ffn_embed_dim": 3072,
+    "encoder_attention_heads": 12,
+    "layer_norm_first": False,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "activation_dropout": 0.0,
+    "dropout_input": 0.0,
+    "crop_seq_to_multiple": 1,
+    "num_buckets": 320,
+    "max_distance": 1280,
+}
+
+# Settings of which the encoder has one form only. required_seq_len_multiple is not among them: it pads with masked
+# frames that no valid frame sees.
+REQUIRED: Mapping[str, tuple[Any, ...]] = {
+    "activation_fn": ("gelu",),
+    "layer_type": ("transformer",),
+    "pos_conv_depth": (1,),
+    "quantize_input": (False,),
+    "deep_norm": (False,),
+}
+
+EXTRACTORS = {"default": "group", "layer_norm": "layer"}
+
+
+def matches(content: Mapping[str, Any]) -> bool:
+    """Whether an opened checkpoint is one of these."""
+    return "model_weight" in content or ("model" in content and ("cfg" in content or "args" in content))
+
+
+def read(content: Mapping[str, Any], path: Path, model_config: Path | None) -> SpeechEncoder:
+    """The encoder of an opened checkpoint.
+
+    Raises:
+        UserError: an unsupported model or setting, and whatever is wrong with the weights.
+    """
+    if model_config is not None:
+        raise UserError(f"{path}: brings its own configuration; {model_config} has no use here")
+    settings, normalize = _settings(content, str(path))
+    if str(settings.get("_name", "")).endswith(("_ctc", "_seq2seq")) or "w2v_args" in settings:
+        raise UserError(f"{path}: a fine-tuned model; only the pre-trained ones are supported")
+    state = content.get("model_weight", content.get("model"))
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path}: its model is a {type(state).__name__}, not a dictionary of weights")
+    family = _family(settings, state)
+    return build(parse_settings(settings, family, normalize, str(path)), state, str(path), TABLE)
+
+
+def _settings(content: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], bool]:
+    """The model's settings and whether waveforms are normalised, from whichever place a writer chose."""
+    if "model_weight" in content:
+        model, task = content.get("model_cfg"), content.get("task_cfg")
+    else:
+        whole = content.get("cfg") or content.get("args")
+        whole = vars(whole) if hasattr(whole, "__dict__") else whole  # an argparse.Namespace
+        model, task = whole, whole
+        if isinstance(whole, Mapping) and isinstance(whole.get("model"), Mapping):
+            model, task = whole["model"], whole.get("task")
+    if not isinstance(model, Mapping):
+        raise UserError(f"{source}: its configuration is a {type(model).__name__}, not a dictionary of settings")
+    return model, isinstance(task, Mapping) and task.get("normalize") is True
+
+
+def _family(settings: Mapping[str, Any], state: Mapping[Any, Any]) -> str:
+    """WavLM has a table of relative positions; wav2vec 2.0 a quantizer, or says its name."""
+    if settings.get("relative_position_embedding") or has_relative_positions(state):
+        return "wavlm"
+    says_so = settings.get("_name", settings.get("arch")) == "wav2vec2"
+    return "wav2vec2" if says_so or any(str(key).startswith("quantizer.") for key in state) else "hubert"
+
+
+def has_relative_positions(state: Mapping[Any, Any]) -> bool:
+    return any(str(key).endswith("self_attn.relative_attention_bias.weight") for key in state)
+
+
+def parse_settings(settings: Mapping[str, Any], family: str, normalize: bool, source: str) -> EncoderConfig:
+    """fairseq's settings of a model as our configuration.
+
+    Raises:
+        UserError: a setting that the encoder does not have, or values that make no encoder.
+    """
+    for key, allowed in REQUIRED.items():
+        if key in settings and settings[key] not in allowed:
+            raise UserError(f"{source}: {key} is {settings[key]!r:.60}; only {allowed[0]!r} is supported")
+    known = {**DEFAULTS, **{key: settings[key] for key in DEFAULTS if settings.get(key) is not None}}
+    if known["extractor_mode"] not in EXTRACTORS:
+        allowed = ", ".join(EXTRACTORS)
+        raise UserError(f"{source}: extractor_mode is {known['extractor_mode']!r:.60}; allowed are {allowed}")
+    layers, heads, width = (
+        _counted(known, key, source) for key in ("encoder_layers", "encoder_attention_heads", "encoder_embed_dim")
+    )
+    if width % heads:
+        raise UserError(f"{source}: encoder_attention_heads ({heads}) does not divide encoder_embed_dim ({width})")
+    conv_layers = parse_conv_layers(known["conv_feature_layers"], source)
+    return EncoderConfig.from_dict(
+        {
+            "family": family,
+            "embed_dim": width,
+            "num_heads": heads,
+            "head_dim": width // heads,
+            "attention_heads": [list(range(heads))] * layers,
+            "ffn_dims": [known["encoder_ffn_embed_dim"]] * layers,
+            "conv_layers": conv_layers,
+            "conv_bias": known["conv_bias"],
+            "conv_norm": EXTRACTORS[known["extractor_mode"]],
+            "frame_multiple": known["crop_seq_to_multiple"],
+            "projection": conv_layers[-1][0] != width,  # fairseq has one only where the widths differ
+            "positional_kernel": known["conv_pos"],
+            "positional_groups": known["conv_pos_groups"],
+            "layer_norm_first": known["layer_norm_first"],
+            "normalize_waveform": normalize,
+            "normalize_eps": 1e-5,  # torch's layer norm over the whole waveform
+            "feature_dropout": known["dropout_input"],
+            "hidden_dropout": known["dropout"],
+            "attention_dropout": known["attention_dropout"],
+            "activation_dropout": known["activation_dropout"],
+            **(
+                {"relative_buckets": known["num_buckets"], "relative_max_distance": known["max_distance"]}
+                if family == "wavlm"
+                else {}
+            ),
+        },
+        source,
+    )
+
+
+def _counted(known: Mapping[str, Any], key: str, source: str) -> int:
+    """A number that sizes lists: checked before they are made."""
+    value = known[key]
+    if type(value) is not int or not 0 < value <= (2**16 if key == "encoder_embed_dim" else 1024):
+        raise UserError(f"{source}: {key} is {value!r:.60}, not a number of layers, heads or channels")
+    return value
