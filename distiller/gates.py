@@ -1,0 +1,190 @@
+"""Hard-concrete gates on a speech encoder's units: channels, heads, inner units, and whole sublayers.
+
+A gate multiplies what a unit hands on (Louizos et al. 2018, arXiv 1712.01312, section 2.2, as DPHuBERT uses it).
+Gates reach the encoder as hooks on its own modules, so that an encoder without gates has nothing to do with them,
+and an encoder with gates is that same encoder.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from upstream.attention import SelfAttention
+from upstream.config import EncoderConfig
+from upstream.encoder import EncoderLayer, EncoderOutput, FeedForward, SpeechEncoder
+from upstream.extractor import ConvLayer
+
+BETA = 2 / 3  # temperature
+LEFT, RIGHT = -0.1, 1.1  # the interval that the concrete variable is stretched to
+SHARPNESS = 0.8  # of the deterministic gates, Louizos' "magical number" in the public implementations
+CLOSED = BETA * math.log(-LEFT / RIGHT)  # log alpha at which a gate is open with probability one half
+SPREAD = 0.01  # standard deviation of log alpha at the start
+
+# what a gate is on -> the name of its units in figures and tables
+UNITS = {
+    "channels": "convolution channels",
+    "heads": "attention heads",
+    "ffn_units": "feed-forward units",
+    "attention": "attention sublayers",
+    "ffn": "feed-forward sublayers",
+}
+
+
+class Site(NamedTuple):
+    """Where a gate is: one of UNITS, and the index of its convolution or Transformer layer."""
+
+    unit: str
+    layer: int
+
+
+Values = dict[Site, Tensor]  # a number per unit of each site: gate values, or probabilities
+
+
+class HardConcrete(nn.Module):
+    """Gates in [0, 1] that are exactly 0 with a probability that gradients can move."""
+
+    def __init__(self, units: int, drop: float) -> None:
+        """
+        Args:
+            drop: the initial rate; log alpha starts around log((1 - drop) / drop).
+        """
+        super().__init__()
+        self.log_alpha = nn.Parameter(math.log((1 - drop) / drop) + SPREAD * torch.randn(units))
+        self.value: Tensor | None = None  # (unit,), while the encoder runs
+
+    def open_probability(self) -> Tensor:
+        """P(z > 0) of each unit, (unit,)."""
+        return torch.sigmoid(self.log_alpha - CLOSED)
+
+    def sample(self) -> Tensor:
+        """Training: sigmoid((log u - log(1 - u) + log alpha) / beta), stretched and clamped; (unit,)."""
+        tiny = torch.finfo(torch.float32).eps
+        noise = torch.empty_like(self.log_alpha).uniform_(tiny, 1 - tiny)
+        concrete = torch.sigmoid((noise.logit() + self.log_alpha) / BETA)
+        return (concrete * (RIGHT - LEFT) + LEFT).clamp(0, 1)
+
+    @torch.no_grad()
+    def deterministic(self, at_least: int = 0) -> Tensor:
+        """Evaluation: as many zeros as are expected, at the lowest log alpha, but `at_least` so many open; (unit,)."""
+        closed = round(self.log_alpha.numel() - float(self.open_probability().sum()))
+        value = torch.sigmoid(SHARPNESS * self.log_alpha / BETA)
+        lowest = self.log_alpha.argsort(stable=True)[: min(closed, self.log_alpha.numel() - at_least)]
+        return value.index_fill(0, lowest, 0.0)
+
+    # hooks: bound methods, so that a deep copy of the gated encoder has hooks on its own gates
+
+    def on_channels(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # (batch, channel, frame)
+        return output * self._current(output)[:, None]
+
+    def on_inputs(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:  # (batch, frame, unit x width)
+        value = self._current(inputs[0])
+        return (inputs[0] * value.repeat_interleave(inputs[0].shape[-1] // len(value)),)
+
+    def on_output(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # (batch, frame, channel)
+        return output * self._current(output)
+
+    def _current(self, states: Tensor) -> Tensor:
+        if self.value is None:
+            raise RuntimeError("a gated encoder runs through GatedEncoder.forward, which draws its gates")
+        return self.value.to(states.dtype)
+
+
+def gated_sites(config: EncoderConfig, units: Iterable[str]) -> dict[Site, int]:
+    """Every site of the chosen `units` in such an encoder, and how many units it has.
+
+    Without a projection behind it, the last convolution is as wide as the encoder and keeps its channels.
+    """
+    sites: dict[Site, int] = {}
+    convolutions = config.conv_layers if config.projection else config.conv_layers[:-1]
+    layers = list(zip(config.attention_heads, config.ffn_dims, strict=True))
+    if "channels" in units:
+        sites |= {Site("channels", index): layer[0] for index, layer in enumerate(convolutions)}
+    for unit, count in (("heads", lambda heads, _: len(heads or ())), ("ffn_units", lambda _, inner: inner or 0)):
+        if unit in units:
+            sites |= {Site(unit, index): count(*layer) for index, layer in enumerate(layers) if count(*layer)}
+    for unit, part in (("attention", 0), ("ffn", 1)):
+        if unit in units:
+            sites |= {Site(unit, index): 1 for index, layer in enumerate(layers) if layer[part]}
+    return sites
+
+
+class GatedEncoder(nn.Module):
+    """A speech encoder with gates: sampled once a forward pass in training, deterministic in evaluation."""
+
+    def __init__(self, encoder: SpeechEncoder, drops: dict[str, float]) -> None:
+        """
+        Args:
+            encoder: becomes part of this module, with hooks; its weights are trained along.
+            drops: for each unit that is gated (of UNITS) its initial drop rate.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.sites = gated_sites(encoder.config, drops)
+        self.gates = nn.ModuleList(HardConcrete(count, drops[site.unit]) for site, count in self.sites.items())
+        for site, gate in self.by_site().items():
+            _attach(gate, site, encoder)
+
+    @property
+    def config(self) -> EncoderConfig:
+        """The encoder's, as if nothing were pruned."""
+        return self.encoder.config
+
+    def by_site(self) -> dict[Site, HardConcrete]:
+        return dict(zip(self.sites, self.gates, strict=True))  # type: ignore[arg-type]  # ModuleList forgets the type
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None, attention_maps: bool = False) -> EncoderOutput:
+        """As `SpeechEncoder.forward`, under gates."""
+        return self.forward_with(self.draw(), waveforms, lengths, attention_maps)
+
+    def forward_with(
+        self, values: Values, waveforms: Tensor, lengths: Tensor | None = None, attention_maps: bool = False
+    ) -> EncoderOutput:
+        """As `forward`, under given gate values."""
+        try:
+            for site, gate in self.by_site().items():
+                gate.value = values[site]
+            return self.encoder(waveforms, lengths, attention_maps)
+        finally:  # no graph outlives the pass in an attribute: it could be neither copied nor freed
+            for gate in self.by_site().values():
+                gate.value = None
+
+    def draw(self) -> Values:
+        """Gate values of this mode: a sample in training, the fixed ones in evaluation."""
+        if not self.training:
+            return self.fixed()
+        return {site: gate.sample() for site, gate in self.by_site().items()}
+
+    def fixed(self) -> Values:
+        """The gate values that evaluation uses and a cut folds into the weights; every convolution keeps a channel."""
+        return {
+            site: gate.deterministic(at_least=int(site.unit == "channels")) for site, gate in self.by_site().items()
+        }
+
+    def probabilities(self) -> Values:
+        """P(z > 0) of every unit."""
+        return {site: gate.open_probability() for site, gate in self.by_site().items()}
+
+
+def _attach(gate: HardConcrete, site: Site, encoder: SpeechEncoder) -> None:
+    """Hook a gate to where its units hand on their output."""
+    if site.unit == "channels":
+        convolution = encoder.feature_extractor.conv_layers[site.layer]
+        convolution.register_forward_hook(gate.on_channels)
+        if encoder.config.conv_norm == "layer":
+            # A channel that is zero behind the layer norm only would still count in its statistics, and could not be
+            # cut without changing the others.
+            assert isinstance(convolution, ConvLayer)
+            convolution.conv.register_forward_hook(gate.on_channels)
+        return
+    layer = encoder.layers[site.layer]
+    assert isinstance(layer, EncoderLayer)
+    sublayer = layer.attention if site.unit in ("heads", "attention") else layer.feed_forward
+    assert isinstance(sublayer, SelfAttention | FeedForward)
+    linear = sublayer.out_proj if isinstance(sublayer, SelfAttention) else sublayer.output
+    if site.unit in ("heads", "ffn_units"):
+        linear.register_forward_pre_hook(gate.on_inputs)
+    else:
+        linear.register_forward_hook(gate.on_output)
