@@ -321,6 +321,23 @@ def test_interruption(
     assert not went_on
 
 
+def test_a_forked_data_loader_ends_quietly(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    statuses: list[int] = []
+
+    def fork(recipe: Recipe, output: Path) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if (child := os.fork()) == 0:
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+                os._exit(1)
+            statuses.append(os.waitpid(child, 0)[1])
+
+    use(monkeypatch, fork)
+    assert run.main(STAR) == 0
+    assert statuses == [0, 0]  # any other, and torch raises an error about it beside the interruption
+    assert capfd.readouterr().err == ""
+
+
 # --- dry run
 
 
