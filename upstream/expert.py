@@ -1,7 +1,6 @@
 """The s3prl upstream: a list of wavs in, hidden states out."""
 
 import difflib
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .checkpoint import load
-from .encoder import EncoderOutput, SpeechEncoder
+from .encoder import EncoderOutput
 from .errors import UserError
 from .extractor import frame_mask, normalize_waveforms
 
@@ -54,7 +53,7 @@ class UpstreamExpert(nn.Module):
         _check_options(options | {key: value for key, value in kwargs.items() if key != "refresh"})
         self.name = type(self).__name__
         self.states, self.padding = options["states"], options["padding"]
-        self.encoder = _open(ckpt, configuration)
+        self.encoder = load(ckpt, configuration)
 
     def get_downsample_rates(self, key: str = "hidden_states") -> int:
         """Samples per frame, the same for every key."""
@@ -102,23 +101,6 @@ class UpstreamExpert(nn.Module):
         features = encoder.feature_extractor(waveforms, None)  # every frame is a valid one to its group norm
         projected = encoder.feature_projection(features)
         return encoder.contextualize(projected, encoder.config.frame_count(lengths))
-
-
-def _open(ckpt: str | Path, configuration: Path | None) -> SpeechEncoder:
-    """`load`, with the configuration file where it looks for one: beside the checkpoint, under the same stem."""
-    ckpt = Path(ckpt)
-    if configuration is None or configuration == ckpt.with_suffix(configuration.suffix):
-        return load(ckpt)
-    if not ckpt.is_file():
-        raise UserError(f"{ckpt}: no such checkpoint file; model_config {configuration} goes with a single file")
-    with tempfile.TemporaryDirectory() as directory:
-        linked = Path(directory) / ckpt.name
-        linked.symlink_to(ckpt.resolve())
-        linked.with_suffix(".yaml").symlink_to(configuration.resolve())
-        try:
-            return load(linked)
-        except UserError as error:
-            raise UserError(str(error).replace(directory, str(ckpt.parent))) from None
 
 
 def _repeat_last_frame(states: Tensor, frame_lengths: Tensor) -> Tensor:

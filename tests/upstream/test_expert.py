@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -130,26 +131,41 @@ def test_options_come_through_s3prls_one_argument(tmp_path, student):
     assert parse_model_config(None) == (None, {})
 
 
-def test_a_configuration_elsewhere_is_put_beside_its_checkpoint(tmp_path, monkeypatch, tiny_encoder):
-    checkpoint, configuration = tmp_path / "run.ckpt", tmp_path / "elsewhere" / "star.yaml"
-    checkpoint.write_text("weights")
-    configuration.parent.mkdir()
-    configuration.write_text("distiller: {}")
-    opened = []
+FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
 
-    def load(path):
-        opened.append((path.read_text(), path.with_suffix(".yaml").read_text()))
-        if len(opened) > 1:
-            raise UserError(f"{path}: no key model")
-        return tiny_encoder()
 
-    monkeypatch.setattr("upstream.expert.load", load)
-    UpstreamExpert(checkpoint, configuration)
-    assert opened == [("weights", "distiller: {}")]
-    with pytest.raises(UserError, match=f"^{checkpoint}: no key model"):
-        UpstreamExpert(checkpoint, configuration)
-    with pytest.raises(UserError, match="no such checkpoint file"):
-        UpstreamExpert(tmp_path / "absent.ckpt", configuration)
+@pytest.mark.skipif(not FIXTURES.exists(), reason="the reference checkpoints are not there")
+@pytest.mark.parametrize(
+    ("file", "states"),
+    [
+        ("star_small.ckpt", "layers"),
+        ("star_small_proj.ckpt", "layers"),
+        ("dphubert_small.pth", "projected"),
+        ("dpwavlm_small.pth", "projected"),
+    ],
+)
+def test_published_features_are_reproduced(file, states):
+    reference = np.load((FIXTURES / file).with_suffix(".npz"))
+    wavs = [torch.from_numpy(reference[f"wav{index}"]) for index in range(3)]
+    frames = reference["frame_lengths"].tolist()
+    with torch.no_grad():
+        padded = UpstreamExpert(FIXTURES / file, states=states, padding="reference").eval()(wavs)["hidden_states"]
+        batch = UpstreamExpert(FIXTURES / file, states=states).eval()(wavs)["hidden_states"]
+    assert len(padded) == len(batch) == len(reference["hidden_states"])
+    for index, count in enumerate(frames):
+        single = reference[f"single{index}_hidden_states"]
+        for layer in range(len(padded)):
+            difference = padded[layer][index, :count].numpy() - reference["hidden_states"][layer][index, :count]
+            assert np.abs(difference).max() < 1e-4
+            assert np.abs(batch[layer][index, :count].numpy() - single[layer].reshape(count, -1)).max() < 1e-4
+
+
+@pytest.mark.skipif(not FIXTURES.exists(), reason="the reference checkpoints are not there")
+def test_a_configuration_may_lie_elsewhere(tmp_path):
+    shutil.copy(FIXTURES / "star_small.ckpt", tmp_path / "run.ckpt")
+    configuration = shutil.copy(FIXTURES / "star_small.yaml", tmp_path / "elsewhere.yaml")
+    model = UpstreamExpert(tmp_path / "run.ckpt", f"{configuration},states=all")
+    assert (model.states, model.encoder.config.embed_dim) == ("all", 48)
 
 
 def test_wrong_options_are_one_sentence(student, wavs):
