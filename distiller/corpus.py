@@ -1,0 +1,177 @@
+"""The corpus section of a recipe, and opening it: cuts to train on, cuts to validate on, and what was set aside.
+
+How cuts become batches is in `distiller.batching`, which also has `Batch`.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distiller.skipped import Skipped, SkippedLog, check_share
+from distiller.strict import require
+from upstream.errors import UserError
+
+if TYPE_CHECKING:  # Lhotse and torch are loaded when a corpus is opened, not when a recipe is read
+    from lhotse import CutSet
+    from lhotse.cut.data import DataCut
+
+__all__ = ["EMBEDDED", "Corpus", "CorpusConfig", "Skipped", "SkippedLog", "hours", "open_corpus"]
+
+EMBEDDED = "embedded"
+
+
+@dataclass
+class CorpusConfig:
+    """What to train on, and how it is cut into batches. Durations in seconds."""
+
+    path: str = EMBEDDED  # or a folder (LibriSpeech, any audio, Lhotse Shar), a Lhotse manifest, a list of these
+    subsets: list[str] = field(default_factory=list)  # folders or manifests in `path`; none: all of it
+    validation: list[str] = field(default_factory=list)  # subsets to validate on; none: hold out a share of the rest
+    validation_share: float = 0.02
+    min_seconds: float = 0.0  # utterances outside these bounds are left out
+    max_seconds: float | None = None  # never more than batch_seconds, whatever stands here
+    batch_seconds: float = 100.0  # most audio in a batch of one device, padding included
+    buckets: int = 20  # by duration
+    workers: int = 2  # processes that decode
+    max_skipped: float = 0.01  # share of undecodable utterances that stops the run
+
+    def validate(self) -> None:
+        """Raise UserError for a value that cannot be."""
+        require(bool(self.path), "corpus.path", self.path, f"a folder, a file, or {EMBEDDED}")
+        for key in ("subsets", "validation"):
+            names = getattr(self, key)
+            require(all(names) and len(set(names)) == len(names), f"corpus.{key}", names, "a list of different names")
+            require(not names or self.path != EMBEDDED, f"corpus.{key}", names, "empty when corpus.path is embedded")
+        both = sorted(set(self.subsets) & set(self.validation))
+        require(not both, "corpus.validation", self.validation, f"apart from corpus.subsets, which has {both} too")
+        require(
+            not self.validation or bool(self.subsets),
+            "corpus.subsets",
+            self.subsets,
+            "a list of what to train on when corpus.validation names subsets",
+        )
+        share = "a share above 0 and below 1"
+        require(0 < self.validation_share < 1, "corpus.validation_share", self.validation_share, share)
+        require(0 <= self.min_seconds < math.inf, "corpus.min_seconds", self.min_seconds, "a number of at least 0")
+        longest = math.inf if self.max_seconds is None else self.max_seconds
+        above = f"a number above corpus.min_seconds ({self.min_seconds:g})"
+        require(longest > self.min_seconds, "corpus.max_seconds", self.max_seconds, f"{above}, or null")
+        require(self.min_seconds < self.batch_seconds < math.inf, "corpus.batch_seconds", self.batch_seconds, above)
+        require(self.buckets >= 1, "corpus.buckets", self.buckets, "an integer of at least 1")
+        require(self.workers >= 0, "corpus.workers", self.workers, "an integer of at least 0")
+        require(0 <= self.max_skipped <= 1, "corpus.max_skipped", self.max_skipped, "a share from 0 to 1")
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest utterance that is used: a batch's, or max_seconds if that is less."""
+        return self.batch_seconds if self.max_seconds is None else min(self.max_seconds, self.batch_seconds)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An opened corpus; both sets are in memory, their order is fixed."""
+
+    train: "CutSet"
+    validation: "CutSet"
+    skipped: list[Skipped]  # unreadable headers, and clips shorter than one frame
+    too_short: int = 0  # utterances below min_seconds
+    too_long: int = 0  # utterances above max_seconds or batch_seconds
+
+
+def open_corpus(config: CorpusConfig, cache: Path | None = None, min_samples: int = 400) -> Corpus:
+    """Find the audio of a recipe, check its headers, and set aside what cannot be used.
+
+    Args:
+        cache: folder for the outcome of the scan, so that the next start need not scan; None: write nothing.
+        min_samples: at 16 kHz, the least that gives a frame.
+
+    Raises:
+        UserError: no such corpus or subset, no audio in it, no permission, none within the bounds on duration, or more
+            than max_skipped of it unreadable.
+    """
+    from lhotse import CutSet
+
+    train, validation, skipped = _embedded() if config.path == EMBEDDED else _scanned(config, cache)
+    train, validation = _whole(train, skipped, min_samples), _whole(validation, skipped, min_samples)
+    _check_skipped(config, skipped, len(train) + len(validation))
+    durations = [cut.duration for cut in train + validation]
+    train, validation = (
+        [cut for cut in cuts if config.min_seconds <= cut.duration <= config.longest] for cuts in (train, validation)
+    )
+    if not config.validation and config.path != EMBEDDED:
+        train, validation = _hold_out(train, config.validation_share)
+    if not train or not validation:
+        raise UserError(
+            f"{config.path} has too little to train and validate on: {len(train)} and {len(validation)} of its "
+            f"{len(durations)} utterances ({min(durations):.3g} to {max(durations):.3g} s long) last "
+            f"from {config.min_seconds:g} to {config.longest:g} s (corpus.min_seconds, .max_seconds, .batch_seconds)"
+        )
+    return Corpus(
+        CutSet.from_cuts(train),
+        CutSet.from_cuts(validation),
+        skipped,
+        too_short=sum(duration < config.min_seconds for duration in durations),
+        too_long=sum(duration > config.longest for duration in durations),
+    )
+
+
+def hours(cuts: "CutSet") -> float:
+    """Hours of audio."""
+    return math.fsum(cut.duration for cut in list(cuts)) / 3600
+
+
+def _embedded() -> "tuple[list[DataCut], list[DataCut], list[Skipped]]":
+    from distiller.synthesis import load_split
+
+    return list(load_split("train")), list(load_split("validation")), []
+
+
+def _scanned(config: CorpusConfig, cache: Path | None) -> "tuple[list[DataCut], list[DataCut], list[Skipped]]":
+    """The cuts of the subsets to train and to validate on, and what of either has no readable header."""
+    from distiller.scanning import locate, scan_cached
+
+    path = Path(config.path).expanduser().absolute()
+    root, sources = locate(path, config.subsets + config.validation)
+    scans = [scan_cached(source, root, cache) for source in sources]
+    of_train = len(sources) - len(config.validation)
+    train = [cut for cuts, _ in scans[:of_train] for cut in cuts]
+    validation = [cut for cuts, _ in scans[of_train:] for cut in cuts]
+    return train, validation, [row for _, rows in scans for row in rows]
+
+
+def _whole(cuts: "list[DataCut]", skipped: list[Skipped], min_samples: int) -> "list[DataCut]":
+    """The cuts that have a frame; the others are added to `skipped`."""
+    from distiller.decoding import SAMPLE_RATE, source_path, too_few
+
+    kept = []
+    for cut in cuts:
+        samples = math.ceil(cut.duration * SAMPLE_RATE - 1e-6)
+        if samples < min_samples:
+            skipped.append(Skipped(source_path(cut), too_few(samples, min_samples)))
+        else:
+            kept.append(cut)
+    return kept
+
+
+def _check_skipped(config: CorpusConfig, skipped: list[Skipped], usable: int) -> None:
+    if not skipped:
+        return
+    first = f"the first is {skipped[0].path} ({skipped[0].reason})"
+    if not usable:
+        raise UserError(f"none of the {len(skipped)} utterances of {config.path} can be used; {first}")
+    check_share(len(skipped), usable + len(skipped), config.max_skipped, first)
+
+
+def _hold_out(cuts: "list[DataCut]", share: float) -> "tuple[list[DataCut], list[DataCut]]":
+    """What is left, and about `share` of the cuts but at least one.
+
+    The ids decide, each on its own: files that come or go move no others.
+    """
+
+    def position(cut: "DataCut") -> float:
+        return int.from_bytes(hashlib.sha256(cut.id.encode()).digest()[:8]) / 2**64  # uniform over [0, 1)
+
+    bound = max(share, min(map(position, cuts), default=0.0))
+    return [cut for cut in cuts if position(cut) > bound], [cut for cut in cuts if position(cut) <= bound]
