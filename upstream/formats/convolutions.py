@@ -24,8 +24,9 @@ def parse_conv_layers(value: Any, source: str) -> Layers:
     """
     if isinstance(value, str):
         return _Parser(value, source).parse()
-    triples = [tuple(layer) if isinstance(layer, (list, tuple)) else () for layer in value or ()]
-    if not triples or not all(len(layer) == 3 and all(type(number) is int for number in layer) for layer in triples):
+    rows = value if isinstance(value, (list, tuple)) else ()
+    triples = [tuple(layer) if isinstance(layer, (list, tuple)) else () for layer in rows]
+    if not 0 < len(triples) <= MAX_LAYERS or not all(len(layer) == 3 and all(type(number) is int for number in layer) for layer in triples):
         raise UserError(f"{source}: conv_feature_layers is {value!r:.80}, not a list of (channels, kernel, stride)")
     return triples  # type: ignore[return-value]  # checked just above
 
@@ -41,7 +42,7 @@ class _Parser:
         while at < len(text) <= MAX_TEXT:
             match = _TOKEN.match(text, at)
             if match is None:
-                raise self._error(f"'{text[at : at + 10]}' is not part of one")
+                raise self._error(f"'{text[at : at + 10].strip()}' is not part of one")
             self.tokens.append(int(match[1]) if match[1] else match[2])
             at = match.end()
         if len(text) > MAX_TEXT:
