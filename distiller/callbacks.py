@@ -156,6 +156,10 @@ class StepBar(TQDMProgressBar):
         super().__init__(refresh_rate=5)
         self.rate = 0.0
 
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer, *_)
+        self.train_progress_bar.set_description("training")  # the stream's epochs are not Lightning's
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Window, batch_idx: int
     ) -> None:

@@ -64,7 +64,7 @@ def phone_accuracy(output: Path, probe: dict[str, dict[str, Any]]) -> None:
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize="small", ncols=2, loc="lower right")
+    figure.legend(frameon=False, fontsize="small", ncols=5, loc="outside lower center")
     save_figure(figure, output / "phones.png")
 
 

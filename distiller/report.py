@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -17,19 +18,20 @@ from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
 
 TEN_SECONDS = 160_000
+FIGURES = ("loss.png", "phones.png")
 ROWS = {
-    "filterbank": "log-mel filterbank",
-    "stacked_filterbank": f"log-mel stacked over ±{CONTEXT} frames",
+    "filterbank": "log-mel",
+    "stacked_filterbank": f"log-mel, ±{CONTEXT} frames",
     "random": "random student",
     "teacher": "teacher",
-    "student": "student",
+    "student": "{objective} student",
 }
-COLUMNS = {
+COLUMNS = {  # accuracies in percent
     "phone": "phones",
-    "phone_unseen": "phones, unseen speakers",
-    "phone_best": "phones, best layer",
+    "phone_unseen": "unseen speakers",
+    "phone_best": "best layer",
     "speaker": "speakers",
-    "speaker_best": "speakers, best layer",
+    "speaker_best": "best layer",
 }
 
 
@@ -81,46 +83,37 @@ def finish(output: Path, result: dict[str, Any]) -> None:
 def print_report(output: Path) -> None:
     """The table of a finished run, where everything is, and what to try next."""
     result = json.loads((output / "report.json").read_text())
-    console = Console(soft_wrap=False)
     if "probe" in result:
-        console.print(_probe_table(result))
+        Console(width=100).print(_probe_table(result))
     held_out = result["losses"].get("held_out", {}).get("loss")
-    console.print(
-        f"{result['parameters']:,} parameters, {result['macs_10s'] / 1e9:.2f} G MACs for 10 s, "
-        f"{result['seconds']:.0f} s, peak {result['peak_rss_mb']} MB"
-        + (f", held-out loss {held_out:.4g}" if held_out is not None else "")
-        + (f", {result['skipped']} files skipped ({output / 'skipped.csv'})" if result["skipped"] else ""),
-        highlight=False,
-    )
-    figures = ", ".join(name for name in ("loss.png", "phones.png") if (output / name).exists())
-    console.print(
-        f"\nStudent  {output / 'student'}\nFigures  {figures} in {output}\nNumbers  {output / 'report.json'}",
-        highlight=False,
-    )
-    lines = [
-        "\nNext",
-        f"  python -c \"from upstream.checkpoint import load; print(load('{output / 'student'}'))\"",
-        f"  python distiller/run.py --method {result['recipe']['method']} --output {output}-raw objective.scaling=none",
+    facts = [
+        f"{result['parameters']:,} parameters",
+        f"{result['macs_10s'] / 1e9:.2f} G MACs for 10 s",
+        f"{result['seconds']:.0f} s",
+        f"peak {result['peak_rss_mb']} MB",
     ]
-    console.print("\n".join(lines), highlight=False, markup=False)
+    facts += [] if held_out is None else [f"held-out loss {held_out:.4g}"]
+    facts += [f"{result['skipped']} files skipped, see {output / 'skipped.csv'}"] if result["skipped"] else []
+    figures = ", ".join(name for name in FIGURES if (output / name).exists())
+    print(", ".join(facts))
+    print(f"\nStudent  {output / 'student'}\nFigures  {figures} in {output}\nNumbers  {output / 'report.json'}")
+    print(f"""
+Next
+  python -c "from upstream.checkpoint import load; print(load('{output / "student"}'))"
+  python distiller/run.py --method {result["recipe"]["method"]} --output {output}-raw objective.scaling=none""")
 
 
 def _probe_table(result: dict[str, Any]) -> Table:
-    table = Table(title="Linear probe, accuracy in percent (last layer unless said)")
+    table = Table(title="Linear probe, accuracy in percent; last layer unless said", box=box.SIMPLE_HEAD)
     table.add_column("")
     for title in COLUMNS.values():
         table.add_column(title, justify="right")
     for key, row in result["probe"].items():
-        title = (
-            ROWS[key].replace("student", f"{result['recipe']['objective']['name']} student")
-            if key == "student"
-            else ROWS[key]
-        )
+        title = ROWS[key].format(objective=result["recipe"]["objective"]["name"])
         table.add_row(title, *(f"{row[column]:.1f}" for column in COLUMNS))
-    kept = result["retention"]
-    shares = [f"{kept[column]:.2f}" if kept.get(column) is not None else "" for column in COLUMNS]
+    kept = (result["retention"].get(column) for column in COLUMNS)
     table.add_section()
-    table.add_row("retention", *shares)
+    table.add_row("retention", *("" if share is None else f"{share:.2f}" for share in kept))
     return table
 
 

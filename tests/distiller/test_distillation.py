@@ -22,7 +22,7 @@ def tiny(kind: str, width: int, seed: int, path: Path) -> PreTrainedModel:
     """A random model of three layers, saved at `path` as transformers saves it."""
     torch.manual_seed(seed)
     shape = {"hidden_size": width, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 2 * width}
-    quiet = {name: 0.0 for name in ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")}
+    quiet = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
     config, model = {"hubert": (HubertConfig, HubertModel), "wavlm": (WavLMConfig, WavLMModel)}[kind]
     network = model(config(**shape, **CONV, **quiet, layerdrop=0.0)).eval()
     network.save_pretrained(path)
