@@ -4,7 +4,6 @@ The order is a function of (seed, epoch) and of the corpus and batch settings, w
 known without reading audio, so that a run continues exactly where it stopped.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,13 +15,12 @@ from lhotse.cut.data import DataCut
 from lhotse.dataset.sampling import DynamicBucketingSampler
 from lhotse.dataset.sampling.dynamic_bucketing import FixedBucketBatchSizeConstraint, estimate_duration_buckets
 from lhotse.utils import fastcopy
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
 from distiller.decoding import Undecodable, decode, source_path
+from distiller.progress import progress
 from distiller.skipped import Skipped
 from upstream.errors import UserError
 
@@ -150,7 +148,7 @@ class WindowSampler(Sampler[WindowPlan]):
         order = random.permutation(len(self.cuts))
         return iter(
             DynamicBucketingSampler(
-                (fastcopy(self.cuts[index]) for index in order),  # copies, because Lhotse writes on what it yields
+                (_copy(self.cuts[index]) for index in order),
                 constraint=self.constraint,
                 duration_bins=self.bounds,
                 shuffle=True,
@@ -163,10 +161,14 @@ class WindowSampler(Sampler[WindowPlan]):
         )
 
 
+def _copy(cut: DataCut) -> DataCut:
+    """Lhotse writes into `custom` of what it yields."""
+    return fastcopy(cut, custom=None if cut.custom is None else dict(cut.custom))
+
+
 def windows_per_epoch(sampler: WindowSampler) -> int:
     """Windows of epoch 0; later epochs differ by a few. Reads no audio, but takes seconds for 280,000 utterances."""
-    console, shown = Console(stderr=True), sys.stderr.isatty()
-    return sum(1 for _ in track(sampler.windows(0), "Planning", console=console, transient=True, disable=not shown))
+    return sum(1 for _ in progress(sampler.windows(0), "Planning an epoch"))
 
 
 class AudioDataset(Dataset[Window]):

@@ -1,11 +1,7 @@
 """Audio files to 16 kHz mono samples, or the reason why not."""
 
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import gcd
-from typing import TextIO
 
 import numpy as np
 import torch
@@ -15,6 +11,8 @@ from lhotse.utils import fastcopy
 from scipy.signal import resample_poly
 from soundfile import LibsndfileError
 from torch import Tensor
+
+from distiller.progress import quiet_stderr
 
 SAMPLE_RATE = 16_000
 TOLERANCE = 0.025  # seconds by which a file's samples may differ from what its header or manifest says
@@ -106,17 +104,3 @@ def _in_memory(cut: DataCut) -> DataCut:
         data = archive.read(span["size"])
     source = fastcopy(sources(cut)[0], type="memory", source=data)
     return fastcopy(cut, recording=fastcopy(cut.recording, sources=[source]))
-
-
-@contextmanager
-def quiet_stderr() -> Iterator[TextIO]:
-    """Silence what C libraries print (libmpg123 on damaged files); yields the real stderr for a progress bar."""
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        with os.fdopen(saved, "w", closefd=False) as stderr:
-            yield stderr
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)

@@ -22,11 +22,10 @@ from lhotse.cut.data import DataCut
 from lhotse.lazy import LazyManifestIterator
 from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
-from rich.console import Console
-from rich.progress import track
 
-from distiller.decoding import quiet_stderr, reason, sources
+from distiller.decoding import reason, sources
 from distiller.files import write_with
+from distiller.progress import progress, quiet_stderr
 from distiller.skipped import Skipped, locked, read_skipped, write_skipped
 from upstream.errors import UserError
 
@@ -90,8 +89,14 @@ def scan_cached(source: Path, root: Path, cache: Path | None) -> tuple[list[Data
         if not manifest.exists():
             cuts, skipped = scan(source, root)
             write_skipped(unreadable, skipped)
-            write_with(manifest, CutSet.from_cuts(cuts).to_file)  # last: it says that the scan is complete
-    return list(CutSet.from_jsonl(manifest)), read_skipped(unreadable)
+            write_with(manifest, lambda path: _write_cuts(path, cuts))  # last: it says that the scan is complete
+    return list(progress(LazyManifestIterator(manifest), f"Reading {manifest.name}")), read_skipped(unreadable)
+
+
+def _write_cuts(path: Path, cuts: list[DataCut]) -> None:
+    with CutSet.open_writer(path) as writer:
+        for cut in progress(cuts, f"Writing {path.name}", len(cuts)):
+            writer.write(cut)
 
 
 def scan(source: Path, root: Path) -> tuple[list[DataCut], list[Skipped]]:
@@ -146,8 +151,7 @@ def _audio_files(folder: Path) -> list[Path]:
 def _in_threads(examine: Callable[[Any], Item], items: list[Any], title: str) -> list[Item]:
     with quiet_stderr() as stderr, ThreadPool(THREADS) as pool:
         results = pool.imap(examine, items, chunksize=max(1, min(64, len(items) // THREADS)))
-        console = Console(file=stderr)
-        return list(track(results, title, len(items), console=console, transient=True, disable=not stderr.isatty()))
+        return list(progress(results, title, len(items), stderr))
 
 
 def _file(path: Path, root: Path) -> DataCut | Skipped:

@@ -2,9 +2,8 @@
 
 import csv
 import fcntl
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -69,14 +68,13 @@ def locked(directory: Path) -> Iterator[None]:
     """One process at a time in `directory`; the system lets go of the lock however the process ends."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY)
+        file = (directory / ".lock").open("w")
     except OSError as error:
-        raise UserError(f"{directory} cannot be used: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        raise UserError(f"{directory} cannot be written: {error.strerror}") from error
+    with file:
+        with suppress(OSError):  # a file system without locks: at worst the same work is done twice
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 class SkippedLog:

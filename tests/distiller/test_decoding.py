@@ -1,15 +1,12 @@
 """Any file becomes 16 kHz mono, or a reason why it cannot."""
 
-import os
-import sys
-
 import numpy as np
 import pytest
 import soundfile
 import torch
 from lhotse import AudioSource, CutSet, Recording
 
-from distiller.decoding import SAMPLE_RATE, Undecodable, decode, quiet_stderr
+from distiller.decoding import SAMPLE_RATE, Undecodable, decode
 from distiller.scanning import scan
 
 FORMATS = {
@@ -147,18 +144,6 @@ def test_nothing_of_the_decoders_reaches_stderr(tmp_path, capfd):
     with pytest.raises(Undecodable):
         decode(cut_of(path))
     assert capfd.readouterr().err == ""
-
-
-def test_quiet_stderr_gives_stderr_back(capfd):
-    with quiet_stderr() as stderr:
-        os.write(2, b"hidden")
-        stderr.write("shown")
-    os.write(2, b" again")
-    assert capfd.readouterr().err == "shown again"
-    with pytest.raises(KeyError), quiet_stderr():
-        raise KeyError
-    print("back", file=sys.stderr)
-    assert capfd.readouterr().err == "back\n"
 
 
 def test_a_cut_survives_a_manifest(tmp_path):

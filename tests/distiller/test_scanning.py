@@ -285,7 +285,7 @@ def test_the_cache_knows_its_source(tmp_path):
 def test_an_interrupted_scan_leaves_no_manifest(tmp_path, monkeypatch):
     write(tmp_path / "data/a.wav")
     with monkeypatch.context() as patch:
-        patch.setattr(CutSet, "to_file", lambda self, path: Path(path).write_bytes(b"half") and 1 / 0)
+        patch.setattr(scanning, "_write_cuts", lambda path, cuts: path.write_bytes(b"half") and 1 / 0)
         with pytest.raises(ZeroDivisionError):
             scan_cached(tmp_path / "data", tmp_path / "data", tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.jsonl*"))

@@ -89,5 +89,5 @@ def test_counts_go_into_checkpoints(tmp_path):
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file cannot be used: "):
+    with pytest.raises(UserError, match="file cannot be written: "):
         append_skipped(tmp_path / "file/skipped.csv", [("a", "r")])
