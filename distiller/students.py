@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from distiller.strict import one_of, require
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
@@ -57,18 +58,17 @@ class NarrowConfig:
 
     def validate(self) -> None:
         """Raises UserError on a value that no student can have."""
-        sizes = (*SIZES, "teacher")
-        if self.size not in sizes:
-            raise UserError(f"student.size is '{self.size}'; allowed are {', '.join(sizes)}")
-        if self.initialization not in INITIALIZATIONS:
-            raise UserError(f"student.initialization is '{self.initialization}'; allowed are {', '.join(INITIALIZATIONS)}")
-        if self.initialization == "teacher" and self.size != "teacher":
-            raise UserError(f"student.initialization=teacher needs the teacher's widths: student.size=teacher, not {self.size}")
-        if self.layers is not None and self.layers < 1:
-            raise UserError(f"student.layers is {self.layers}; at least 1 is needed")
+        for key, allowed in (("size", (*SIZES, "teacher")), ("initialization", INITIALIZATIONS)):
+            value = getattr(self, key)
+            require(value in allowed, f"student.{key}", value, one_of(value, allowed))
+        if self.initialization == "teacher":
+            require(
+                self.size == "teacher", "student.size", self.size, "teacher where student.initialization is teacher"
+            )
+        require(self.layers is None or self.layers >= 1, "student.layers", self.layers, "an integer of at least 1")
         for key in ("dropout", "feature_dropout"):
-            if not 0 <= getattr(self, key) < 1:
-                raise UserError(f"student.{key} is {getattr(self, key)}; a probability below 1 is needed")
+            value = getattr(self, key)
+            require(0 <= value < 1, f"student.{key}", value, "a probability below 1")
 
 
 def narrow_config(student: NarrowConfig, teacher: EncoderConfig) -> EncoderConfig:

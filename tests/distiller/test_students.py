@@ -57,11 +57,11 @@ def test_from_the_teachers_lowest_layers() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"size": "XL"}, "student.size is 'XL'; allowed are base, L, S, XS, embedded, teacher"),
-        ({"initialization": "teacher"}, "needs the teacher's widths: student.size=teacher, not base"),
-        ({"initialization": "zero"}, "student.initialization is 'zero'; allowed are random, teacher"),
-        ({"dropout": 1.0}, "student.dropout is 1.0"),
-        ({"layers": 0}, "student.layers is 0"),
+        ({"size": "XL"}, "student.size is 'XL', but it must be one of base, L, S, XS, embedded, teacher"),
+        ({"initialization": "teacher"}, "student.size is 'base', but it must be teacher"),
+        ({"initialization": "zero"}, "student.initialization is 'zero', but it must be one of random, teacher"),
+        ({"dropout": 1.0}, r"student.dropout is 1.0"),
+        ({"layers": 0}, r"student.layers is 0"),
     ],
 )
 def test_impossible_values(values: dict, sentence: str) -> None:
