@@ -62,9 +62,7 @@ class NarrowConfig:
             value = getattr(self, key)
             require(value in allowed, f"student.{key}", value, one_of(value, allowed))
         if self.initialization == "teacher":
-            require(
-                self.size == "teacher", "student.size", self.size, "teacher where student.initialization is teacher"
-            )
+            require(self.size == "teacher", "student.size", self.size, "teacher when student.initialization is")
         require(self.layers is None or self.layers >= 1, "student.layers", self.layers, "an integer of at least 1")
         for key in ("dropout", "feature_dropout"):
             value = getattr(self, key)

@@ -10,6 +10,7 @@ from .errors import UserError
 FAMILIES = ("hubert", "wav2vec2", "wavlm")
 CONV_NORMS = ("group", "layer")
 SAMPLE_RATE = 16_000
+UNNAMED = "the encoder configuration"  # what an error names where no file is known
 
 # Convolutions of the Base and Large models alike: (channels, kernel, stride), 320 samples a frame.
 BASE_CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
@@ -91,7 +92,7 @@ class EncoderConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str = "the configuration") -> "EncoderConfig":
+    def from_dict(cls, values: Mapping[str, Any], source: str = UNNAMED) -> "EncoderConfig":
         """Build from parsed JSON.
 
         Raises:
@@ -106,12 +107,13 @@ class EncoderConfig:
         missing = [key for key in required if key not in values]
         if missing:
             raise UserError(f"{source}: missing key{'s' * (len(missing) > 1)} {', '.join(missing)}")
-        return cls(
-            **{
-                key: _typed(key, value, getattr(known[key].type, "__name__", ""), source)
-                for key, value in values.items()
-            }
-        )
+        typed = {
+            key: _typed(key, value, getattr(known[key].type, "__name__", ""), source) for key, value in values.items()
+        }
+        try:
+            return cls(**typed)
+        except UserError as error:
+            raise UserError(str(error).replace(UNNAMED, source, 1)) from None
 
 
 def _typed(key: str, value: Any, kind: str, source: str) -> Any:
@@ -145,7 +147,7 @@ def _typed(key: str, value: Any, kind: str, source: str) -> Any:
 def _check_values(config: EncoderConfig) -> None:
     def require(holds: bool, key: str, allowed: str) -> None:
         if not holds:
-            raise UserError(f"encoder configuration: {key} is {getattr(config, key)!r:.80}; {allowed}")
+            raise UserError(f"{UNNAMED}: {key} is {getattr(config, key)!r:.80}; {allowed}")
 
     require(config.family in FAMILIES, "family", f"allowed are {', '.join(FAMILIES)}")
     require(config.conv_norm in CONV_NORMS, "conv_norm", f"allowed are {', '.join(CONV_NORMS)}")

@@ -23,7 +23,8 @@ from pathlib import Path
 import soundfile
 from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
-from rich.progress import Progress
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from distiller.synthesis.espeak import SAMPLE_RATE, Phone, Synthesizer
 from distiller.synthesis.utterances import Utterance, render
@@ -53,6 +54,7 @@ def synthesise(
     Raises:
         UserError: the directory cannot be written, or espeakng-loader is missing.
     """
+    directory = directory.absolute()
     parts = [utterances[first : first + shard_size] for first in range(0, len(utterances), shard_size)]
     shards = {directory / f"{index:05d}-{_digest(part)}": part for index, part in enumerate(parts)}
     if not all(shard.is_dir() for shard in shards):
@@ -70,7 +72,7 @@ def _make(shards: dict[Path, Sequence[Utterance]], progress: bool, workers: int 
         idle: queue.SimpleQueue[Synthesizer] = queue.SimpleQueue()
         for _ in range(workers):
             idle.put(stack.enter_context(Synthesizer()))
-        bar = stack.enter_context(Progress(transient=True, disable=not progress))
+        bar = stack.enter_context(_progress(progress))
         name = next(iter(shards)).parent.name
         task = bar.add_task(f"Synthesising {name}", total=sum(map(len, shards.values())))
         pool = stack.enter_context(ThreadPoolExecutor(workers))
@@ -89,6 +91,12 @@ def _make(shards: dict[Path, Sequence[Utterance]], progress: bool, workers: int 
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _progress(wanted: bool) -> Progress:
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not (wanted and console.is_terminal))
 
 
 def _recorded(

@@ -49,7 +49,7 @@ def load_split(
     Args:
         name: a key of SPLITS.
         utterances: take this many instead of the split's own number; more utterances extend fewer.
-        progress: show a bar on stderr while synthesising.
+        progress: show a bar while synthesising, where stderr is a terminal.
         workers: processes that speak; one per processor when None.
 
     Raises:

@@ -159,8 +159,8 @@ def _check_archive(path: Path) -> None:
 
 def _reason(error: pickle.UnpicklingError) -> str:
     """What torch's unpickler refused, without its advice on how to run the file nevertheless."""
-    lines = [line for line in str(error).splitlines() if "WeightsUnpickler error" in line]
-    return _line(lines[0].partition("WeightsUnpickler error:")[2] if lines else error)
+    lines = [line for line in str(error).splitlines() if "GLOBAL" in line or "WeightsUnpickler error" in line]
+    return _line(lines[0].removeprefix("\tWeightsUnpickler error: ") if lines else error)
 
 
 def _line(error: BaseException | str) -> str:
