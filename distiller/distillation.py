@@ -71,7 +71,7 @@ def distil(recipe: Recipe, output: Path) -> None:
     untrained = copy.deepcopy(student)
     objective = build(recipe.objective, teacher.config, student.config)
     corpus = open_corpus(recipe.corpus, output / "corpus", min_samples=teacher.config.min_samples)
-    skipped = SkippedLog(output / "skipped.csv", recipe.corpus.max_skipped)
+    skipped = SkippedLog(output / "skipped.csv", recipe.corpus.max_skipped, corpus.skipped)
     module = Distillation(teacher, student, objective, recipe)
 
     def windows(rank: int, world_size: int) -> WindowSampler:
