@@ -8,6 +8,7 @@ interruption, it continues.
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distiller.batching import AudioDataset, Batch, WindowSampler
+from distiller.corpus import hours
 from distiller.loop import fit
 from distiller.objectives import Term
+from distiller.probe import CONTEXT, Probe, encoder_layers, filterbank
 from distiller.recipe import OptimizerConfig, TrainerConfig
 from distiller.synthesis import PHONES, load_split, phone_targets, speaker_of
 from distiller.training import WindowTraining
@@ -86,6 +89,37 @@ def span_mask(valid: Tensor, span: int, starts: float) -> Tensor:
     return (covered > 0) & valid
 
 
+def teacher_card(steps: int, seconds: float, hours_of_audio: float, probe: dict[str, dict[str, Any]]) -> str:
+    """README.md of the teacher: what it is for, what it was trained on, how long, and what it holds."""
+    teacher, stacked = probe["teacher"], probe["stacked_filterbank"]
+    rows = [
+        f"| F^{layer} | {phone:.1f} | {unseen:.1f} | {speaker:.1f} |"
+        for layer, (phone, unseen, speaker) in enumerate(
+            zip(*(teacher["layers"][key] for key in ("phone", "phone_unseen", "speaker")), strict=True), start=1
+        )
+    ]
+    return f"""# The embedded teacher
+
+A HuBERT of 6 layers x 192 and 2,308,160 parameters, so that `python distiller/run.py --method star` needs no
+download. It is for trying the machinery, for tests and for demonstrations. It has heard synthetic speech only: it
+says nothing about real speech, and no result on it says anything about the papers.
+
+Trained by `distiller/pretraining.py`: masked prediction on {hours_of_audio:.1f} h of the embedded corpus (split
+`pretrain`), {steps} steps, {seconds / 60:.0f} min on a processor shared with other work. Its targets were the
+synthesiser's own phone labels ({len(PHONES)} classes every 20 ms), not k-means units, and the speaker from layer
+{SPEAKER_LAYER}'s mean. Weights are stored as fp16.
+
+Linear probe on splits that it was not trained on, accuracy in percent:
+
+| | phones | phones, unseen speakers | speakers |
+|---|---|---|---|
+| log-mel, stacked | {stacked["phone"]:.1f} | {stacked["phone_unseen"]:.1f} | {stacked["speaker"]:.1f} |
+{chr(10).join(rows)}
+
+Licence: Apache-2.0, as the repository. The synthesiser (libespeak-ng, GPL-3) is no part of the weights.
+"""
+
+
 def main() -> None:
     """Train, then write OUTPUT/teacher with its weights as fp16."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -106,8 +140,12 @@ def main() -> None:
 
     trainer = TrainerConfig(steps=options.steps, accelerator=options.accelerator, checkpoint_every=200)
     if fit(module, AudioDataset(cuts, options.seed), windows, trainer, options.output):
-        save(module.student, options.output / "teacher", dtype=torch.float16)
-        print(f"wrote {options.output / 'teacher'} after {module.seconds():.0f} s")
+        probe = {"stacked_filterbank": filterbank(CONTEXT), "teacher": encoder_layers(module.student.cpu().eval())}
+        labelled = Probe.embedded(TEACHER.frame_count)
+        rows = {name: labelled.run(represent, name) for name, represent in probe.items()}
+        card = teacher_card(options.steps, module.elapsed, hours(cuts), rows)
+        save(module.student, options.output / "teacher", {"README.md": card}, dtype=torch.float16)
+        print(f"wrote {options.output / 'teacher'}")
 
 
 if __name__ == "__main__":
