@@ -1,11 +1,18 @@
 """report.json and the table that a run ends with."""
 
 import json
+import os
+import platform
+import re
 import resource
+import shlex
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -60,7 +67,10 @@ def summary(
         losses["held_out_best"] = min(held_out["loss"])
     result = {
         "recipe": to_dict(recipe),
+        "command": shlex.join(["python", "distiller/run.py", *sys.argv[1:]]),
         "commit": commit(),
+        "machine": machine(),
+        "finished": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
         "seconds": round(seconds, 1),
         "peak_rss_mb": round(peak_rss_mb()),
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
@@ -124,6 +134,17 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def machine() -> str:
+    """Number and kind of processors, and the accelerator if there is one."""
+    models = re.findall(r"model name\s*: (.*)", _read("/proc/cpuinfo"))
+    name = f"{os.cpu_count()} x {models[0] if models else platform.processor() or platform.machine()}"
+    return name + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text() if os.path.exists(path) else ""
 
 
 def peak_rss_mb() -> float:

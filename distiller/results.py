@@ -1,0 +1,74 @@
+#!/usr/bin/env python
+"""Rows of docs/results from finished runs: `python distiller/results.py --table docs/results/star.csv exp/star ...`.
+
+A run that the table has (same command, commit and time) is not added again. Everything is copied from report.json.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from distiller.files import writing
+from upstream.errors import UserError
+
+IDENTITY = ("command", "commit", "finished")
+FACTS = ("seconds", "peak_rss_mb", "parameters", "macs_10s", "skipped")
+PROBE = ("phone", "phone_unseen", "phone_best", "speaker", "speaker_best")
+
+
+def row(output: Path) -> dict[str, Any]:
+    """One finished run as a row.
+
+    Raises:
+        UserError: the run is not finished.
+    """
+    path = output / "report.json"
+    if not path.exists():
+        raise UserError(f"{output} holds no finished run: there is no report.json")
+    report = json.loads(path.read_text())
+    values = {key: report[key] for key in (*IDENTITY, "machine", *FACTS)} | {"seed": report["recipe"]["seed"]}
+    values |= {"steps": int(report["losses"]["train"]["step"])}
+    values |= {"held_out_loss": report["losses"].get("held_out", {}).get("loss")}
+    for name, accuracies in report.get("probe", {}).items():
+        values |= {f"{name}_{key}": accuracies[key] for key in PROBE}
+    for key, share in report.get("retention", {}).items():
+        values[f"retention_{key}"] = None if share is None else round(share, 3)
+    return values
+
+
+def append(table: Path, rows: list[dict[str, Any]]) -> int:
+    """Add what the table lacks, and columns that it lacks; returns the number of rows added."""
+    known: list[dict[str, Any]] = []
+    if table.exists():
+        with table.open(newline="") as file:
+            known = list(csv.DictReader(file))
+    seen = {tuple(one[key] for key in IDENTITY) for one in known}
+    new = [one for one in rows if tuple(one[key] for key in IDENTITY) not in seen]
+    columns = list(dict.fromkeys(key for one in [*known, *new] for key in one))
+    with writing(table) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows([*known, *new])
+    return len(new)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("outputs", type=Path, nargs="+", help="folders of finished runs")
+    parser.add_argument("--table", type=Path, required=True)
+    options = parser.parse_args()
+    try:
+        added = append(options.table, [row(output) for output in options.outputs])
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(f"{added} of {len(options.outputs)} runs added to {options.table}")
+
+
+if __name__ == "__main__":
+    main()
