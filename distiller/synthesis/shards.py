@@ -52,14 +52,14 @@ def synthesise(
         one cut per utterance, in order, with absolute paths, speaker, text and alignment["phone"] in its supervision.
 
     Raises:
-        UserError: the directory cannot be written, or espeakng-loader is missing.
+        UserError: the directory cannot be written, a shard cannot be read, or espeakng-loader is missing.
     """
     directory = directory.absolute()
     parts = [utterances[first : first + shard_size] for first in range(0, len(utterances), shard_size)]
     shards = {directory / f"{index:05d}-{_digest(part)}": part for index, part in enumerate(parts)}
-    if not all(shard.is_dir() for shard in shards):
+    if not all(map(os.path.isdir, shards)):
         with _locked(directory):
-            _make({shard: part for shard, part in shards.items() if not shard.is_dir()}, progress, workers)
+            _make({shard: part for shard, part in shards.items() if not os.path.isdir(shard)}, progress, workers)
     return CutSet.from_cuts(chain.from_iterable(_read(shard) for shard in shards))
 
 
@@ -138,7 +138,7 @@ def _write(shard: Path, recorded: Iterator[tuple[MonoCut, bytes]]) -> None:
             manifest = ""
             for cut, audio in recorded:
                 _write_file(unfinished / f"{cut.id}.flac", audio)
-                manifest += json.dumps(cut.to_dict(), ensure_ascii=False) + "\n"
+                manifest += json.dumps(cut.to_dict()) + "\n"
             _write_file(unfinished / "cuts.jsonl", manifest.encode())
             _sync_directory(unfinished)
             os.rename(unfinished, shard)
@@ -164,11 +164,17 @@ def _sync_directory(path: Path) -> None:
 
 
 def _read(shard: Path) -> Iterator[MonoCut]:
-    with (shard / "cuts.jsonl").open(encoding="utf-8") as lines:
-        for line in lines:
-            cut = MonoCut.from_dict(json.loads(line)).with_recording_path_prefix(shard)
-            assert isinstance(cut, MonoCut)  # Lhotse declares its base class
-            yield cut
+    try:
+        lines = (shard / "cuts.jsonl").read_text(encoding="utf-8").splitlines()
+        manifests = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read the synthetic speech in {shard}: {error}; without {shard} it is made anew"
+        ) from error
+    for manifest in manifests:
+        cut = MonoCut.from_dict(manifest).with_recording_path_prefix(shard)
+        assert isinstance(cut, MonoCut)  # Lhotse declares its base class
+        yield cut
 
 
 @contextmanager

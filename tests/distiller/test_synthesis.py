@@ -399,6 +399,18 @@ def test_a_cache_without_permission_is_named(tmp_path):
     one_sentence(error)
 
 
+def test_a_shard_that_was_tampered_with_is_named(tmp_path):
+    synthesise(plan("train", 1), tmp_path, progress=False)
+    (manifest,) = tmp_path.glob("*/cuts.jsonl")
+    manifest.write_text(manifest.read_text()[:100])
+    with pytest.raises(UserError, match=re.escape(str(manifest.parent))) as error:
+        synthesise(plan("train", 1), tmp_path, progress=False)
+    one_sentence(error)
+    manifest.unlink()
+    with pytest.raises(UserError, match="No such file"):
+        synthesise(plan("train", 1), tmp_path, progress=False)
+
+
 def test_wrong_voices_and_texts_are_named(synthesizer):
     with pytest.raises(UserError, match="'en-XX'"):
         Voice(accent="en-XX")
