@@ -61,7 +61,9 @@ def typed(cls: type[T], values: Mapping[str, Any] | None, section: str = "") -> 
         required = field.default is MISSING and field.default_factory is MISSING
         if values.get(field.name, UNSET if required else None) == UNSET:
             raise UserError(f"{prefix}{field.name} is not set; it must be {_describe(hints[field.name])}")
-    converted = {key: _converted(cls, hints[key], value, f"{prefix}{key}") for key, value in values.items()}
+    sections = {key: hints[key] for key in values if is_dataclass(hints[key])}
+    converted = {key: typed(section, values[key], f"{prefix}{key}") for key, section in sections.items()}
+    converted |= _converted(cls, {key: value for key, value in values.items() if key not in sections}, prefix)
     try:
         instance = cls(**converted)
         if callable(validate := getattr(instance, "validate", None)):
@@ -76,19 +78,28 @@ def unknown_key(key: str, allowed: Collection[str]) -> UserError:
     return UserError(f"{key} is not a recipe key; it could be {one_of(key, allowed)}")
 
 
-def _converted(cls: type, hint: Any, value: Any, key: str) -> Any:
-    """`value` as the field's type."""
-    if isinstance(hint, type) and is_dataclass(hint):
-        return typed(hint, value, key)
-    name = key.rpartition(".")[2]
+def _converted(cls: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """`values` as the types of the fields of `cls`."""
     schema = OmegaConf.structured(cls)
     OmegaConf.set_readonly(schema, False)  # a frozen dataclass is filled here too
+
+    def convert(some: Mapping[str, Any]) -> dict[str, Any]:
+        merged: Any = OmegaConf.merge(schema, some)
+        return {
+            key: OmegaConf.to_object(merged[key]) if OmegaConf.is_config(merged[key]) else merged[key] for key in some
+        }
+
     try:
-        merged: Any = OmegaConf.merge(schema, {name: value})
-        return OmegaConf.to_object(merged[name]) if OmegaConf.is_config(merged[name]) else merged[name]
-    except OmegaConfBaseException as error:
-        allowed = one_of(value, get_args(hint)) if get_origin(hint) is Literal else _describe(hint)
-        raise UserError(f"{key} is {value!r}, but it must be {allowed}") from error
+        return convert(values)
+    except OmegaConfBaseException:  # which of them it was, it does not always say
+        for key, value in values.items():
+            try:
+                convert({key: value})
+            except OmegaConfBaseException as error:
+                hint = get_type_hints(cls)[key]
+                allowed = one_of(value, get_args(hint)) if get_origin(hint) is Literal else _describe(hint)
+                raise UserError(f"{prefix}{key} is {value!r}, but it must be {allowed}") from error
+        raise
 
 
 def _describe(hint: Any) -> str:
