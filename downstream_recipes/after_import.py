@@ -1,0 +1,42 @@
+"""Run a function on a module right after its first import, so that a package is adapted without importing all of it."""
+
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.abc import MetaPathFinder
+from types import ModuleType
+
+Action = Callable[[ModuleType], None]
+
+
+class AfterImport(MetaPathFinder):
+    """A finder that finds what the others find, and lets `actions[module name]` act once the module has run."""
+
+    def __init__(self, actions: Mapping[str, Action]) -> None:
+        self.actions = actions
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in self.actions:
+            return None
+        others = [finder for finder in sys.meta_path if finder is not self]
+        spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None)
+        if spec is not None and spec.loader is not None:
+            execute, action = spec.loader.exec_module, self.actions[fullname]
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                action(module)
+
+            spec.loader.exec_module = exec_module  # of this loader alone: each module has its own
+        return spec
+
+
+def after_import(actions: Mapping[str, Action]) -> None:
+    """Let each action act on its module: now when it is imported already, otherwise when it will be."""
+    sys.meta_path.insert(0, AfterImport(actions))
+    for name, action in actions.items():
+        if name in sys.modules:
+            action(sys.modules[name])

@@ -1,0 +1,137 @@
+"""A recipe and a list of corpora make the configuration that s3prl takes.
+
+Recipes name what they need as `${corpora.KEY}` (corpora.yaml), `${prepared.NAME}` and `${vocabulary.NAME}` (made on
+first use, preparation.py), `${workers}` of a data loader (0: none) and `${processes}` (at least 1).
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from downstream_recipes import preparation
+from upstream.errors import UserError
+
+TEMPLATE = Path(__file__).with_name("corpora.yaml")
+ENVIRONMENT = "SUPERB_CORPORA"
+REFERENCE = re.compile(r"\$\{(corpora|prepared|vocabulary)\.(\w+)\}")
+MAX_WORKERS = 4
+
+VOCABULARIES: Mapping[str, Callable[[Path], Path]] = {
+    "phonemes": preparation.write_phonemes,
+    "characters": preparation.write_characters,
+    "letters": preparation.write_letters,
+}
+# name -> the corpus it is made from, and how
+PREPARED: Mapping[str, tuple[str, Callable[[Path], Path]]] = {
+    "asr_lengths": ("librispeech", preparation.asr_lengths),
+    "emotion_folds": ("iemocap", preparation.emotion_folds),
+}
+
+
+def read_corpora(path: str | Path | None) -> dict[str, Any]:
+    """The corpora file (`path`, else $SUPERB_CORPORA): key -> absolute path or paths, `workers` as it is.
+
+    Raises:
+        UserError: none is named, it cannot be read, or it has a key that no recipe knows.
+    """
+    chosen = path or os.environ.get(ENVIRONMENT)
+    if not chosen:
+        raise UserError(f"which corpora? give --corpora FILE or set ${ENVIRONMENT}; {TEMPLATE} is the file to copy")
+    file = Path(chosen).resolve()
+    try:
+        values = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise UserError(f"{chosen}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{chosen}: not a YAML file ({str(error).splitlines()[0]})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{chosen}: not a list of `corpus: path` lines")
+    known = [*yaml.safe_load(TEMPLATE.read_text()), *PREPARED, "workers"]
+    for key in values:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
+            raise UserError(f"{chosen}: unknown key '{key}'; the nearest known one is '{nearest}'")
+    return {key: value if key == "workers" else _absolute(value, file.parent) for key, value in values.items()}
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    """Paths of the file, relative to its folder."""
+    if isinstance(value, list):
+        return [_absolute(item, folder) for item in value]
+    return None if value is None else str((folder / Path(str(value)).expanduser()).resolve())
+
+
+def resolve(recipe: Path, corpora: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """The recipe with every reference replaced; what has to be made first is made.
+
+    Args:
+        directory: where the vocabularies are written, the experiment folder.
+
+    Raises:
+        UserError: the recipe cannot be read or refers to something unknown, or a corpus that it needs is not listed or
+            not there.
+    """
+    try:
+        text = recipe.read_text()
+        configuration = OmegaConf.create(text)
+    except OSError as error:
+        raise UserError(f"{recipe}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise UserError(f"{recipe}: not a YAML file ({str(error).splitlines()[0]})") from None
+    workers = _workers(corpora)
+    values: dict[str, Any] = {"corpora": {}, "prepared": {}, "vocabulary": {}}
+    values |= {"workers": workers, "processes": max(workers, 1)}
+    for kind, name in sorted(set(REFERENCE.findall(text))):
+        values[kind][name] = _find(kind, name, corpora, directory, recipe)
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.merge(values, configuration), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{recipe}: {str(error).splitlines()[0]}") from None
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items() if key not in values}
+
+
+def _find(kind: str, name: str, corpora: Mapping[str, Any], directory: Path, recipe: Path) -> Any:
+    if kind == "vocabulary" and name in VOCABULARIES:
+        return str(VOCABULARIES[name]((directory / f"{name}.txt").resolve()))
+    if kind == "prepared" and name in PREPARED:
+        source, prepare = PREPARED[name]
+        ready = corpora.get(name)  # the user's own, where the file has the key
+        return existing(name, ready, recipe) if ready else str(prepare(Path(_corpus(source, corpora, recipe))))
+    if kind == "corpora":
+        return _corpus(name, corpora, recipe)
+    raise UserError(f"{recipe}: ${{{kind}.{name}}} is nothing that can be made")
+
+
+def _corpus(name: str, corpora: Mapping[str, Any], recipe: Path) -> Any:
+    if corpora.get(name) is None:
+        raise UserError(f"{recipe.stem} needs the corpus '{name}', which the corpora file does not list")
+    return existing(name, corpora[name], recipe)
+
+
+def existing(name: str, value: Any, recipe: Path) -> Any:
+    """`value`, a path or paths.
+
+    Raises:
+        UserError: a path that is not there.
+    """
+    for path in value if isinstance(value, list) else [value]:
+        if not Path(path).exists():
+            raise UserError(f"{recipe.stem} needs the corpus '{name}': {path} does not exist")
+    return value
+
+
+def _workers(corpora: Mapping[str, Any]) -> int:
+    workers = corpora.get("workers")
+    if workers is None:
+        return min(os.cpu_count() or 1, MAX_WORKERS)
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
+        raise UserError(f"corpora file: workers is {workers!r}; a number of processes, 0 or more, is needed")
+    return workers

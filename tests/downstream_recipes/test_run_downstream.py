@@ -1,0 +1,174 @@
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+from downstream_recipes import run_downstream, s3prl_hook
+from upstream.checkpoint import save
+from upstream.config import EncoderConfig
+from upstream.encoder import SpeechEncoder
+from upstream.errors import UserError
+
+SCRIPT = [run_downstream.__file__]
+SHORT = ",,".join(
+    f"config.{key}={value}"
+    for key, value in {
+        **{f"runner.{name}_step": 2 for name in ("eval", "save", "log")},
+        "runner.total_steps": 4,
+        "scheduler.num_warmup_steps": 1,
+        "optimizer.lr": 0.01,
+        "downstream_expert.datarc.train_batch_size": 4,
+    }.items()
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """Fluent Speech Commands of two tones, and a tiny student."""
+    rng = np.random.default_rng(0)
+    wavs = tmp_path / "fluent" / "wavs" / "speakers" / "s"
+    wavs.mkdir(parents=True)
+    (tmp_path / "fluent" / "data").mkdir()
+    for split, count in (("train", 8), ("valid", 4), ("test", 4)):
+        rows = [["", "path", "speakerId", "transcription", "action", "object", "location"]]
+        for index in range(count):
+            tone = 0.3 * np.sin(2 * np.pi * 300 * (1 + index % 2) * np.arange(8000) / 16000)
+            soundfile.write(wavs / f"{split}{index}.wav", tone + 0.01 * rng.standard_normal(8000), 16000)
+            action = ("increase", "decrease")[index % 2]
+            rows.append([str(index), f"wavs/speakers/s/{split}{index}.wav", "s", "words", action, "volume", "none"])
+        with (tmp_path / "fluent" / "data" / f"{split}_data.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    (tmp_path / "corpora.yaml").write_text("fluent_commands: fluent\nworkers: 0\n")
+    monkeypatch.setenv("SPEECH_DISTILLER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        embed_dim=48,
+        num_heads=4,
+        head_dim=12,
+        attention_heads=((0, 1, 2, 3),) * 3,
+        ffn_dims=(64,) * 3,
+        conv_layers=((16, 10, 5), (24, 1, 1), *((24, 3, 2),) * 4, (40, 2, 2), (40, 2, 2)),
+        positional_kernel=16,
+        positional_groups=4,
+    )
+    save(SpeechEncoder(config), tmp_path / "student")
+    return tmp_path
+
+
+def arguments(given: str) -> dict[str, str]:
+    """s3prl's command line for ours, as flag -> value."""
+    line = run_downstream.s3prl_arguments(given.split())
+    return dict(zip(line[::2], line[1::2], strict=True))
+
+
+def test_what_is_left_out_has_a_default(folder):
+    line = arguments("-u starhubert -d ic --corpora corpora.yaml --seed 7")
+    expected = {"-m": "train", "-u": "starhubert", "-d": "fluent_commands", "--seed": "7"}
+    assert line.items() >= expected.items()
+    assert line["-p"] == "result/downstream/starhubert_ic"
+    assert line["-c"] == "result/downstream/starhubert_ic/ic.yaml"
+    assert line["--device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    configuration = yaml.safe_load((folder / line["-c"]).read_text())
+    assert configuration["downstream_expert"]["datarc"]["file_path"] == str(folder / "fluent")
+
+
+def test_what_is_given_is_kept(folder, monkeypatch):
+    monkeypatch.setenv("SUPERB_CORPORA", "corpora.yaml")
+    own = folder / "own.yaml"
+    own.write_text("runner: {}\nroot: ${corpora.fluent_commands}\n")
+    line = arguments("-m inference -u hubert -d ctc -c own.yaml -n trial --device cpu")
+    assert (line["-m"], line["-u"], line["-d"]) == ("inference", "hubert", "ctc")
+    assert line["-c"] == "result/downstream/trial/ctc.yaml"
+    assert yaml.safe_load((folder / line["-c"]).read_text())["root"] == str(folder / "fluent")
+    assert arguments("-u a -d fluent_commands -p exp")["-c"] == "exp/ic.yaml"
+    assert "-f" in run_downstream.s3prl_arguments(["-u", "a", "-d", "ic", "-f"])
+
+
+def test_query_by_example_is_evaluated_at_once(folder):
+    (folder / "corpora.yaml").write_text("quesst14: fluent")
+    assert arguments("-u starhubert -d qbe --corpora corpora.yaml")["-m"] == "evaluate"
+
+
+def test_a_checkpoint_brings_everything_else(folder):
+    (folder / "exp").mkdir()
+    line = arguments("-m evaluate -e exp -o args.expdir=other")
+    assert set(line) == {"-m", "-e", "--device", "-o"}
+    with pytest.raises(UserError, match="-e absent: no such checkpoint"):
+        run_downstream.s3prl_arguments(["-m", "evaluate", "-e", "absent"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("-d ic", "-u is missing"),
+        ("-u starhubert", "-d is missing"),
+        ("-u starhubert -d icc --corpora corpora.yaml", r"-d icc: no recipe of that name \(nearest: ic\)"),
+        ("-u starhubert -d ctc --corpora corpora.yaml", "more than one task: give -d pr or sf"),
+        ("-u starhubert -d ic -c absent.yaml", "-c absent.yaml: no such file"),
+        ("-u starhubert -d sid --corpora corpora.yaml", "sid needs the corpus 'voxceleb1'"),
+        ("-u starhubert -d ic", "which corpora"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(folder, monkeypatch, given, message):
+    monkeypatch.delenv("SUPERB_CORPORA", raising=False)
+    with pytest.raises(UserError, match=message):
+        run_downstream.s3prl_arguments(given.split())
+
+
+def python(program: list[str], given: str, *more: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, *program, *given.split(), *more, "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(line, capture_output=True, text=True, env=environment)
+
+
+def accuracy(output: str, split: str) -> float:
+    return float(re.findall(rf"^{split} acc: (\S+)$", output, re.M)[-1])
+
+
+@pytest.mark.slow
+def test_training_evaluation_and_an_unmodified_s3prl_agree(folder):
+    pytest.importorskip("s3prl")
+    trained = python(SCRIPT, "-u starhubert -k student -d ic --corpora corpora.yaml -p exp", "-o", SHORT)
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    assert (folder / "exp" / "states-4.ckpt").exists()
+    evaluated = python(SCRIPT, "-m evaluate -t dev -e exp/states-4.ckpt")
+    assert accuracy(evaluated.stdout, "dev") == accuracy(trained.stdout, "dev")
+
+    (folder / "site").mkdir()
+    assert s3prl_hook.main(["install", "--site-packages", "site"]) == 0
+    hooked = "import site; site.addsitedir('site'); import runpy, sys; sys.argv[0] = 's3prl'; "
+    hooked += "runpy.run_module('s3prl.run_downstream', run_name='__main__')"
+    given = "-m train -u starhubert -k student -d fluent_commands -c exp/ic.yaml -p plain"
+    plain = python(["-c", hooked], given, "-o", SHORT)
+    assert plain.returncode == 0, plain.stderr[-2000:]
+    assert accuracy(plain.stdout, "dev") == accuracy(trained.stdout, "dev")
+    weights = [torch.load(folder / name / "states-4.ckpt", weights_only=False) for name in ("exp", "plain")]
+    for first, second in zip(*(states["Downstream"].values() for states in weights), strict=True):
+        assert torch.equal(first, second)
+    assert s3prl_hook.main(["remove", "--site-packages", "site"]) == 0
+    assert list((folder / "site").glob("*.p*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("-u starhuberd -k student", "-u starhuberd: no such upstream; the nearest names are starhubert"),
+        ("-u starhubert -k corpora.yaml", "corpora.yaml"),
+    ],
+)
+def test_what_only_s3prl_can_know_is_one_line_too(folder, given, message):
+    pytest.importorskip("s3prl")
+    run = python(SCRIPT, f"{given} -d ic --corpora corpora.yaml -p exp")
+    assert run.returncode == 2
+    assert message in run.stderr.splitlines()[-1]
+    assert "Traceback" not in run.stderr
