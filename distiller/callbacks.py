@@ -1,6 +1,7 @@
 """What happens around a step: held-out loss, checkpoints, tables, the progress bar."""
 
 import csv
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,24 +88,23 @@ class HeldOut(Callback):
     def evaluate(self, trainer: L.Trainer, module: WindowTraining) -> dict[str, float]:
         """The loss and its terms over the held-out set, as if it were one global batch; ranks share the work."""
         module.eval()
-        sums: dict[str, torch.Tensor] = {}
-        units = {"utterance": torch.zeros((), device=module.device), "frame": torch.zeros((), device=module.device)}
-        weights: dict[str, tuple[str, float]] = {}
+        sums, weights = Counter[str](), dict[str, tuple[str, float]]()
         for make in self.batches[module.global_rank :: trainer.world_size]:
             batch = make().to(module.device)
-            units["utterance"] += len(batch.lengths)
-            units["frame"] += module.frame_lengths(batch).sum()
             with trainer.precision_plugin.forward_context():
                 terms = module.losses(batch)
-            for term in terms:
-                sums[term.name] = sums.get(term.name, torch.zeros_like(units["frame"])) + term.total.float()
-                weights[term.name] = (term.unit, term.weight)
+            sums.update({"utterance": len(batch.lengths), "frame": int(module.frame_lengths(batch).sum())})
+            sums.update({term.name: float(term.total) for term in terms})
+            weights |= {term.name: (term.unit, term.weight) for term in terms}
         module.train()
-        if trainer.world_size > 1:
-            reduce = trainer.strategy.reduce
-            units = {unit: reduce(count, reduce_op="sum") for unit, count in units.items()}
-            sums = {name: reduce(value, reduce_op="sum") for name, value in sums.items()}
-        values = {name: float(value / units[weights[name][0]]) for name, value in sums.items()}
+        if trainer.world_size > 1:  # whole dictionaries, since a rank without a batch knows no terms
+            shares: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(shares, (sums, weights))
+            sums = Counter[str]()
+            for theirs, known in shares:
+                sums.update(theirs)
+                weights |= known
+        values = {name: sums[name] / sums[unit] for name, (unit, _) in weights.items()}
         return {"loss": sum(weights[name][1] * value for name, value in values.items())} | values
 
     def state_dict(self) -> dict[str, Any]:
