@@ -16,6 +16,9 @@ class RelativePosition(nn.Embedding):
         super().__init__(config.relative_buckets, config.num_heads)
         self.max_distance = config.relative_max_distance
 
+    def reset_parameters(self) -> None:
+        """Nothing: the encoder initialises all its parts."""
+
     def forward(self, frames: int) -> Tensor:  # type: ignore[override]  # positions follow from the frame count
         """Bias of each head for every (query, key) pair: (head, query, key)."""
         positions = torch.arange(frames, device=self.weight.device)

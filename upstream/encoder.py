@@ -136,7 +136,8 @@ class SpeechEncoder(nn.Module):
             EncoderLayer(heads, ffn_dim, config)
             for heads, ffn_dim in zip(config.attention_heads, config.ffn_dims, strict=True)
         )
-        self.apply(_initialize)
+        if self.layer_norm.weight.device.type != "meta":  # no values there, and torch would import its compiler
+            self.apply(_initialize)
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None, attention_maps: bool = False) -> EncoderOutput:
         """

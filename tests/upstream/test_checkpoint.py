@@ -246,3 +246,13 @@ def test_a_loaded_encoder_does_not_depend_on_its_file(tiny_encoder, tmp_path) ->
     with torch.no_grad():
         encoder.layer_norm.weight.add_(0)
     assert torch.equal(encoder.layer_norm.weight, before)
+
+
+def test_opening_a_checkpoint_does_not_import_torchs_compiler(tiny_encoder, tmp_path) -> None:
+    """Building on the meta device can, which takes longer than everything else of `load`."""
+    for family in ("hubert", "wavlm"):
+        save(tiny_encoder(family=family), tmp_path / family)
+    program = "import sys; from upstream.checkpoint import load; [load(path) for path in sys.argv[1:]];"
+    program += "sys.exit('torch._dynamo' in sys.modules)"
+    arguments = [sys.executable, "-c", program, str(tmp_path / "hubert"), str(tmp_path / "wavlm")]
+    subprocess.run(arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)

@@ -69,13 +69,8 @@ def test_parameters_of_the_paper_sizes(width, ffn_dim, count) -> None:
 
 @pytest.mark.parametrize(("family", "count"), [("hubert", 94_370_944), ("wavlm", 94_381_168)])
 def test_parameters_of_base_models(family, count) -> None:
-    """`transformers`' count of the encoder without its mask embedding (768)."""
-    import transformers
-
-    name = {"hubert": "Hubert", "wavlm": "WavLM"}[family]
-    with torch.device("meta"):
-        model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")())
-    assert parameters(base(family)) == sum(p.numel() for p in model.parameters()) - 768 == count
+    """`transformers`' count without its mask embedding (94,371,712 and 94,381,936 less 768)."""
+    assert parameters(base(family)) == count
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def parse_conv_layers(value: Any, source: str) -> Layers:
         return _Parser(value, source).parse()
     rows = value if isinstance(value, (list, tuple)) else ()
     triples = [tuple(layer) if isinstance(layer, (list, tuple)) else () for layer in rows]
-    if not 0 < len(triples) <= MAX_LAYERS or not all(len(layer) == 3 and all(type(number) is int for number in layer) for layer in triples):
+    are_triples = all(len(layer) == 3 and all(type(number) is int for number in layer) for layer in triples)
+    if not 0 < len(triples) <= MAX_LAYERS or not are_triples:
         raise UserError(f"{source}: conv_feature_layers is {value!r:.80}, not a list of (channels, kernel, stride)")
     return triples  # type: ignore[return-value]  # checked just above
 
