@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from upstream.errors import UserError
+from upstream.files import sync_directory
+
+PART = ".part-"  # begins the names of files being written
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that becomes `path` when the block ends well.
+    """A temporary file beside `path`, with the same ending, that becomes `path` when the block ends well.
+
+    A killed process leaves it behind; `sweep` takes it away.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; nothing of `path` has changed then.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f"{PART}{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -32,15 +37,6 @@ def writing(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} cannot be written: {os.strerror(error.errno or errno.EIO)}") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames in a folder last."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,12 +52,13 @@ def write_text(path: Path, text: str) -> None:
 def write_with(path: Path, write: Callable[[Path], Any]) -> None:
     """Let a library write `path`: it gets a temporary path with the same ending."""
     with writing(path) as temporary:
-        named = temporary.with_suffix(path.suffix)
-        try:
-            write(named)
-            os.replace(named, temporary)
-        finally:
-            named.unlink(missing_ok=True)
+        write(temporary)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what killed processes left half-written below a folder in which no other process writes now."""
+    for path in list(directory.rglob(f"{PART}*")):
+        remove(path)
 
 
 def remove(path: Path) -> None:

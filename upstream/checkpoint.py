@@ -1,7 +1,6 @@
 """Checkpoints: open any supported one, write ours (config.json + model.safetensors) whole or not at all."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from safetensors.torch import save as to_safetensors
 from .config import EncoderConfig
 from .encoder import SpeechEncoder
 from .errors import UserError
+from .files import sync_directory, write_synced
 from .formats import FILE_FORMATS, huggingface
 from .formats.files import read_json, read_safetensors, read_torch
 from .formats.keys import build
@@ -88,14 +88,14 @@ def write_folder(directory: str | Path, files: Mapping[str, bytes | str]) -> Non
         _remove(writing)
         writing.mkdir()
         for name, content in files.items():
-            _write_synced(writing / name, content.encode() if isinstance(content, str) else content)
-        _sync(writing)
+            write_synced(writing / name, content.encode() if isinstance(content, str) else content)
+        sync_directory(writing)
         writing.rename(complete)  # from here on nothing of the new checkpoint can be lost
-        _sync(target.parent)
+        sync_directory(target.parent)
         if target.exists():
             target.rename(replaced)
         complete.rename(target)
-        _sync(target.parent)
+        sync_directory(target.parent)
         _remove(replaced)
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({error.strerror or error})") from None
@@ -128,22 +128,6 @@ def _sibling(target: Path, stage: str) -> Path:
 def _remove(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    """Make a directory's entries durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _load_folder(folder: Path) -> SpeechEncoder:

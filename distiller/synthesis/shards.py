@@ -29,6 +29,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from distiller.synthesis.espeak import SAMPLE_RATE, Phone, Synthesizer
 from distiller.synthesis.utterances import Utterance, render
 from upstream.errors import UserError
+from upstream.files import sync_directory, write_synced
 
 VERSION = 3  # raise it when the same Utterance would sound different
 SHARD_SIZE = 50
@@ -137,30 +138,15 @@ def _write(shard: Path, recorded: Iterator[tuple[MonoCut, bytes]]) -> None:
             unfinished.chmod(0o755)  # mkdtemp's is private, a cache may be shared
             manifest = ""
             for cut, audio in recorded:
-                _write_file(unfinished / f"{cut.id}.flac", audio)
+                write_synced(unfinished / f"{cut.id}.flac", audio)
                 manifest += json.dumps(cut.to_dict()) + "\n"
-            _write_file(unfinished / "cuts.jsonl", manifest.encode())
-            _sync_directory(unfinished)
+            write_synced(unfinished / "cuts.jsonl", manifest.encode())
+            sync_directory(unfinished)
             os.rename(unfinished, shard)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
-        _sync_directory(shard.parent)
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_directory(shard.parent)
 
 
 def _read(shard: Path) -> Iterator[MonoCut]:
