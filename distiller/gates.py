@@ -67,9 +67,13 @@ class HardConcrete(nn.Module):
         return (concrete * (RIGHT - LEFT) + LEFT).clamp(0, 1)
 
     @torch.no_grad()
-    def deterministic(self, at_least: int = 0) -> Tensor:
-        """Evaluation: as many zeros as are expected, at the lowest log alpha, but `at_least` so many open; (unit,)."""
-        closed = round(self.log_alpha.numel() - float(self.open_probability().sum()))
+    def deterministic(self, at_least: int = 0, shift: float = 0.0) -> Tensor:
+        """Evaluation: as many zeros as are expected, at the lowest log alpha, but `at_least` so many open; (unit,).
+
+        With a `shift`, as many zeros as are expected of log alpha + shift.
+        """
+        open_units = torch.sigmoid(self.log_alpha + shift - CLOSED).sum()
+        closed = round(self.log_alpha.numel() - float(open_units))
         value = torch.sigmoid(SHARPNESS * self.log_alpha / BETA)
         lowest = self.log_alpha.argsort(stable=True)[: min(closed, self.log_alpha.numel() - at_least)]
         return value.index_fill(0, lowest, 0.0)
@@ -157,11 +161,9 @@ class GatedEncoder(nn.Module):
             return self.fixed()
         return {site: gate.sample() for site, gate in self.by_site().items()}
 
-    def fixed(self) -> Values:
-        """The gate values that evaluation uses and a cut folds into the weights; every convolution keeps a channel."""
-        return {
-            site: gate.deterministic(at_least=int(site.unit == "channels")) for site, gate in self.by_site().items()
-        }
+    def fixed(self, shift: float = 0.0) -> Values:
+        """The gate values of evaluation, see `HardConcrete.deterministic`; every convolution keeps a channel."""
+        return {site: gate.deterministic(int(site.unit == "channels"), shift) for site, gate in self.by_site().items()}
 
     def probabilities(self) -> Values:
         """P(z > 0) of every unit."""

@@ -1,0 +1,161 @@
+"""Structured pruning to a target size: what a gated encoder will weigh, and the Lagrangian that gets it there.
+
+DPHuBERT (arXiv 2305.17651, section 2.2): s = 1 - E[parameters] / parameters of the teacher, and the loss gains
+lambda1 (s - t) + lambda2 (s - t)^2, minimised over gates and weights, maximised over the lambdas.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distiller.gates import UNITS, GatedEncoder, Values, gated_sites
+from distiller.size import expected_parameters, opened
+from distiller.strict import one_of, require
+from upstream.config import EncoderConfig
+from upstream.encoder import SpeechEncoder
+from upstream.errors import UserError
+
+# Runs of fewer steps move gates and multipliers faster, see `time_scale`. DPHuBERT's rate of 0.02 takes a head's gate
+# from open to closed in 310 steps: far too slow for a few hundred steps, plenty for its own 50,000.
+FULL_RATE_STEPS = 5000
+TOLERANCE = 0.01  # of sparsity, within which a target counts as met
+ROUNDING = 0.001  # of sparsity, more than which rounding the gates may not take it off the target
+ROUNDING_SHIFT = 4.0  # of log alpha, the most that rounding may need
+
+
+@dataclass
+class PruningConfig:
+    """A recipe's `pruning` section: which units may go, and how the target is approached (DPHuBERT's values)."""
+
+    target: float = 0.75  # share of the teacher's parameters that goes
+    units: list[str] = field(default_factory=lambda: ["channels", "heads", "ffn_units"])
+    drop: float = 0.01  # initial drop rate of channels, heads, and whole sublayers
+    ffn_drop: float = 0.5  # of feed-forward units
+    warmup: float = 0.1  # share of the steps over which the target rises from 0
+    lr: float = 0.02  # of gates and multipliers; shorter runs scale it, see `time_scale`
+
+    def validate(self) -> None:
+        require(0 < self.target < 1, "pruning.target", self.target, "a share of the parameters above 0 and below 1")
+        known = bool(self.units) and len(set(self.units)) == len(self.units) and set(self.units) <= set(UNITS)
+        wrong = next((unit for unit in self.units if unit not in UNITS), self.units)
+        require(known, "pruning.units", wrong, f"different names, each {one_of(wrong, list(UNITS))}")
+        for key in ("drop", "ffn_drop"):
+            require(0 < getattr(self, key) < 1, f"pruning.{key}", getattr(self, key), "a rate above 0 and below 1")
+        require(0 <= self.warmup < 1, "pruning.warmup", self.warmup, "a share of the steps, from 0 to below 1")
+        require(0 < self.lr < math.inf, "pruning.lr", self.lr, "a number above 0")
+
+    @property
+    def drops(self) -> dict[str, float]:
+        """Initial drop rate of each gated unit."""
+        return {unit: self.ffn_drop if unit == "ffn_units" else self.drop for unit in self.units}
+
+
+class Pruning(nn.Module):
+    """The Lagrangian of one run: expected sparsity of a gated encoder against a rising target.
+
+    `lambda1` and `lambda2` start at 0 and are maximised (`parameter_groups`).
+    """
+
+    def __init__(self, config: PruningConfig, encoder: EncoderConfig, parameters: int, steps: int) -> None:
+        """
+        Args:
+            encoder: of the student before pruning.
+            parameters: all of the teacher's; sparsity is a share of them.
+            steps: of the whole stage, for the target's warm-up and the rates.
+
+        Raises:
+            UserError: a target that closing every gate would not reach, or nothing to prune.
+        """
+        super().__init__()
+        self.config, self.encoder, self.parameters_before, self.steps = config, encoder, parameters, steps
+        self.lambda1 = nn.Parameter(torch.zeros(()))
+        self.lambda2 = nn.Parameter(torch.zeros(()))
+        _check_reachable(config, encoder, parameters)
+
+    def sparsity(self, probabilities: Values) -> Tensor:
+        """Expected share of the teacher's parameters that goes when gates are open with these probabilities."""
+        return 1 - expected_parameters(self.encoder, probabilities) / self.parameters_before
+
+    def target(self, step: int) -> float:
+        """The target in optimiser step 0, 1, ...: it rises linearly from 0, then stays."""
+        return self.config.target * min(1.0, step / max(1, round(self.config.warmup * self.steps)))
+
+    def forward(self, student: GatedEncoder, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The penalty of one optimiser step, to be added to its loss once, and what there is to log of it."""
+        sparsity = self.sparsity(student.probabilities())
+        excess = sparsity - self.target(step)
+        penalty = self.lambda1 * excess + self.lambda2 * excess.square()
+        logged = {"sparsity": sparsity, "lambda1": self.lambda1, "lambda2": self.lambda2}
+        return penalty, {"target": self.target(step)} | {name: value.item() for name, value in logged.items()}
+
+    def parameter_groups(self, student: GatedEncoder) -> list[dict[str, Any]]:
+        """Optimiser groups of gates (minimised) and multipliers (maximised); the schedule is the weights' own."""
+        scale = time_scale(self.steps)
+        common = {
+            "lr": self.config.lr * scale,
+            "betas": (0.9**scale, 0.999**scale),
+            "weight_decay": 0.0,
+        }
+        gates = [gate.log_alpha for gate in student.by_site().values()]
+        return [{"params": gates, **common}, {"params": [self.lambda1, self.lambda2], "maximize": True, **common}]
+
+    @torch.no_grad()
+    def fix(self, student: GatedEncoder) -> tuple[Values, float]:
+        """The gate values to cut with, and the sparsity that the cut will have.
+
+        They are those of evaluation. Where rounding the zeros of each site takes the whole off the target by more than
+        ROUNDING, though its expectation is on it (few heads, gates that are half open), all counts are rounded after a
+        common shift of log alpha that ends on the target (our choice).
+        """
+        values, sparsity = self._at(student, 0.0)
+        expected = float(self.sparsity(student.probabilities()))
+        if abs(sparsity - self.config.target) <= ROUNDING or abs(expected - self.config.target) > TOLERANCE:
+            return values, sparsity
+        low, high = -ROUNDING_SHIFT, ROUNDING_SHIFT
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._at(student, middle)[1] > self.config.target else (low, middle)
+        candidates = [(values, sparsity), self._at(student, low), self._at(student, high)]
+        return min(candidates, key=lambda candidate: abs(candidate[1] - self.config.target))
+
+    def _at(self, student: GatedEncoder, shift: float) -> tuple[Values, float]:
+        values = student.fixed(shift)
+        return values, float(self.sparsity(opened(values)))
+
+    def met(self, sparsity: float) -> bool:
+        """Whether a sparsity is on the target, within TOLERANCE."""
+        return abs(sparsity - self.config.target) <= TOLERANCE
+
+
+def time_scale(steps: int) -> float:
+    """How much faster gates and multipliers must move in a short run: it is the long run, fast-forward.
+
+    With rates times k and Adam's betas to the power of k, the course over steps / k steps is that over `steps` (our
+    choice; scaling the rates alone overshoots, since Adam's memory then spans the run).
+    """
+    return max(1.0, FULL_RATE_STEPS / steps)
+
+
+def gate(encoder: SpeechEncoder, config: PruningConfig) -> GatedEncoder:
+    """The student at the start of joint pruning: `encoder` (a copy of the teacher) with its gates."""
+    return GatedEncoder(encoder, config.drops)
+
+
+def _check_reachable(config: PruningConfig, encoder: EncoderConfig, parameters: int) -> None:
+    """Raises UserError when closing every gate (but a channel per convolution) would not reach the target."""
+    sites = gated_sites(encoder, config.units)
+    if not sites:
+        raise UserError(f"pruning.units is {config.units}, but the teacher has none of these left to prune")
+    least = {site: torch.zeros(count) for site, count in sites.items()}
+    for site, chances in least.items():
+        chances[0] = float(site.unit == "channels")
+    reachable = 1 - float(expected_parameters(encoder, least)) / parameters
+    require(
+        config.target <= reachable,
+        "pruning.target",
+        config.target,
+        f"at most {math.floor(1000 * reachable) / 1000:g}, which closing every gate of pruning.units gives",
+    )

@@ -1,0 +1,200 @@
+"""Expected size at paper scale, the Lagrangian's course from both sides, and targets that cannot be."""
+
+import math
+
+import pytest
+import torch
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from distiller.cut import cut_config
+from distiller.gates import GatedEncoder, gated_sites
+from distiller.pruning import Pruning, PruningConfig, gate, time_scale
+from distiller.recipe import OptimizerConfig
+from distiller.size import expected_parameters, opened
+from distiller.strict import typed
+from distiller.training import schedule
+from upstream.config import EncoderConfig
+from upstream.encoder import SpeechEncoder
+from upstream.errors import UserError
+
+HUBERT_BASE = EncoderConfig(
+    embed_dim=768, num_heads=12, head_dim=64, attention_heads=(tuple(range(12)),) * 12, ffn_dims=(3072,) * 12
+)
+WAVLM_BASE = EncoderConfig(**{**HUBERT_BASE.to_dict(), "family": "wavlm"})
+SMALL = EncoderConfig(  # the embedded teacher's shape
+    embed_dim=192,
+    num_heads=4,
+    head_dim=48,
+    attention_heads=(tuple(range(4)),) * 6,
+    ffn_dims=(512,) * 6,
+    conv_layers=tuple(
+        (channels, 10, 5) if not i else (channels, 3, 2) for i, channels in enumerate((32,) * 3 + (48, 64))
+    ),
+)
+DPHUBERT = ["channels", "heads", "ffn_units"]
+
+
+def real_parameters(config: EncoderConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in SpeechEncoder(config).parameters())
+
+
+def gated(config: EncoderConfig, pruning: PruningConfig, seed: int = 0) -> GatedEncoder:
+    torch.manual_seed(seed)
+    with torch.device("meta"):
+        encoder = SpeechEncoder(config)
+    return gate(encoder, pruning)
+
+
+def shift_to(student: GatedEncoder, pruning: Pruning, sparsity: float) -> None:
+    """Add one number to every log alpha so that the expected sparsity is as wished."""
+    low, high, now = -30.0, 30.0, 0.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        for gate_ in student.by_site().values():
+            gate_.log_alpha.data += middle - now
+        now = middle
+        low, high = (middle, high) if pruning.sparsity(student.probabilities()) > sparsity else (low, middle)
+
+
+@pytest.mark.parametrize(("config", "total"), [(HUBERT_BASE, 94_370_944), (WAVLM_BASE, 94_381_168)])
+def test_base_models(config, total):
+    assert real_parameters(config) == total
+    assert float(expected_parameters(config, {})) == total
+    student = gated(config, PruningConfig())
+    pruning = Pruning(PruningConfig(), config, total, steps=50_000)
+    assert pruning.sparsity(student.probabilities()).item() == pytest.approx(0.10, abs=0.005)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        for gate_ in student.by_site().values():
+            gate_.log_alpha.data = 4 * torch.randn(gate_.log_alpha.shape, generator=generator)
+        shift_to(student, pruning, 0.75)
+        values, sparsity = pruning.fix(student)
+        left = real_parameters(cut_config(config, values))
+        assert 1 - left / total == pytest.approx(sparsity, abs=1e-9)
+        assert 23_500_000 <= left <= 23_700_000
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [HUBERT_BASE, WAVLM_BASE])
+def test_200_masks_sampled_weigh_what_is_expected_within_two_per_mille(config):
+    student = gated(config, PruningConfig(drop=0.3)).train()
+    for gate_ in student.by_site().values():
+        gate_.log_alpha.data += torch.randn(gate_.log_alpha.shape)
+    expected = float(expected_parameters(config, student.probabilities()))
+    torch.manual_seed(1)
+    masks = [student.draw() for _ in range(200)]
+    counts = [float(expected_parameters(config, opened(mask))) for mask in masks]
+    assert counts[:4] == [real_parameters(cut_config(config, mask)) for mask in masks[:4]]
+    assert sum(counts) / len(counts) == pytest.approx(expected, rel=2e-3)
+
+
+def controlled(pruning_config: PruningConfig, steps: int, start: float | None = None, pull: float = 0.0) -> Pruning:
+    """Gates and multipliers alone, under the recipe's schedule; `pull` stands for a loss that wants everything kept."""
+    total = real_parameters(SMALL)
+    student = gated(SMALL, pruning_config)
+    pruning = Pruning(pruning_config, SMALL, total, steps)
+    if start is not None:
+        shift_to(student, pruning, start)
+    optimizer = AdamW(pruning.parameter_groups(student))
+    scheduler = LambdaLR(optimizer, schedule(OptimizerConfig(warmup=0.3), steps))
+    for step in range(steps):
+        penalty, logged = pruning(student, step)
+        optimizer.zero_grad()
+        (penalty + pull * pruning.sparsity(student.probabilities())).backward()
+        optimizer.step()
+        scheduler.step()
+    assert logged["sparsity"] == pytest.approx(pruning_config.target, abs=0.01)
+    values, sparsity = pruning.fix(student)
+    assert sparsity == pytest.approx(1 - real_parameters(cut_config(SMALL, values)) / total, abs=1e-6)
+    assert sparsity == pytest.approx(pruning_config.target, abs=0.01)
+    assert pruning.met(sparsity)
+    return pruning
+
+
+def test_a_short_run_meets_its_target_from_below():
+    pruning = controlled(PruningConfig(target=0.6), steps=150)
+    assert pruning.lambda2 > 0
+
+
+def test_a_short_run_meets_its_target_against_a_loss():
+    pruning = controlled(PruningConfig(target=0.75), steps=150, pull=1.0)
+    assert pruning.lambda1 < 0  # the multiplier has found the loss's slope: it pays for sparsity
+
+
+def test_a_short_run_meets_its_target_from_above():
+    controlled(PruningConfig(target=0.3), steps=150, start=0.8)
+
+
+def test_short_runs_are_long_runs_fast_forward():
+    assert time_scale(5000) == time_scale(50_000) == 1
+    assert time_scale(500) == 10
+    student = gated(SMALL, PruningConfig())
+    gates, multipliers = Pruning(PruningConfig(), SMALL, real_parameters(SMALL), 500).parameter_groups(student)
+    assert gates["lr"] == multipliers["lr"] == pytest.approx(0.2)
+    assert gates["betas"] == multipliers["betas"] == pytest.approx((0.9**10, 0.999**10))
+    assert multipliers["maximize"]
+    assert "maximize" not in gates
+
+
+def test_rounding_leaves_the_rule_where_that_is_on_the_target_and_never_hides_a_miss():
+    total = real_parameters(SMALL)
+    student = gated(SMALL, PruningConfig())
+    for gate_ in student.by_site().values():
+        gate_.log_alpha.data = 6 * torch.randn(gate_.log_alpha.shape)
+    rule = student.fixed()
+    reached = 1 - real_parameters(cut_config(SMALL, rule)) / total
+    for target in (reached, reached - 0.2):
+        values, sparsity = Pruning(PruningConfig(target=target), SMALL, total, 200).fix(student)
+        assert all(torch.equal(values[site], rule[site]) for site in rule)
+        assert sparsity == pytest.approx(reached, abs=1e-6)
+    assert not Pruning(PruningConfig(target=reached - 0.2), SMALL, total, 200).met(reached)
+
+
+def test_penalty_by_hand():
+    pruning = Pruning(PruningConfig(target=0.6, warmup=0.5), SMALL, real_parameters(SMALL), steps=100)
+    student = gated(SMALL, PruningConfig())
+    pruning.lambda1.data.fill_(2.0)
+    pruning.lambda2.data.fill_(3.0)
+    assert [pruning.target(step) for step in (0, 25, 50, 99)] == pytest.approx([0, 0.3, 0.6, 0.6])
+    penalty, logged = pruning(student, 25)
+    excess = logged["sparsity"] - 0.3
+    assert float(penalty) == pytest.approx(2 * excess + 3 * excess**2)
+    penalty.backward()
+    assert float(pruning.lambda1.grad) == pytest.approx(excess)
+    assert float(pruning.lambda2.grad) == pytest.approx(excess**2)
+
+
+def test_targets_that_cannot_be():
+    total = real_parameters(HUBERT_BASE)
+    for units, highest in ((["heads"], 0.29), (["ffn_units"], 0.59), (DPHUBERT, 0.94)):
+        with pytest.raises(UserError, match=r"pruning.target is 0.95, but it must be at most 0\.\d+") as error:
+            Pruning(PruningConfig(target=0.95, units=units), HUBERT_BASE, total, 100)
+        bound = float(str(error.value).split("at most ")[1].split(",")[0])
+        assert bound == pytest.approx(highest, abs=0.02)
+        Pruning(PruningConfig(target=bound - 1e-3, units=units), HUBERT_BASE, total, 100)
+    bare = EncoderConfig(**{**HUBERT_BASE.to_dict(), "ffn_dims": (None,) * 12})
+    with pytest.raises(UserError, match=r"pruning.units is \['ffn_units'\]"):
+        Pruning(PruningConfig(units=["ffn_units"]), bare, total, 100)
+    assert gated_sites(bare, ["ffn_units"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"target": 0.0}, "pruning.target is 0.0"),
+        ({"target": 1.0}, "pruning.target is 1.0"),
+        ({"units": ["head"]}, "pruning.units is 'head'.*did you mean heads"),
+        ({"units": []}, "pruning.units is "),
+        ({"units": ["heads", "heads"]}, "pruning.units is "),
+        ({"drop": 0.0}, "pruning.drop is 0.0"),
+        ({"ffn_drop": 1.0}, "pruning.ffn_drop is 1.0"),
+        ({"warmup": 1.0}, "pruning.warmup is 1.0"),
+        ({"lr": math.nan}, "pruning.lr is nan"),
+        ({"sparsity": 0.5}, "pruning.sparsity"),
+    ],
+)
+def test_wrong_values(values, sentence):
+    with pytest.raises(UserError, match=sentence):
+        typed(PruningConfig, values, "pruning")
