@@ -10,7 +10,7 @@ import torch
 from lhotse import AudioSource, CutSet, Recording
 from torch.utils.data import DataLoader
 
-from distiller.batching import AudioDataset, WindowSampler, validation_batches, windows_per_epoch
+from distiller.batching import AudioDataset, WindowPlan, WindowSampler, validation_batches, windows_per_epoch
 from distiller.scanning import scan
 from upstream.errors import UserError
 
@@ -234,8 +234,16 @@ def test_an_empty_batch_is_replaced_the_same_way_every_time(folder):
     assert ["17.wav"] in names
     replaced = [window.batches[0] for window in windows if window.batches[0].skipped]
     assert len(replaced) > 10
-    others = drawn(cuts, 20, rank=1, world_size=2, **one_each)
-    assert [window.batches[0].ids for window in others] != names
+
+
+def test_ranks_draw_different_replacements(folder):
+    cuts = opened(folder)
+    damage(folder, ["00.wav"])
+    dataset = AudioDataset(cuts, seed=3)
+    broken = CutSet.from_cuts([cuts[0]])
+    ids = [dataset[WindowPlan([broken], epoch=0, index=0, rank=rank)].batches[0].ids for rank in range(8)]
+    assert len({tuple(names) for names in ids}) > 2
+    assert all(len(names) == 1 for names in ids)
 
 
 def test_a_batch_that_nothing_can_replace_is_empty(folder):
