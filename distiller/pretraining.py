@@ -109,7 +109,8 @@ Trained by `distiller/pretraining.py`: masked prediction on {hours_of_audio:.1f}
 synthesiser's own phone labels ({len(PHONES)} classes every 20 ms), not k-means units, and the speaker from layer
 {SPEAKER_LAYER}'s mean. Weights are stored as fp16.
 
-Linear probe on splits that it was not trained on, accuracy in percent:
+Linear probe on utterances that it was not trained on, accuracy in percent. The 40 speakers of the last column are
+among the 200 whose names the speaker term was trained on; "unseen" ones were heard nowhere:
 
 | | phones | phones, unseen speakers | speakers |
 |---|---|---|---|
