@@ -1,0 +1,155 @@
+#!/usr/bin/env python
+"""Which of a teacher's layers say the same: CKA between all of them, clusters, and how well these separate."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # runs uninstalled and from any directory; distiller/ itself is no place to import from
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import math
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from distiller.run import Parser, complain
+from upstream.errors import UserError
+
+if TYPE_CHECKING:
+    from distiller.calibration import Similarity
+    from distiller.clustering import Clustering
+    from distiller.objectives.layers import Zeroth
+
+DESCRIPTION = """\
+Compare a teacher's layers by linear CKA, cluster them, and say how well each clustering separates. Trains nothing.
+
+Writes cka.csv, clusters.json and similarity.png; of several counts the first has these names, others end in -COUNT.
+"""
+
+EPILOG = """\
+examples:
+  python distiller/similarity.py --teacher embedded --corpus embedded
+  python distiller/similarity.py --teacher microsoft/wavlm-base-plus --corpus /data/LibriSpeech --clusters 4,6,8
+"""
+
+
+def parser() -> Parser:
+    built = Parser(
+        prog="distiller/similarity.py",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    built.add_argument(
+        "--teacher", default="embedded", help="embedded, a hub name, a folder or file (default: embedded)"
+    )
+    built.add_argument("--corpus", default="embedded", help="embedded, a folder or a manifest (default: embedded)")
+    built.add_argument("--clusters", default="auto", metavar="4,6,8|auto", help="counts (default: the best silhouette)")
+    built.add_argument("--linkage", default="average", help="average, complete, single or weighted (default: average)")
+    built.add_argument("--contiguous", action="store_true", help="only clusters that are runs of layers")
+    built.add_argument("--layers", metavar="1,2,...", help="of the teacher (default: all, layer 0 included)")
+    built.add_argument("--zeroth", default="projected", help="what layer 0 is: projected (P) or layer_input (F^0)")
+    built.add_argument("--frames", type=int, help="at least so many (default: 20 for each channel of the teacher)")
+    built.add_argument("--stride", type=int, default=5, help="take every n-th frame (default: 5)")
+    built.add_argument("--debiased", action="store_true", help="the debiased estimator, for few frames")
+    built.add_argument("--seed", type=int, default=1, help="of the choice of utterances (default: 1)")
+    built.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    built.add_argument("--output", type=Path, default=Path("exp/similarity"), help="default: exp/similarity")
+    return built
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 for a mistake of the user's (one line on stderr)."""
+    warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
+    try:
+        _carry_out(parser().parse_args(argv))
+    except UserError as error:
+        complain(f"error: {' '.join(str(error).split())}")
+        return 2
+    return 0
+
+
+def _carry_out(options: argparse.Namespace) -> None:
+    counts = _integers("--clusters", options.clusters) if options.clusters != "auto" else []
+    layers = _integers("--layers", options.layers) if options.layers else None
+    # heavy imports, after everything that may be wrong with the options
+    from distiller.calibration import CLUSTERS, FIGURE, MATRIX, calibrate, write_clusters, write_matrix
+    from distiller.clustering import automatic_count, cut_tree, layer_tree, separation
+    from distiller.corpus import CorpusConfig
+    from distiller.objectives.clusters import ClustersConfig
+    from distiller.strict import typed
+    from distiller.teacher import load_teacher
+
+    estimator = {"frames": options.frames, "stride": options.stride, "debiased": options.debiased}
+    section = {"layers": layers, "linkage": options.linkage, "contiguous": options.contiguous}
+    config = typed(ClustersConfig, section | {"zeroth": options.zeroth, "calibration": estimator}, "objective")
+    corpus = CorpusConfig(path=options.corpus)
+    teacher = load_teacher(options.teacher)
+    similarity = calibrate(config, teacher, corpus, None, options.seed, _device(options.device))
+    tree = layer_tree(similarity.cka, config.linkage, config.contiguous)
+    counts = counts or [automatic_count(similarity.cka, tree)]
+    chosen = [separation(similarity.cka, cut_tree(tree, count)) for count in counts]
+    write_matrix(options.output / MATRIX, similarity, config.zeroth)
+    for place, clustering in enumerate(chosen):
+        ending = f"-{len(clustering.clusters)}" if place else ""
+        write_clusters(options.output, similarity, tree, clustering, config, options.teacher, ending)
+    others = range(2, len(similarity.layers)) if options.clusters == "auto" else counts
+    shown = [separation(similarity.cka, cut_tree(tree, count)) for count in others] or chosen
+    print_table(similarity, shown, chosen[0], config.zeroth)
+    print(f"\n{similarity.calibration['frames']:,} frames of {similarity.calibration['seconds']:,.0f} s")
+    print(", ".join(str(options.output / name) for name in (CLUSTERS, MATRIX, FIGURE)))
+    best = [[similarity.layers[place] for place in cluster] for cluster in chosen[0].clusters]
+    print(f"\nNext\n  python distiller/run.py --method skill objective.clusters={str(best).replace(' ', '')}")
+
+
+def print_table(
+    similarity: "Similarity", clusterings: Sequence["Clustering"], chosen: "Clustering", zeroth: "Zeroth"
+) -> None:
+    """Each clustering with its silhouette and its CKA within and between clusters; a mark at the chosen one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from distiller.calibration import layer_names
+
+    names = layer_names(similarity.layers, zeroth)
+    table = Table(title="Clusterings of the teacher's layers")
+    for title in ("", "clusters", "silhouette", "CKA within", "CKA between", "layers"):
+        table.add_column(title, justify="left" if title in ("", "layers") else "right")
+    for one in clusterings:
+        numbers = ["" if math.isnan(value) else f"{value:.3f}" for value in (one.silhouette, one.within, one.between)]
+        layers = " | ".join(" ".join(names[place] for place in cluster) for cluster in one.clusters)
+        table.add_row("*" if one.clusters == chosen.clusters else "", str(len(one.clusters)), *numbers, layers)
+    Console(soft_wrap=False).print(table)
+
+
+def _integers(option: str, text: str) -> list[int]:
+    """`4,6,8` as numbers."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} is {text}, but it must be integers with commas between, such as 4,6,8") from None
+
+
+def _device(name: str) -> str:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        UserError: no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"--device is {name}, which this machine does not have; auto, cpu and cuda are usual"
+        ) from error
+    return name
+
+
+if __name__ == "__main__":
+    sys.exit(main())
