@@ -10,9 +10,14 @@ from upstream.errors import UserError
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")
-    with pytest.raises(UserError, match=r"report\.json cannot be written: No space left"), writing(path) as temporary:
-        temporary.write_text("half of the n")
-        raise OSError(errno.ENOSPC, "full")
+
+    def write_half() -> None:
+        with writing(path) as temporary:
+            temporary.write_text("half of the n")
+            raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(UserError, match=r"report\.json cannot be written: No space left"):
+        write_half()
     assert path.read_text() == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["report.json"]
 

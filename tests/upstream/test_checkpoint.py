@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from upstream import checkpoint
 from upstream.checkpoint import load, save
 from upstream.errors import UserError
 
