@@ -101,16 +101,16 @@ class SnipsDataset(BucketDataset):
         super().__init__(items, bucket_size, ascending)
 
 
-def read_lexicon(paths: Sequence[str], phonemes: set[str]) -> dict[str, str]:
+def read_lexicon(paths: Sequence[str], phonemes: set[str] | None) -> dict[str, str]:
     """Word -> its first pronunciation, phonemes with spaces between.
 
     Raises:
-        UserError: a file that is missing, or a phoneme that is not among `phonemes`.
+        UserError: a file that is missing, or a phoneme that is not among `phonemes` (None: any may be).
     """
     pronunciations: dict[str, str] = {}
     for path in map(Path, paths):
         for word, pronunciation in _keyed_lines(path):
-            unknown = [phoneme for phoneme in pronunciation.split() if phoneme not in phonemes]
+            unknown = [phoneme for phoneme in pronunciation.split() if phonemes and phoneme not in phonemes]
             if unknown:
                 raise UserError(f"{path}: phoneme {unknown[0]} of {word} is not in the phoneme vocabulary")
             pronunciations.setdefault(word, " ".join(pronunciation.split()))

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import soundfile
-from rich.progress import track
 
 from downstream_recipes.cache import cache_directory, corpus_key, write_whole
 from downstream_recipes.ctc_corpora import find_audio
+from downstream_recipes.progress import progress
 from upstream.errors import UserError
 
 # ARPAbet as the CMU dictionary and s3prl's lexicons have it: vowels in three degrees of stress, consonants
@@ -52,7 +52,7 @@ def asr_lengths(librispeech: Path) -> Path:
         if not path.exists():
             wavs = find_audio(librispeech / split, ".flac")
             with ThreadPoolExecutor() as pool:
-                lengths = list(track(pool.map(_samples, wavs), f"lengths of {split}", len(wavs), transient=True))
+                lengths = list(progress(pool.map(_samples, wavs), f"lengths of {split}", len(wavs)))
             rows = [
                 f"{index},{wav.relative_to(librispeech)},{length},0"
                 for index, (wav, length) in enumerate(zip(wavs, lengths, strict=True))

@@ -22,6 +22,7 @@ TEMPLATE = Path(__file__).with_name("corpora.yaml")
 ENVIRONMENT = "SUPERB_CORPORA"
 REFERENCE = re.compile(r"\$\{(corpora|prepared|vocabulary)\.(\w+)\}")
 MAX_WORKERS = 4
+SETTINGS = ("workers", "miniature")  # keys of a corpora file that are no paths
 
 VOCABULARIES: Mapping[str, Callable[[Path], Path]] = {
     "phonemes": preparation.write_phonemes,
@@ -36,7 +37,7 @@ PREPARED: Mapping[str, tuple[str, Callable[[Path], Path]]] = {
 
 
 def read_corpora(path: str | Path | None) -> dict[str, Any]:
-    """The corpora file (`path`, else $SUPERB_CORPORA): key -> absolute path or paths, `workers` as it is.
+    """The corpora file (`path`, else $SUPERB_CORPORA): key -> absolute path or paths, SETTINGS as they are.
 
     Raises:
         UserError: none is named, it cannot be read, or it has a key that no recipe knows.
@@ -53,12 +54,12 @@ def read_corpora(path: str | Path | None) -> dict[str, Any]:
         raise UserError(f"{chosen}: not a YAML file ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
         raise UserError(f"{chosen}: not a list of `corpus: path` lines")
-    known = [*yaml.safe_load(TEMPLATE.read_text()), *PREPARED, "workers"]
+    known = [*yaml.safe_load(TEMPLATE.read_text()), *PREPARED, *SETTINGS]
     for key in values:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
             raise UserError(f"{chosen}: unknown key '{key}'; the nearest known one is '{nearest}'")
-    return {key: value if key == "workers" else _absolute(value, file.parent) for key, value in values.items()}
+    return {key: value if key in SETTINGS else _absolute(value, file.parent) for key, value in values.items()}
 
 
 def _absolute(value: Any, folder: Path) -> Any:
@@ -68,11 +69,14 @@ def _absolute(value: Any, folder: Path) -> Any:
     return None if value is None else str((folder / Path(str(value)).expanduser()).resolve())
 
 
-def resolve(recipe: Path, corpora: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+def resolve(
+    recipe: Path, corpora: Mapping[str, Any], directory: Path, changes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The recipe with every reference replaced; what has to be made first is made.
 
     Args:
         directory: where the vocabularies are written, the experiment folder.
+        changes: merged into the recipe, key by key.
 
     Raises:
         UserError: the recipe cannot be read or refers to something unknown, or a corpus that it needs is not listed or
@@ -91,7 +95,7 @@ def resolve(recipe: Path, corpora: Mapping[str, Any], directory: Path) -> dict[s
     for kind, name in sorted(set(REFERENCE.findall(text))):
         values[kind][name] = _find(kind, name, corpora, directory, recipe)
     try:
-        resolved = OmegaConf.to_container(OmegaConf.merge(values, configuration), resolve=True)
+        resolved = OmegaConf.to_container(OmegaConf.merge(values, configuration, changes or {}), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{recipe}: {str(error).splitlines()[0]}") from None
     assert isinstance(resolved, dict)

@@ -13,12 +13,6 @@ from downstream_recipes.after_import import after_import
 from downstream_recipes.cache import corpus_key, whole_folder, write_whole
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setenv("SPEECH_DISTILLER_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "superb"
-
-
 def test_a_module_is_adapted_right_after_its_import(tmp_path, monkeypatch):
     (tmp_path / "adaptable").mkdir()
     (tmp_path / "adaptable" / "__init__.py").write_text("")

@@ -9,11 +9,6 @@ from downstream_recipes.preparation import asr_lengths, emotion_folds
 from upstream.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("SPEECH_DISTILLER_CACHE", str(tmp_path / "cache"))
-
-
 def test_asr_lengths_come_from_the_headers(tmp_path):
     root = tmp_path / "LibriSpeech"
     for number, split in enumerate(("train-clean-100", "dev-clean", "test-clean"), start=1):

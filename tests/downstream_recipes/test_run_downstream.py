@@ -47,7 +47,6 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
         with (tmp_path / "fluent" / "data" / f"{split}_data.csv").open("w", newline="") as file:
             csv.writer(file).writerows(rows)
     (tmp_path / "corpora.yaml").write_text("fluent_commands: fluent\nworkers: 0\n")
-    monkeypatch.setenv("SPEECH_DISTILLER_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     config = EncoderConfig(
