@@ -39,21 +39,17 @@ class RelativePosition(nn.Embedding):
 class PositionGate(nn.Module):
     """WavLM's gate: each query scales the relative-position bias of each head."""
 
-    heads: Tensor
-
     def __init__(self, heads: tuple[int, ...], config: EncoderConfig) -> None:
         super().__init__()
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         self.linear = nn.Linear(config.head_dim, 8)
         self.constant = nn.Parameter(torch.ones(len(heads)))
-        indices = torch.tensor(heads, dtype=torch.long, device="cpu")  # real also when built on the meta device
-        self.register_buffer("heads", indices, persistent=False)
-        self.every_head = len(heads) == config.num_heads
+        self.heads = list(heads)  # no buffer: one that is not stored would be lost by who builds on the meta device
 
     def forward(self, states: Tensor, position_bias: Tensor) -> Tensor:
         """states (batch, query, channel), position_bias (every head, query, key) -> (batch, head, query, key)."""
         by_head = states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (batch, head, query, .)
-        if not self.every_head:
+        if len(self.heads) < self.num_heads:
             by_head, position_bias = by_head[:, self.heads], position_bias[self.heads]
         gates = self.linear(by_head).unflatten(-1, (2, 4)).sum(-1).sigmoid()
         update, reset = gates.chunk(2, dim=-1)  # (batch, head, query, 1) each

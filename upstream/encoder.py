@@ -156,7 +156,7 @@ class SpeechEncoder(nn.Module):
 
     def extract(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, sample) and (batch,) samples -> P (batch, frame, channel) and (batch,) frames."""
-        padded = self._check_lengths(waveforms, lengths)
+        padded = torch.compiler.is_compiling() or self._check_lengths(waveforms, lengths)
         lengths = lengths.to(waveforms.device)
         if padded:
             waveforms = waveforms.masked_fill(~frame_mask(lengths, waveforms.shape[1]), 0.0)
@@ -173,7 +173,9 @@ class SpeechEncoder(nn.Module):
         states = states + self.positional(states)
         if not self.config.layer_norm_first:
             states = self.layer_norm(states)
-        key_mask = mask[:, None, None] if bool((frame_lengths < frames).any()) else None  # none: the fastest kernel
+        # without a mask the kernel is the fastest; a graph that is traced must serve padded batches too
+        padded = torch.compiler.is_compiling() or bool((frame_lengths < frames).any())
+        key_mask = mask[:, None, None] if padded else None
         position_bias = None if self.relative_position is None else self.relative_position(frames)
         hidden_states, maps = [states], []
         states = self.hidden_dropout(states)

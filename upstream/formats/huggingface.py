@@ -95,6 +95,18 @@ REQUIRED: Mapping[str, Any] = {
     "adapter_attn_dim": None,
 }
 
+# A folder with our own modelling file, for structures that the plain classes lack.
+OWN_MODEL_TYPE = "distilled_speech_encoder"
+OWN_TABLE = KeyTable(
+    keys=(
+        Key("encoder.positional.magnitude", "positional.weight_g"),  # `transformers` renames what is called weight_g
+        Key("encoder.positional.direction", "positional.weight_v"),
+        Key("encoder.**", "**"),
+    ),
+    ignored=("lm_head.*",),
+    prefixes=("speech_encoder.",),
+)
+
 # Our own keys in a config.json that we wrote: what the format itself cannot say.
 IDENTITY_PROJECTION = "identity_projection"
 NORMALIZE_WAVEFORM = "normalize_waveform"
@@ -113,6 +125,10 @@ def read(folder: Path, values: Mapping[str, Any]) -> SpeechEncoder:
         UserError: an unsupported model or setting, and whatever is wrong with the weights.
     """
     source = folder / "config.json"
+    if values["model_type"] == OWN_MODEL_TYPE:
+        config = EncoderConfig.from_dict(values.get("encoder_config") or {}, str(source))
+        path, state = _read_weights(folder)
+        return build(config, state, str(path), OWN_TABLE)
     config = parse_config(values, _normalizes(folder, values), str(source))
     path, state = _read_weights(folder)
     if values.get(IDENTITY_PROJECTION):
@@ -251,7 +267,12 @@ def write(encoder: SpeechEncoder) -> tuple[dict[str, Any], dict[str, Any], dict[
         own[IDENTITY_PROJECTION] = True
         state["feature_projection.projection.weight"] = eye(config.embed_dim)
         state["feature_projection.projection.bias"] = zeros(config.embed_dim)
-    preprocessor = {
+    return {**_config_values(config), **own}, preprocessor(config), state
+
+
+def preprocessor(config: EncoderConfig) -> dict[str, Any]:
+    """preprocessor_config.json: what `AutoFeatureExtractor` needs to prepare waveforms."""
+    return {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "feature_size": 1,
         "sampling_rate": SAMPLE_RATE,
@@ -260,7 +281,6 @@ def write(encoder: SpeechEncoder) -> tuple[dict[str, Any], dict[str, Any], dict[
         "do_normalize": config.normalize_waveform,
         "return_attention_mask": True,
     }
-    return {**_config_values(config), **own}, preprocessor, state
 
 
 def _config_values(config: EncoderConfig) -> dict[str, Any]:
@@ -298,7 +318,18 @@ def _config_values(config: EncoderConfig) -> dict[str, Any]:
     return values
 
 
+def is_plain(config: EncoderConfig) -> bool:
+    """Whether `transformers`' own classes can hold the encoder."""
+    return not _obstacles(config)
+
+
 def _check_plain(config: EncoderConfig) -> None:
+    found = _obstacles(config)
+    if found:
+        raise UserError(f"the plain classes of transformers cannot hold this encoder: {' and '.join(found)}")
+
+
+def _obstacles(config: EncoderConfig) -> list[str]:
     every_head = tuple(range(config.num_heads))
     obstacles = {
         "its layers have different heads": set(config.attention_heads) != {every_head},
@@ -309,6 +340,4 @@ def _check_plain(config: EncoderConfig) -> None:
         "its layer norms count over pruned channels": bool(config.unpruned_channels),
         "it has no norm in front of the projection": not config.feature_norm and config.family != "hubert",
     }
-    found = [reason for reason, holds in obstacles.items() if holds]
-    if found:
-        raise UserError(f"the plain classes of transformers cannot hold this encoder: {' and '.join(found)}")
+    return [reason for reason, holds in obstacles.items() if holds]
