@@ -1,0 +1,118 @@
+"""A student as a folder that `transformers` opens: with its own classes where they can hold it, else with ours."""
+
+import inspect
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from upstream import attention, config, encoder, errors, extractor
+from upstream.checkpoint import write_folder
+from upstream.encoder import SpeechEncoder
+from upstream.errors import UserError
+from upstream.extractor import normalize_waveforms
+from upstream.formats import huggingface
+
+MODELING = "modeling_speech_encoder"
+TOLERANCE = 1e-4
+LENGTHS = (16_000, 11_231, 7_040)  # of the wavs that an export is checked with, in samples
+
+
+def needs_own_code(student: SpeechEncoder) -> bool:
+    """Whether the folder must bring its own modelling file (`trust_remote_code`)."""
+    return not huggingface.is_plain(student.config)
+
+
+def to_transformers(student: SpeechEncoder, directory: Path, card: str) -> float:
+    """Write the folder, opened and checked before it is kept; returns the largest difference of any hidden state.
+
+    Raises:
+        UserError: a deviation above 1e-4, or what the disk refuses.
+    """
+    own_code = needs_own_code(student)
+    files = _own_files(student) if own_code else _plain_files(student)
+    files["README.md"] = card
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / "export"
+        write_folder(trial, files)
+        difference = _difference(student, trial, own_code)
+    if not difference < TOLERANCE:
+        raise UserError(
+            f"{directory}: not written, transformers' hidden states differ from the student's by {difference:.2g}"
+        )
+    write_folder(directory, files)
+    return difference
+
+
+def _plain_files(student: SpeechEncoder) -> dict[str, bytes | str]:
+    values, preprocessor, state = huggingface.write(student)
+    return _files(values, preprocessor, state)
+
+
+def _own_files(student: SpeechEncoder) -> dict[str, bytes | str]:
+    values = {
+        "architectures": ["SpeechEncoderModel"],
+        "model_type": huggingface.OWN_MODEL_TYPE,
+        "auto_map": {
+            "AutoConfig": f"{MODELING}.SpeechEncoderConfig",
+            "AutoModel": f"{MODELING}.SpeechEncoderModel",
+            "AutoModelForCTC": f"{MODELING}.SpeechEncoderForCTC",
+        },
+        "encoder_config": student.config.to_dict(),
+    }
+    state = huggingface.OWN_TABLE.to_foreign(student.state_dict())
+    files = _files(values, huggingface.preprocessor(student.config), state)
+    for module in (attention, config, encoder, errors, extractor):
+        files[Path(inspect.getfile(module)).name] = inspect.getsource(module)
+    files[f"{MODELING}.py"] = (Path(__file__).parent / f"{MODELING}.py").read_text()
+    return files
+
+
+def _files(values: dict[str, Any], preprocessor: dict[str, Any], state: dict[str, Tensor]) -> dict[str, bytes | str]:
+    cpu = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
+    return {
+        "config.json": json.dumps(values, indent=1) + "\n",
+        "preprocessor_config.json": json.dumps(preprocessor, indent=1) + "\n",
+        "model.safetensors": to_safetensors(cpu, metadata={"format": "pt"}),
+    }
+
+
+def test_waveforms() -> list[Tensor]:
+    """Three wavs of different lengths, (sample,) each: noise of speech's loudness that swells and fades."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        0.1 * torch.randn(length, generator=generator) * torch.sin(torch.linspace(0.1, 9.0, length)).abs()
+        for length in LENGTHS
+    ]
+
+
+def _difference(student: SpeechEncoder, folder: Path, own_code: bool) -> float:
+    """Largest difference of any hidden state of single utterances, through `transformers`' own front door."""
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    progress_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModel.from_pretrained(folder, trust_remote_code=own_code).eval()
+    finally:
+        if progress_bars:
+            logging.enable_progress_bar()
+    largest = 0.0
+    student.eval()
+    with torch.no_grad():
+        for waveform in test_waveforms():
+            inputs = waveform[None]
+            if student.config.normalize_waveform:
+                length = torch.tensor([len(waveform)])
+                inputs = normalize_waveforms(inputs, length, student.config.normalize_eps)
+            theirs = model(inputs, output_hidden_states=True)
+            ours = student(waveform[None])
+            pairs = zip(ours.hidden_states, theirs.hidden_states, strict=True)
+            last = ours.last_hidden_state - theirs.last_hidden_state
+            largest = max([largest, float(last.abs().max()), *(float((a - b).abs().max()) for a, b in pairs)])
+    return largest
