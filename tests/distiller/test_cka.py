@@ -53,6 +53,14 @@ def test_equals_the_direct_formula(layers, debiased):
     np.testing.assert_allclose(np.diag(cka), 1.0, atol=0)
 
 
+def test_debiased_with_a_handful_of_frames(layers):
+    few = [layer[:7] for layer in layers]  # the first batch's mean is far from the others'
+    batches = [padded([layer[:2] for layer in few], [2]), padded([layer[2:] for layer in few], [5])]
+    cka, _ = stream_cka(lambda: batches, [6, 9, 5], debiased=True, stride=1)
+    assert cka[0, 1] == pytest.approx(direct_debiased_cka(few[0], few[1]), abs=1e-9)
+    assert cka[0, 2] == pytest.approx(direct_debiased_cka(few[0], few[2]), abs=1e-9)
+
+
 def test_hand_computed():
     # Xc = (-1, 0, 1, 0), Yc = (-1, 1, 1, -1): Yc'Xc = 2, Xc'Xc = 2, Yc'Yc = 4, so CKA = 4 / (2 * 4) = 0.5
     x, y = np.array([[1.0], [2.0], [3.0], [2.0]]), np.array([[0.0], [2.0], [2.0], [0.0]])

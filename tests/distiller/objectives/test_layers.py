@@ -63,7 +63,18 @@ def test_dphubert_layers_and_heads():
     assert len(objective.heads) == 2
     six = build(LayersConfig(), encoder_config(6), encoder_config(6))
     assert [match.teacher for match in six.matches] == [(0,), (2,), (4,), (6,)]
-    assert len(build(LayersConfig(layers=[4, 8]), config, config).heads) == 1
+    without_zero, out = build(LayersConfig(layers=[4, 8]), config, config), output(12)
+    assert len(without_zero.heads) == 1
+    assert loss(without_zero(out, out, every_frame(out)), 10).item() == pytest.approx(-1, abs=1e-6)
+
+
+def test_no_gradient_reaches_the_teacher():
+    config, teacher, student = encoder_config(12), output(12), output(12, seed=1)
+    teacher.hidden_states[4].requires_grad_(True)
+    student.hidden_states[4].requires_grad_(True)
+    loss(build(LayersConfig(), config, config)(teacher, student, every_frame(teacher)), 10).backward()
+    assert teacher.hidden_states[4].grad is None
+    assert student.hidden_states[4].grad is not None
 
 
 def test_identical_encoders_lose_minus_one_at_the_start():
