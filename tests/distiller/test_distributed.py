@@ -23,9 +23,7 @@ TEACHER = EncoderConfig(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher", [[], ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29719"]]
-)
+@pytest.mark.parametrize("launcher", [[], ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]])
 def test_two_ranks_make_one_student(launcher: list[str], tmp_path: Path) -> None:
     """Started by Lightning or by torchrun; one held-out batch, so that a rank has none of it."""
     save(SpeechEncoder(TEACHER), tmp_path / "teacher")
