@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from distiller.files import remove
+from distiller.files import remove, sweep
 from distiller.recipe import RESUMABLE, Recipe, first_difference, save
 from upstream.errors import UserError
 
@@ -57,6 +57,7 @@ def prepare(output: Path, recipe: Recipe, overwrite: bool) -> None:
             remove(path)
     else:
         check_same_recipe(output, recipe)
+        sweep(output)
     save(recipe, output / RECIPE)
 
 
