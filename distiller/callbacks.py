@@ -27,7 +27,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with writing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+            try:
+                with temporary.open("wb") as file:  # Python's, because torch's own does not say why a disk refuses
+                    torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch, about the file that the refusal cut short
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
@@ -59,9 +63,15 @@ class HeldOut(Callback):
     """
 
     def __init__(
-        self, batches: list[Callable[[], Batch]], every: int, table: Path, keep_best: Callable[[WindowTraining], None]
+        self,
+        batches: list[Callable[[], Batch]],
+        every: int,
+        table: Path,
+        keep_best: Callable[[WindowTraining], None],
+        skipped: SkippedLog | None = None,
     ) -> None:
         self.batches, self.every, self.table, self.keep_best = batches, every, table, keep_best
+        self.skipped = skipped
         self.rows: list[dict[str, float]] = []
 
     def on_train_batch_end(
@@ -91,6 +101,8 @@ class HeldOut(Callback):
         sums, weights = Counter[str](), dict[str, tuple[str, float]]()
         for make in self.batches[module.global_rank :: trainer.world_size]:
             batch = make().to(module.device)
+            if self.skipped is not None:
+                self.skipped.record(batch.skipped)
             with trainer.precision_plugin.forward_context():
                 terms = module.losses(batch)
             sums.update({"utterance": len(batch.lengths), "frame": int(module.frame_lengths(batch).sum())})

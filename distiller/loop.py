@@ -1,6 +1,7 @@
 """Hands a training module to Lightning, from the newest checkpoint on if there is one."""
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import ContextDecorator
@@ -34,8 +35,14 @@ class _quiet(ContextDecorator):
         self._logger = logging.getLogger("lightning.pytorch")
         self._level = self._logger.level
         self._logger.setLevel(logging.ERROR)
+        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        if not issubclass(failure.exc_type, OSError):  # TensorBoard's writer raises it at our next row too
+            self._hook(failure)
 
     def __exit__(self, *error: Any) -> None:
+        threading.excepthook = self._hook
         self._logger.setLevel(self._level)
         self._warnings.__exit__(None, None, None)
 
@@ -82,7 +89,7 @@ def fit(
         callbacks=[
             StepBar(),
             StepRows(output / "metrics.csv", skipped),
-            HeldOut(held_out or [], config.validate_every, output / "held_out.csv", keep_best),
+            HeldOut(held_out or [], config.validate_every, output / "held_out.csv", keep_best, skipped),
             Checkpoints(output / "checkpoints", config.checkpoint_every),
         ],
     )

@@ -49,7 +49,7 @@ recipes: {recipes}
 """
 
 INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}  # exit codes
-REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # what a disk says
+REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}  # what a disk says
 
 
 class Parser(argparse.ArgumentParser):
@@ -181,20 +181,27 @@ def run(recipe: Recipe, output: Path, overwrite: bool) -> None:
             print_report(output)
         return
     recipe = replace(recipe, trainer=place(recipe.trainer))
-    if rank() > 0:
-        distil(recipe, output)
-        return
-    with claimed(output):
-        prepare(output, recipe, overwrite)
-        distil(recipe, output)
+    with refusals(output):
+        if rank() > 0:
+            distil(recipe, output)
+            return
+        with claimed(output):
+            prepare(output, recipe, overwrite)
+            distil(recipe, output)
 
 
 def distil(recipe: Recipe, output: Path) -> None:
-    """`distiller.distillation.distil`, a full or forbidden disk being the user's to mend."""
+    """`distiller.distillation.distil`, whose imports take seconds: after everything that may be wrong before it."""
     from distiller.distillation import distil
 
+    distil(recipe, output)
+
+
+@contextmanager
+def refusals(output: Path) -> Iterator[None]:
+    """A full or forbidden disk is the user's to mend."""
     try:
-        distil(recipe, output)
+        yield
     except OSError as error:
         if error.errno in REFUSED:
             raise UserError(f"{error.filename or output} cannot be written: {error.strerror}") from error

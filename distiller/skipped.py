@@ -90,7 +90,11 @@ class SkippedLog:
         self.path, self.max_skipped = path, max_skipped
         self.seen = 0  # utterances of this rank, the skipped ones included
         self.skipped = 0
-        append_skipped(path, unreadable)
+        self.record(unreadable)
+
+    def record(self, rows: Iterable[tuple[str, str]]) -> None:
+        """List files, such as validation audio, that are no part of the share."""
+        append_skipped(self.path, rows)
 
     @property
     def count(self) -> int:
@@ -104,7 +108,7 @@ class SkippedLog:
             UserError: too large a share was skipped, or a batch stayed empty because its replacements failed too.
         """
         dropped = [row for batch in window.batches for row in batch.skipped]
-        append_skipped(self.path, dropped)
+        self.record(dropped)
         self.skipped += len(dropped)
         self.seen += len(dropped) + sum(len(batch.ids) for batch in window.batches)
         check_share(self.skipped, self.seen, self.max_skipped, f"{self.path} says why")
