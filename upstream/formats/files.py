@@ -71,6 +71,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         UserError: missing, truncated or otherwise not safetensors.
     """
     try:
+        path.open("rb").close()  # to safe_open, a file that may not be read does not exist
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except OSError as error:
