@@ -126,7 +126,8 @@ def _scan(source: Path, root: Path) -> Iterable[DataCut | Skipped]:
         lines = [line.strip() for line in _read(source).splitlines()]
         return chain.from_iterable(_scan(source.parent / line, root) for line in lines if line)
     endings = ", ".join((*AUDIO, *MANIFEST, *LIST))
-    raise UserError(f"{source} is no corpus; it could be a folder, or a file that ends in one of {endings}")
+    problem = "is no corpus" if source.exists() else "does not exist"
+    raise UserError(f"{source} {problem}; it could be a folder, or a file that ends in one of {endings}")
 
 
 def _audio_files(folder: Path) -> list[Path]:
