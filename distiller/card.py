@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from distiller.figures import FIGURES
+from distiller.pruning import outcome
+
 # What a teacher's own card says of its weights; a student's card repeats it.
 LICENCES = {
     "embedded": "Apache-2.0 (this project's own weights, trained on synthetic speech)",
@@ -14,7 +17,7 @@ LICENCES = {
 
 def files(output: Path, result: dict[str, Any]) -> dict[str, bytes | str]:
     """README.md and the figures, as extra files of a saved student."""
-    figures = {path.name: path.read_bytes() for path in (output / "loss.png", output / "phones.png") if path.exists()}
+    figures = {path.name: path.read_bytes() for name in FIGURES if (path := output / name).exists()}
     return {"README.md": model_card(result, list(figures)), **figures}
 
 
@@ -46,6 +49,8 @@ def model_card(result: dict[str, Any], figures: list[str]) -> str:
         f"| code | commit {result['commit']} |",
         f"| training | {result['losses']['train']['step']:.0f} steps, {result['seconds']:.0f} s |",
     ]
+    if "pruning" in result:
+        lines.append(f"| pruning | {outcome(result['pruning'])} |")
     if "held_out" in result["losses"]:
         lines.append(f"| held-out loss | {result['losses']['held_out']['loss']:.4g} |")
     if "probe" in result:

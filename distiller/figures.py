@@ -1,6 +1,7 @@
 """Figures of a run, drawn from the tables beside them."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from distiller.files import write_with
 
+FIGURES = ("loss.png", "phones.png", "similarity.png", "left.png", "distances.png")  # that a run may leave
 COLOURS = {
     "filterbank": "#9a9a9a",
     "stacked_filterbank": "#5f5f5f",
@@ -21,6 +23,7 @@ COLOURS = {
     "student": "#c8412b",
 }
 NOT_TERMS = ("step", "lr", "gradient_norm", "loss", "audio_seconds", "step_seconds")
+NOT_TERMS += ("target", "sparsity", "lambda1", "lambda2")  # of pruning
 
 
 def read_table(path: Path) -> dict[str, list[float]]:
@@ -32,21 +35,24 @@ def read_table(path: Path) -> dict[str, list[float]]:
     return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else [])}
 
 
-def loss_curves(output: Path) -> None:
-    """OUTPUT/loss.png: the loss of every step, smoothed, the held-out loss, and the terms, from metrics.csv."""
-    steps, held_out = read_table(output / "metrics.csv"), read_table(output / "held_out.csv")
-    figure, (losses, terms) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    losses.plot(steps["step"], steps["loss"], color="#c8412b", alpha=0.25, linewidth=0.8)
-    losses.plot(steps["step"], smooth(steps["loss"]), color="#c8412b", label="training")
-    if held_out:
-        losses.plot(held_out["step"], held_out["loss"], "o-", color="#2b6ca3", markersize=4, label="held out")
-    for name in (name for name in steps if name not in NOT_TERMS):
-        terms.plot(steps["step"], smooth(steps[name]), label=name.replace("_", " "))
-    for axes, title in ((losses, "Loss"), (terms, "Terms (unweighted)")):
-        positive = all(value > 0 for line in axes.lines for value in line.get_ydata())
-        axes.set(title=title, xlabel="optimiser step", yscale="log" if positive else "linear")
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
+def loss_curves(output: Path, folders: Sequence[Path]) -> None:
+    """OUTPUT/loss.png: the loss of every step, smoothed, the held-out loss, and the terms; a row per stage's folder."""
+    size = (10, 3.8 * len(folders))
+    figure, rows = plt.subplots(len(folders), 2, figsize=size, layout="constrained", squeeze=False)
+    for folder, (losses, terms) in zip(folders, rows, strict=True):
+        stage = f", {folder.name} stage" if len(folders) > 1 else ""
+        steps, held_out = read_table(folder / "metrics.csv"), read_table(folder / "held_out.csv")
+        losses.plot(steps["step"], steps["loss"], color="#c8412b", alpha=0.25, linewidth=0.8)
+        losses.plot(steps["step"], smooth(steps["loss"]), color="#c8412b", label="training")
+        if held_out:
+            losses.plot(held_out["step"], held_out["loss"], "o-", color="#2b6ca3", markersize=4, label="held out")
+        for name in (name for name in steps if name not in NOT_TERMS):
+            terms.plot(steps["step"], smooth(steps[name]), label=name.replace("_", " "))
+        for axes, title in ((losses, f"Loss{stage}"), (terms, f"Terms (unweighted){stage}")):
+            positive = all(value > 0 for line in axes.lines for value in line.get_ydata())
+            axes.set(title=title, xlabel="optimiser step", yscale="log" if positive else "linear")
+            axes.grid(alpha=0.25)
+            axes.legend(frameon=False)
     save_figure(figure, output / "loss.png")
 
 

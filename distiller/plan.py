@@ -10,8 +10,9 @@ import torch
 
 from distiller.corpus import EMBEDDED, hours, open_corpus
 from distiller.devices import device_count
+from distiller.pruning import Pruning
 from distiller.recipe import Recipe, to_yaml
-from distiller.students import narrow_config
+from distiller.students import SHAPES
 from distiller.teacher import EMBEDDED_TEACHER
 from upstream.checkpoint import load
 from upstream.config import EncoderConfig
@@ -24,9 +25,6 @@ BASE_MODELS = {"hubert": "HuBERT Base", "wavlm": "WavLM Base", "wav2vec2": "wav2
 TEN_SECONDS = 160_000
 LIBRISPEECH_HOURS = {"train-clean-100": 100.6, "train-clean-360": 363.6, "train-other-500": 496.7}  # as published
 EMBEDDED_SECONDS = 3.0  # of an utterance, about
-
-# The shape of a student before there is one, by the name in the recipe's student section: (section, teacher) -> config.
-SHAPES = {"narrow": narrow_config}
 
 
 def print_plan(recipe: Recipe) -> None:
@@ -47,13 +45,22 @@ def costs(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "teacher", f"{parameters(teacher):,} parameters, {_giga(count_macs(teacher, TEN_SECONDS))} MACs for 10 s"
     else:
         yield "teacher", f"{recipe.teacher} is not on this machine; taken to be a {BASE_MODELS[teacher.family]}"
-    if recipe.student.name in SHAPES:
-        student = SHAPES[recipe.student.name](recipe.student, teacher)
-        of_teacher = _share(parameters(student), parameters(teacher)) if known else ""
-        yield "parameters", f"{parameters(student):,}{of_teacher}"
-        macs, teacher_macs = (count_macs(config, TEN_SECONDS) for config in (student, teacher))
-        yield "MACs for 10 s", _giga(macs) + (_share(macs, teacher_macs) if known else "")
+    yield from _student(recipe, teacher, known)
     yield from _length(recipe, teacher.min_samples)
+
+
+def _student(recipe: Recipe, teacher: EncoderConfig, known: bool) -> Iterator[tuple[str, str]]:
+    """Size and cost of the student; of one to be pruned only its size is known."""
+    student = SHAPES[recipe.student.name](recipe.student, teacher)
+    whole = parameters(teacher)
+    if recipe.pruning is not None:
+        Pruning(recipe.pruning, student, whole, steps=1)  # whether the target can be reached
+        left = round((1 - recipe.pruning.target) * whole)
+        yield "parameters", f"about {left:,}, which units is learned" + (_share(left, whole) if known else "")
+        return
+    yield "parameters", f"{parameters(student):,}" + (_share(parameters(student), whole) if known else "")
+    macs, teacher_macs = (count_macs(config, TEN_SECONDS) for config in (student, teacher))
+    yield "MACs for 10 s", _giga(macs) + (_share(macs, teacher_macs) if known else "")
 
 
 def teacher_shape(name: str) -> tuple[EncoderConfig, bool]:
@@ -88,30 +95,28 @@ def parameters(config: EncoderConfig) -> int:
 
 
 def _length(recipe: Recipe, min_samples: int) -> Iterator[tuple[str, str]]:
-    """Optimiser steps and audio hours."""
-    trainer, corpus = recipe.trainer, recipe.corpus
-    devices = device_count(trainer.devices) * trainer.num_nodes
-    step_seconds = corpus.batch_seconds * trainer.accumulate * devices
-    of_each = (
-        f"of at most {step_seconds:g} s ({corpus.batch_seconds:g} s x {trainer.accumulate} batches x {devices} devices)"
-    )
-    if trainer.steps is not None:
-        yield "steps", f"{trainer.steps:,} {of_each}"
-        yield "audio", f"at most {trainer.steps * step_seconds / 3600:,.1f} hours"
-        return
-    epochs = trainer.epochs or 0
-    epoch_hours, windows = _epoch(recipe, devices, min_samples)
-    if epoch_hours is None:
-        yield "steps", f"{epochs} epochs of a corpus that is not on this machine"
-        return
-    exact = windows is not None
-    steps = epochs * (windows if windows is not None else int(epoch_hours * 3600 // step_seconds))
-    yield "steps", f"{'' if exact else 'about '}{steps:,} {of_each}"
-    yield (
-        "audio",
-        f"{epochs * epoch_hours:,.1f} hours ({epochs} epochs of {epoch_hours:,.1f})"
-        + ("" if exact else ", the corpus not looked at"),
-    )
+    """Optimiser steps and audio hours, of each stage."""
+    trainers = {"": recipe.trainer}
+    if recipe.pruning is not None:
+        trainers = {"joint: ": recipe.trainer, "final: ": recipe.pruning.final.trainer(recipe.trainer)}
+    corpus, devices = recipe.corpus, device_count(recipe.trainer.devices) * recipe.trainer.num_nodes
+    accumulate = recipe.trainer.accumulate
+    step_seconds = corpus.batch_seconds * accumulate * devices
+    of_each = f"of at most {step_seconds:g} s ({corpus.batch_seconds:g} s x {accumulate} batches x {devices} devices)"
+    epoch_hours, windows = _epoch(recipe, devices, min_samples) if recipe.trainer.steps is None else (None, None)
+    for stage, trainer in trainers.items():
+        epochs = trainer.epochs or 0
+        if trainer.steps is not None:
+            yield "steps", f"{stage}{trainer.steps:,} {of_each}"
+            yield "audio", f"{stage}at most {trainer.steps * step_seconds / 3600:,.1f} hours"
+        elif epoch_hours is None:
+            yield "steps", f"{stage}{epochs} epochs of a corpus that is not on this machine"
+        else:
+            exact = windows is not None
+            steps = epochs * (windows if windows is not None else int(epoch_hours * 3600 // step_seconds))
+            yield "steps", f"{stage}{'' if exact else 'about '}{steps:,} {of_each}"
+            hours_said = f"{epochs * epoch_hours:,.1f} hours ({epochs} epochs of {epoch_hours:,.1f})"
+            yield "audio", stage + hours_said + ("" if exact else ", the corpus not looked at")
 
 
 def _epoch(recipe: Recipe, devices: int, min_samples: int) -> tuple[float | None, int | None]:

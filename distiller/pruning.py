@@ -5,13 +5,15 @@ lambda1 (s - t) + lambda2 (s - t)^2, minimised over gates and weights, maximised
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distiller.gates import UNITS, GatedEncoder, Values, gated_sites
+from distiller.recipe import OptimizerConfig, TrainerConfig
 from distiller.size import expected_parameters, opened
 from distiller.strict import one_of, require
 from upstream.config import EncoderConfig
@@ -27,6 +29,27 @@ ROUNDING_SHIFT = 4.0  # of log alpha, the most that rounding may need
 
 
 @dataclass
+class FinalConfig:
+    """The second distillation, of what is left after the cut, against the first (DPHuBERT's values)."""
+
+    length: float = 0.5  # of the first's steps or epochs
+    lr_scale: float = 0.5  # of optimizer.lr
+    warmup: float = 0.2  # share of its own steps
+
+    def validate(self) -> None:
+        for key in ("length", "lr_scale"):
+            require(0 < getattr(self, key) < math.inf, f"pruning.final.{key}", getattr(self, key), "a number above 0")
+        require(0 <= self.warmup < 1, "pruning.final.warmup", self.warmup, "a share of the steps, from 0 to below 1")
+
+    def optimizer(self, first: OptimizerConfig) -> OptimizerConfig:
+        return replace(first, lr=first.lr * self.lr_scale, warmup=self.warmup)
+
+    def trainer(self, first: TrainerConfig) -> TrainerConfig:
+        lengths = {"steps": first.steps, "epochs": first.epochs}
+        return replace(first, **{key: value and max(1, round(value * self.length)) for key, value in lengths.items()})
+
+
+@dataclass
 class PruningConfig:
     """A recipe's `pruning` section: which units may go, and how the target is approached (DPHuBERT's values)."""
 
@@ -36,6 +59,7 @@ class PruningConfig:
     ffn_drop: float = 0.5  # of feed-forward units
     warmup: float = 0.1  # share of the steps over which the target rises from 0
     lr: float = 0.02  # of gates and multipliers; shorter runs scale it, see `time_scale`
+    final: FinalConfig = field(default_factory=FinalConfig)
 
     def validate(self) -> None:
         require(0 < self.target < 1, "pruning.target", self.target, "a share of the parameters above 0 and below 1")
@@ -142,6 +166,14 @@ def time_scale(steps: int) -> float:
 def gate(encoder: SpeechEncoder, config: PruningConfig) -> GatedEncoder:
     """The student at the start of joint pruning: `encoder` (a copy of the teacher) with its gates."""
     return GatedEncoder(encoder, config.drops)
+
+
+def outcome(facts: Mapping[str, Any]) -> str:
+    """Whether a cut met its target, in a sentence; `facts` are those of pruning.json."""
+    said = f"pruned {facts['sparsity']:.1%} of the teacher's parameters (target {facts['target']:.1%})"
+    if not facts["met"]:
+        said += ": more than 1% off the target; give trainer.steps more or pruning.lr another value"
+    return said
 
 
 def _check_reachable(config: PruningConfig, encoder: EncoderConfig, parameters: int) -> None:

@@ -129,8 +129,14 @@ class _Head:
 # Where a section's dataclass is: the class, or "module:attribute" to import; None where the section must be empty.
 Type = type | str | None
 
-STUDENTS: dict[str, Type] = {"narrow": "distiller.students:NarrowConfig"}
-PRUNING: dict[str, Type] = {"narrow": None}  # by the student's name
+STUDENTS: dict[str, Type] = {
+    "narrow": "distiller.students:NarrowConfig",
+    "pruned": "distiller.students:PrunedConfig",
+}
+PRUNING: dict[str, Type] = {"narrow": None, "pruned": "distiller.pruning:PruningConfig"}  # by the student's name
+
+# Defaults that hold for one objective with one student only. The Lagrangian of pruning assumes a loss of order 1.
+PAIRS: list[dict[str, Any]] = [{"objective": {"name": "star", "relative": True}, "student": {"name": "pruned"}}]
 
 
 def _objectives() -> dict[str, Type]:
@@ -225,6 +231,8 @@ def build(values: Mapping[str, Any]) -> Recipe:
     Raises:
         UserError: an unknown key, a wrong type, an impossible value.
     """
+    pairs = (pair for pair in PAIRS if all(_chosen(name, values) == _chosen(name, pair) for name in pair))
+    values = overlay(next(pairs, {}), values)
     head = [field.name for field in fields(_Head)]
     for key in values:
         if key not in head and key not in SECTIONS:

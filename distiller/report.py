@@ -17,15 +17,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distiller.figures import read_table
+from distiller.figures import FIGURES, read_table
 from distiller.files import write_json
 from distiller.probe import CONTEXT, Probe, encoder_layers, filterbank, retention
+from distiller.pruning import outcome
 from distiller.recipe import Recipe, to_dict
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
 
 TEN_SECONDS = 160_000
-FIGURES = ("loss.png", "phones.png")
 ROWS = {
     "filterbank": "log-mel",
     "stacked_filterbank": f"log-mel, ±{CONTEXT} frames",
@@ -53,14 +53,14 @@ def probe_all(teacher: SpeechEncoder, random: SpeechEncoder, student: SpeechEnco
 
 def summary(
     recipe: Recipe,
-    output: Path,
+    folder: Path,
     student: SpeechEncoder,
     probe: dict[str, dict[str, Any]] | None,
     skipped: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """What report.json holds."""
-    steps, held_out = read_table(output / "metrics.csv"), read_table(output / "held_out.csv")
+    """What report.json holds; losses are those in `folder`, the last stage's."""
+    steps, held_out = read_table(folder / "metrics.csv"), read_table(folder / "held_out.csv")
     losses: dict[str, Any] = {"train": {name: values[-1] for name, values in steps.items() if name != "step_seconds"}}
     if held_out:
         losses["held_out"] = {name: values[-1] for name, values in held_out.items()}
@@ -104,13 +104,23 @@ def print_report(output: Path) -> None:
     ]
     facts += [] if held_out is None else [f"held-out loss {held_out:.4g}"]
     facts += [f"{result['skipped']} files skipped, see {output / 'skipped.csv'}"] if result["skipped"] else []
+    if "pruning" in result:
+        print(outcome(result["pruning"]))
     figures = ", ".join(name for name in FIGURES if (output / name).exists())
     print(", ".join(facts))
     print(f"\nStudent  {output / 'student'}\nFigures  {figures} in {output}\nNumbers  {output / 'report.json'}")
+    ending, change = _variant(result["recipe"])
     print(f"""
 Next
   python -c "from upstream.checkpoint import load; print(load('{output / "student"}'))"
-  python distiller/run.py --method {result["recipe"]["method"]} --output {output}-raw objective.scaling=none""")
+  python distiller/run.py --method {result["recipe"]["method"]} --output {output}-{ending} {change}""")
+
+
+def _variant(recipe: dict[str, Any]) -> tuple[str, str]:
+    """Another run to try: the ending of its output, and what it changes."""
+    if recipe.get("pruning"):
+        return "smaller", "pruning.target=0.9"
+    return ("raw", "objective.scaling=none") if recipe["objective"]["name"] == "star" else ("again", "seed=2")
 
 
 def _probe_table(result: dict[str, Any]) -> Table:

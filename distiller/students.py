@@ -1,5 +1,6 @@
 """From a recipe's student section to a student: narrow ones here, pruned ones start as a copy of the teacher."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +43,18 @@ SIZES = {
 
 
 @dataclass
+class PrunedConfig:
+    """A copy of the teacher, from which the recipe's `pruning` section takes units."""
+
+    name: str = "pruned"
+    dropout: float = 0.0  # attention, hidden and activation; our choice
+    feature_dropout: float = 0.0
+
+    def validate(self) -> None:
+        _check_dropouts(self)
+
+
+@dataclass
 class NarrowConfig:
     """A student of the teacher's kind but narrower, as in the STaR paper.
 
@@ -64,9 +77,13 @@ class NarrowConfig:
         if self.initialization == "teacher":
             require(self.size == "teacher", "student.size", self.size, "teacher when student.initialization is")
         require(self.layers is None or self.layers >= 1, "student.layers", self.layers, "an integer of at least 1")
-        for key in ("dropout", "feature_dropout"):
-            value = getattr(self, key)
-            require(0 <= value < 1, f"student.{key}", value, "a probability below 1")
+        _check_dropouts(self)
+
+
+def _check_dropouts(student: NarrowConfig | PrunedConfig) -> None:
+    for key in ("dropout", "feature_dropout"):
+        value = getattr(student, key)
+        require(0 <= value < 1, f"student.{key}", value, "a probability below 1")
 
 
 def narrow_config(student: NarrowConfig, teacher: EncoderConfig) -> EncoderConfig:
@@ -94,15 +111,23 @@ def narrow_config(student: NarrowConfig, teacher: EncoderConfig) -> EncoderConfi
             projection=size.conv_layers[-1][0] != size.embed_dim,
             normalize_waveform=teacher.normalize_waveform,
         )
-    config = replace(
+    check_same_frames(config, teacher)
+    return _with_dropouts(config, student)
+
+
+def pruned_config(student: PrunedConfig, teacher: EncoderConfig) -> EncoderConfig:
+    """The encoder that pruning starts from: the teacher's shape."""
+    return _with_dropouts(teacher, student)
+
+
+def _with_dropouts(config: EncoderConfig, student: NarrowConfig | PrunedConfig) -> EncoderConfig:
+    return replace(
         config,
         feature_dropout=student.feature_dropout,
         hidden_dropout=student.dropout,
         attention_dropout=student.dropout,
         activation_dropout=student.dropout,
     )
-    check_same_frames(config, teacher)
-    return config
 
 
 def check_same_frames(student: EncoderConfig, teacher: EncoderConfig) -> None:
@@ -124,8 +149,16 @@ def build_narrow(student: NarrowConfig, teacher: SpeechEncoder) -> SpeechEncoder
     return encoder
 
 
-# by the name in a recipe's student section
-BUILDERS = {"narrow": build_narrow}
+def build_pruned(student: PrunedConfig, teacher: SpeechEncoder) -> SpeechEncoder:
+    """A copy of the teacher."""
+    encoder = SpeechEncoder(pruned_config(student, teacher.config))
+    encoder.load_state_dict(teacher.state_dict())
+    return encoder
+
+
+# by the name in a recipe's student section: the shape before any training, and the encoder itself
+SHAPES: dict[str, Callable[[Any, EncoderConfig], EncoderConfig]] = {"narrow": narrow_config, "pruned": pruned_config}
+BUILDERS: dict[str, Callable[[Any, SpeechEncoder], SpeechEncoder]] = {"narrow": build_narrow, "pruned": build_pruned}
 
 
 def build_student(student: Any, teacher: SpeechEncoder) -> SpeechEncoder:

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distiller.batching import Batch, Window
+from distiller.gates import GatedEncoder
 from distiller.objectives import Term
 from distiller.recipe import OptimizerConfig
 from upstream.encoder import SpeechEncoder
@@ -32,7 +33,9 @@ class WindowTraining(L.LightningModule):
     checkpoint, and the random numbers of a step follow from (seed, step, rank), so that a resumed run is the same run.
     """
 
-    def __init__(self, student: SpeechEncoder, optimizer: OptimizerConfig, seed: int, ema: float = 0.0) -> None:
+    def __init__(
+        self, student: SpeechEncoder | GatedEncoder, optimizer: OptimizerConfig, seed: int, ema: float = 0.0
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.student = student
@@ -55,6 +58,14 @@ class WindowTraining(L.LightningModule):
     def frame_lengths(self, batch: Batch) -> Tensor:
         """(batch,) valid frames of each utterance."""
 
+    def penalty(self) -> tuple[Tensor | float, dict[str, float]]:
+        """What the loss of a whole step gains, whatever its batches are, and what there is to log of it."""
+        return 0.0, {}
+
+    def special_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups with settings of their own; all other parameters have the recipe's."""
+        return []
+
     def seconds(self) -> float:
         """Wall-clock seconds of training, earlier processes included."""
         return self.elapsed + time.perf_counter() - self._start
@@ -76,12 +87,15 @@ class WindowTraining(L.LightningModule):
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(scheduler, LambdaLR)
         optimizer.zero_grad()
+        penalty, logged = self.penalty()
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(window.batches):
             terms = self.losses(batch)
             loss = self.total(terms, counts)
-            with self._gradient_sync(last=index + 1 == len(window.batches)):
-                self.manual_backward(loss * self.trainer.world_size)  # DDP averages over ranks, the loss is a sum
+            last = index + 1 == len(window.batches)
+            # DDP averages over ranks: the loss is their sum, the penalty the same on each
+            with self._gradient_sync(last):
+                self.manual_backward(loss * self.trainer.world_size + (penalty if last else 0.0))
             for name, value in [("loss", loss), *((term.name, term.total / counts[term.unit]) for term in terms)]:
                 sums[name] = sums.get(name, 0.0) + value.detach()
         values = self._over_ranks(sums)
@@ -96,7 +110,7 @@ class WindowTraining(L.LightningModule):
         audio = sum(int(batch.lengths.sum()) for batch in window.batches) / 16_000 * self.trainer.world_size
         took = time.perf_counter() - started
         self.row = {"step": step + 1, "lr": scheduler.get_last_lr()[0], "gradient_norm": norm} | values
-        self.row |= {"audio_seconds": audio, "step_seconds": took}
+        self.row |= logged | {"audio_seconds": audio, "step_seconds": took}
 
     def total(self, terms: list[Term], counts: dict[str, Tensor]) -> Tensor:
         """Sum of the weighted terms, each divided by the global batch's number of its units."""
@@ -149,13 +163,14 @@ class WindowTraining(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW without decay on biases and norms; warm-up, then the recipe's decay to 0."""
-        config = self.optimizer_config
-        trained = [p for p in self.parameters() if p.requires_grad]
+        config, special = self.optimizer_config, self.special_groups()
+        apart = {id(p) for group in special for p in group["params"]}
+        trained = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+        optimizer = torch.optim.AdamW([*groups, *special], lr=config.lr, betas=config.betas, eps=config.eps)
         return [optimizer], [LambdaLR(optimizer, schedule(config, self.steps))]
 
     def transfer_batch_to_device(self, batch: Window, device: torch.device, dataloader_idx: int) -> Window:

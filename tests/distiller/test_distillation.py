@@ -9,7 +9,7 @@ import torch
 from transformers import HubertConfig, HubertModel, PreTrainedModel, WavLMConfig, WavLMModel
 
 from distiller.batching import Batch, Window
-from distiller.distillation import Distillation
+from distiller.modules import Distillation
 from distiller.objectives import build
 from distiller.recipe import load_recipe
 from upstream.checkpoint import load

@@ -1,6 +1,7 @@
 """The loop: normalisation over the global batch, exact resume, a teacher that stays as it is."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from distiller.batching import AudioDataset, Batch, Window, WindowSampler, validation_batches
 from distiller.corpus import CorpusConfig, SkippedLog, open_corpus
-from distiller.distillation import Distillation
 from distiller.loop import fit
+from distiller.modules import Distillation
 from distiller.objectives import build
 from distiller.recipe import OptimizerConfig, Recipe, load_recipe
 from distiller.students import NarrowConfig, narrow_config
@@ -102,11 +103,17 @@ def test_accumulated_batches_of_unequal_sizes_give_one_batchs_gradients() -> Non
     assert_same_gradients(accumulated, expected)
 
 
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
 def test_two_ranks_of_unequal_batches_give_one_batchs_gradients(tmp_path: Path) -> None:
     expected = one_step(distillation(smoke_recipe(*OBJECTIVE)), [batch(LENGTHS)])
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29713",
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
     }
