@@ -25,7 +25,7 @@ examples:
 PATH is a student folder, any checkpoint that upstream.checkpoint.load opens, an ONNX file of distiller/export.py, or
 transformers:PATH for a folder or hub name run by `transformers` itself. Speed-ups are over the first PATH.
 """
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "model",
     "kind",
     "device",

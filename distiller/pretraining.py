@@ -60,10 +60,11 @@ class PhonePretraining(WindowTraining):
         return self.student.config.frame_count(batch.lengths)
 
     def losses(self, batch: Batch) -> list[Term]:
-        projected, lengths = self.student.extract(batch.waveforms, batch.lengths)
+        encoder = self.kept_student()
+        projected, lengths = encoder.extract(batch.waveforms, batch.lengths)
         valid = frame_mask(lengths, projected.shape[1])  # (batch, frame)
         masked = span_mask(valid, SPAN, STARTS)
-        output = self.student.contextualize(torch.where(masked[..., None], self.mask, projected), lengths)
+        output = encoder.contextualize(torch.where(masked[..., None], self.mask, projected), lengths)
         targets = torch.full(valid.shape, -100, device=valid.device)
         for row, (name, frames) in enumerate(zip(batch.ids, lengths.tolist(), strict=True)):
             targets[row, :frames] = torch.from_numpy(phone_targets(self.cuts[name], frames)).to(targets.device)
@@ -141,11 +142,14 @@ def main() -> None:
 
     trainer = TrainerConfig(steps=options.steps, accelerator=options.accelerator, checkpoint_every=200)
     if fit(module, AudioDataset(cuts, options.seed), windows, trainer, options.output):
-        probe = {"stacked_filterbank": filterbank(CONTEXT), "teacher": encoder_layers(module.student.cpu().eval())}
+        probe = {
+            "stacked_filterbank": filterbank(CONTEXT),
+            "teacher": encoder_layers(module.kept_student().cpu().eval()),
+        }
         labelled = Probe.embedded(TEACHER.frame_count)
         rows = {name: labelled.run(represent, name) for name, represent in probe.items()}
         card = teacher_card(options.steps, module.elapsed, hours(cuts), rows)
-        save(module.student, options.output / "teacher", {"README.md": card}, dtype=torch.float16)
+        save(module.kept_student(), options.output / "teacher", {"README.md": card}, dtype=torch.float16)
         print(f"wrote {options.output / 'teacher'}")
 
 
