@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from downstream_recipes import preparation
+from downstream_recipes.miniature import cached_miniature
 from upstream.errors import UserError
 
 TEMPLATE = Path(__file__).with_name("corpora.yaml")
@@ -39,13 +40,15 @@ PREPARED: Mapping[str, tuple[str, Callable[[Path], Path]]] = {
 def read_corpora(path: str | Path | None) -> dict[str, Any]:
     """The corpora file (`path`, else $SUPERB_CORPORA): key -> absolute path or paths, SETTINGS as they are.
 
+    `mini` stands for the miniature corpora in the user's cache, which are synthesised on first use.
+
     Raises:
         UserError: none is named, it cannot be read, or it has a key that no recipe knows.
     """
     chosen = path or os.environ.get(ENVIRONMENT)
     if not chosen:
         raise UserError(f"which corpora? give --corpora FILE or set ${ENVIRONMENT}; {TEMPLATE} is the file to copy")
-    file = Path(chosen).resolve()
+    file = (cached_miniature() if str(chosen) == "mini" else Path(chosen)).resolve()
     try:
         values = yaml.safe_load(file.read_text())
     except OSError as error:

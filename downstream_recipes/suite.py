@@ -1,0 +1,232 @@
+"""One upstream through the tasks: stages that are kept when they are done, and what every task's procedure needs."""
+
+import contextlib
+import gc
+import hashlib
+import json
+import shlex
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from downstream_recipes import run_downstream
+from downstream_recipes.cache import write_whole
+from downstream_recipes.recipes import resolve
+from downstream_recipes.tasks import Task
+from upstream.errors import UserError
+
+MINIATURE = Path(__file__).with_name("miniature.yaml")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A row of scores.csv; percentages in percent, MTWV a fraction."""
+
+    task: str
+    metric: str
+    value: float
+    unit: str
+    split: str
+    seconds: float
+    command: str
+
+
+class TaskFailed(Exception):
+    """s3prl did not finish a run; the sentence says where its output is."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """An upstream, the corpora, and where everything goes.
+
+    Args:
+        checkpoint, model_config: s3prl's -k and -g.
+        corpora: as `recipes.read_corpora` returns them.
+    """
+
+    upstream: str
+    checkpoint: str | None
+    model_config: str | None
+    corpora: Mapping[str, Any]
+    output: Path
+    device: str
+
+    @property
+    def miniature(self) -> bool:
+        return bool(self.corpora.get("miniature"))
+
+    def configure(self, task: Task, folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
+        """The task's recipe, ready for s3prl, in `folder`."""
+        changes = dict(changes or {})
+        configuration = resolve(task.recipe, self.corpora, folder, _merged(self._settings(task), changes))
+        return write_whole(folder / f"{task.code}.yaml", yaml.safe_dump(configuration, sort_keys=False))
+
+    def _settings(self, task: Task) -> dict[str, Any]:
+        return yaml.safe_load(MINIATURE.read_text()).get(task.code) or {} if self.miniature else {}
+
+    def identity(self, task: Task) -> dict[str, str]:
+        """What a finished task's scores depend on, for telling whether they are this suite's."""
+        recipe = task.recipe.read_bytes() + repr(self._settings(task)).encode()
+        corpora = {key: str(value) for key, value in self.corpora.items() if f"corpora.{key}" in recipe.decode()}
+        return {
+            "upstream": self.upstream,
+            "checkpoint": _fingerprint(self.checkpoint),
+            "model_config": str(self.model_config),
+            "recipe": hashlib.sha256(recipe).hexdigest()[:16],
+            "corpora": repr(sorted(corpora.items())),
+        }
+
+    def upstream_arguments(self) -> list[str]:
+        given = {"-u": self.upstream, "-k": self.checkpoint, "-g": self.model_config}
+        return [text for flag, value in given.items() if value is not None for text in (flag, value)]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """How many states the upstream exposes, and its parameters; opened once per output.
+
+        Raises:
+            UserError: no such upstream, or no checkpoint that it can open.
+        """
+        which = repr((self.upstream, _fingerprint(self.checkpoint), self.model_config))
+        name = f"upstream-{hashlib.sha256(which.encode()).hexdigest()[:8]}.json"
+        return stage(self.output / name, self._describe)
+
+    def _describe(self) -> dict[str, Any]:
+        import torch
+
+        from downstream_recipes import compat
+
+        compat.install()
+        from s3prl import hub
+
+        run_downstream.check_upstream(self.upstream)
+        model = getattr(hub, self.upstream)(ckpt=self.checkpoint, model_config=self.model_config, refresh=False).eval()
+        with torch.no_grad():
+            states = model([torch.zeros(16_000)])["hidden_states"]
+        count = len(states) if isinstance(states, (list, tuple)) else 1
+        return {"states": count, "parameters": sum(parameter.numel() for parameter in model.parameters())}
+
+    def run(self, arguments: Sequence[str], log: Path) -> str:
+        """One run of s3prl in this process; what it prints is appended to `log`, and returned.
+
+        Its progress bars go to the terminal, or beside the log when there is none.
+
+        Raises:
+            UserError: as `run_downstream.run`.
+            TaskFailed: anything else that s3prl raised.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        arguments = [*arguments, "--device", self.device]
+        with log.open("a+") as file:
+            start = file.tell()
+            try:
+                with contextlib.redirect_stdout(file), _progress(log):
+                    run_downstream.run(arguments)
+            except UserError:
+                raise
+            except Exception as error:  # whatever a task of s3prl's raises
+                file.write(traceback.format_exc())
+                reason = (str(error).splitlines() or [""])[0][:200]
+                raise TaskFailed(f"{type(error).__name__}: {reason} (all of it in {log})") from None
+            finally:
+                gc.collect()  # the model and its workers
+            file.flush()
+            file.seek(start)
+            return file.read()
+
+    def command(self, arguments: Sequence[str]) -> str:
+        """The same run as a command line."""
+        return shlex.join(["python", "downstream_recipes/run_downstream.py", *arguments])
+
+
+@contextlib.contextmanager
+def _progress(log: Path) -> Iterator[None]:
+    if sys.stderr.isatty():
+        yield
+        return
+    with log.with_suffix(".progress").open("a") as file, contextlib.redirect_stderr(file):
+        yield
+
+
+def stage(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` returns, kept at `path` with the seconds it took; `work` is not called again once it is there."""
+    if not path.exists():
+        start = time.monotonic()
+        result = work()
+        write_whole(path, json.dumps({**result, "seconds": round(time.monotonic() - start, 1)}, indent=1) + "\n")
+    return json.loads(path.read_text())
+
+
+def finished(suite: Suite, task: Task) -> list[Score] | None:
+    """A task's scores when it is done, None when there is something to do.
+
+    Raises:
+        UserError: what is there, finished or not, belongs to another upstream, recipe or corpus.
+    """
+    kept = read_state(suite.output, task)
+    for key, value in suite.identity(task).items() if kept else ():
+        if kept["identity"].get(key) != value:
+            raise UserError(
+                f"{suite.output / task.code}: made with {key} {kept['identity'].get(key)}, not {value}; "
+                "--overwrite starts afresh, or give another --output"
+            )
+    return kept["scores"] if kept else None
+
+
+def keep(suite: Suite, task: Task, scores: Sequence[Score] | None, note: str = "") -> None:
+    """Make a task done; or, without scores, note whose its folder is before anything is in it."""
+    rows = None if scores is None else [asdict(score) for score in scores]
+    content = {"identity": suite.identity(task), "scores": rows, "note": note}
+    write_whole(_state(suite.output, task), json.dumps(content, indent=1) + "\n")
+
+
+def read_state(output: Path, task: Task) -> dict[str, Any]:
+    """What `keep` wrote, scores as Score; empty when the task was never begun."""
+    path = _state(output, task)
+    if not path.exists():
+        return {}
+    kept = json.loads(path.read_text())
+    scores = None if kept["scores"] is None else [Score(**score) for score in kept["scores"]]
+    return {**kept, "scores": scores}
+
+
+def forget(suite: Suite, task: Task) -> None:
+    """Remove all there is of a task."""
+    shutil.rmtree(suite.output / task.code, ignore_errors=True)
+    _state(suite.output, task).unlink(missing_ok=True)
+
+
+def _state(output: Path, task: Task) -> Path:
+    return output / f"{task.code}.json"
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    print(text, file=file or sys.stderr, flush=True)
+
+
+def _fingerprint(checkpoint: str | None) -> str:
+    """A checkpoint's path, and its content where that is a file of the machine's."""
+    if checkpoint is None:
+        return "published"
+    path = Path(checkpoint)
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        return checkpoint
+    with file.open("rb") as stream:
+        return f"{path.resolve()} {hashlib.file_digest(stream, 'sha256').hexdigest()[:16]}"
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """`second` over `first`, key by key."""
+    both = {**first, **second}
+    for key in set(first) & set(second):
+        if isinstance(first[key], Mapping) and isinstance(second[key], Mapping):
+            both[key] = _merged(first[key], second[key])
+    return both

@@ -1,0 +1,119 @@
+"""Every task for a few steps under s3prl itself, on tiny corpora of tones."""
+
+import csv
+import importlib.util
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from downstream_recipes import suite, superb
+from downstream_recipes.tasks import TASKS
+from upstream.checkpoint import save
+from upstream.config import EncoderConfig
+from upstream.encoder import SpeechEncoder
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(superb.__file__)
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch, tmp_path) -> None:
+    """The miniature settings with two steps each."""
+    settings = yaml.safe_load(suite.MINIATURE.read_text())
+    for code, values in settings.items():
+        save_step = 1 if code == "asv" else 2  # ASV compares its checkpoints
+        values["runner"] |= {"total_steps": 2, "log_step": 1, "eval_step": 1, "save_step": save_step}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.setattr(suite, "MINIATURE", tmp_path / "few.yaml")
+    pytest.importorskip("s3prl")
+
+
+@pytest.fixture
+def student(tmp_path) -> Path:
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        embed_dim=48,
+        num_heads=4,
+        head_dim=12,
+        attention_heads=((0, 1, 2, 3),) * 2,
+        ffn_dims=(64,) * 2,
+        conv_layers=((16, 10, 5), (24, 3, 2), *((24, 3, 2),) * 3, (40, 2, 2), (48, 2, 2)),
+        projection=False,
+        positional_kernel=16,
+        positional_groups=4,
+    )
+    save(SpeechEncoder(config), tmp_path / "student")
+    return tmp_path / "student"
+
+
+def test_the_whole_table(miniature, student, tmp_path, capsys):
+    given = ["-u", "starhubert", "-k", str(student), "--corpora", str(miniature), "--device", "cpu"]
+    output = tmp_path / "out"
+    assert superb.main([*given, "--output", str(output), "--submission"]) == 0, capsys.readouterr().err
+    with (output / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = {f"{row['task']} {row['metric']}": float(row["value"]) for row in rows}
+    assert len(found) == 11
+    assert all(0 <= value <= 400 for value in found.values())  # error rates of nothing learned may exceed 100
+    assert (output / "submission" / "predict" / "sd_public").is_dir()
+    # -m evaluate of a trained model gives the number that the suite reports
+    row = next(row for row in rows if row["task"] == "ic")
+    words = row["command"].split()[2:]
+    from downstream_recipes import run_downstream
+
+    capsys.readouterr()
+    run_downstream.run([*words, "--device", "cpu"])
+    printed = float(re.findall(r"^test acc: (\S+)$", capsys.readouterr().out, re.M)[-1])
+    assert 100 * printed == pytest.approx(float(row["value"]), abs=1e-3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("asteroid") is None, reason="SE and SS need asteroid, pesq and pystoi")
+@pytest.mark.parametrize("code", [code for code, task in TASKS.items() if task.extra])
+def test_enhancement_and_separation(miniature, student, tmp_path, code):
+    given = ["-u", "dphubert", "-k", str(student), "--corpora", str(miniature), "--device", "cpu", "--tasks", code]
+    assert superb.main([*given, "--output", str(tmp_path / "out")]) == 0
+
+
+def test_killed_in_a_task_it_comes_to_the_same_scores(miniature, student, tmp_path):
+    given = [
+        "-u",
+        "starhubert",
+        "-k",
+        str(student),
+        "--corpora",
+        str(miniature),
+        "--device",
+        "cpu",
+        "--tasks",
+        "ic,sid",
+    ]
+    code = "import sys; from pathlib import Path; sys.path.insert(0, sys.argv.pop(1)); "
+    code += "from downstream_recipes import suite, superb; suite.MINIATURE = Path(sys.argv.pop(1)); "
+    code += "sys.exit(superb.main())"
+    program = [sys.executable, "-c", code, str(SCRIPT.parents[1]), str(tmp_path / "few.yaml"), *given, "--output"]
+    assert subprocess.run([*program, str(tmp_path / "whole")], capture_output=True).returncode == 0
+    process = subprocess.Popen(
+        [*program, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not list((tmp_path / "killed").glob("sid/args_*.yaml")):  # inside the second task
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = (tmp_path / "killed" / "ic.json").stat().st_mtime_ns
+    assert json.loads((tmp_path / "killed" / "sid.json").read_text())["scores"] is None
+    assert subprocess.run([*program, str(tmp_path / "killed")], capture_output=True).returncode == 0
+    assert (tmp_path / "killed" / "ic.json").stat().st_mtime_ns == kept
+    tables = []
+    for name in ("whole", "killed"):
+        with (tmp_path / name / "scores.csv").open() as file:
+            tables.append([(row["task"], row["metric"], row["value"]) for row in csv.DictReader(file)])
+    assert tables[0] == tables[1]
