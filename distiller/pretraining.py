@@ -101,7 +101,7 @@ def teacher_card(steps: int, seconds: float, hours_of_audio: float, probe: dict[
     ]
     return f"""# The embedded teacher
 
-A HuBERT of 6 layers x 192 and 2,308,160 parameters, so that `python distiller/run.py --method star` needs no
+A HuBERT of 6 layers x 192 and 2,455,680 parameters, so that `python distiller/run.py --method star` needs no
 download. It is for trying the machinery, for tests and for demonstrations. It has heard synthetic speech only: it
 says nothing about real speech, and no result on it says anything about the papers.
 
