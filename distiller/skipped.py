@@ -68,7 +68,7 @@ def locked(directory: Path) -> Iterator[None]:
     """One process at a time in `directory`; the system lets go of the lock however the process ends."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".lock").open("w")
+        file = (directory / ".busy").open("w")  # not the run's own lock: closing that would let go of it
     except OSError as error:
         raise UserError(f"{directory} cannot be written: {error.strerror}") from error
     with file:

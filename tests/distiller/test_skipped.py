@@ -1,11 +1,15 @@
 """skipped.csv, and the share that stops a run."""
 
 import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from distiller.batching import Batch, Window
+from distiller.output import claimed
 from distiller.skipped import SkippedLog, append_skipped, check_share, read_skipped
 from upstream.errors import UserError
 
@@ -91,3 +95,17 @@ def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file cannot be written: "):
         append_skipped(tmp_path / "file/skipped.csv", [("a", "r")])
+
+
+def test_listing_a_file_leaves_the_run_its_lock(tmp_path: Path) -> None:
+    """A POSIX lock is gone as soon as its process closes any handle of the file."""
+    claim = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from distiller.output import claimed"
+    )
+    claim += "\nwith claimed(Path(sys.argv[2])): pass"
+    command = [sys.executable, "-c", claim, str(Path(__file__).parents[2]), str(tmp_path)]
+    with claimed(tmp_path):
+        append_skipped(tmp_path / "skipped.csv", [("a.wav", "damaged")])
+        second = subprocess.run(command, capture_output=True, text=True)
+    assert "UserError" in second.stderr
+    assert subprocess.run(command).returncode == 0
