@@ -1,0 +1,90 @@
+"""The benchmark: rows that add up, one line for what is wrong."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from distiller import benchmark
+from distiller.export_transformers import to_transformers
+from upstream.checkpoint import load, save
+from upstream.config import EncoderConfig
+from upstream.cost import count_macs
+from upstream.encoder import SpeechEncoder
+
+
+def options(tmp_path: Path, *argv: str) -> list[str]:
+    return [*argv, "--seconds", "0.5", "--rounds", "2", "--batches", "1,3", "--output", str(tmp_path / "bench")]
+
+
+def test_every_encoder_has_a_row_per_batch_size(tiny_teacher, tmp_path, capsys) -> None:
+    to_transformers(load(tiny_teacher), tmp_path / "hf", "card")
+    argv = options(tmp_path, str(tiny_teacher), f"transformers:{tmp_path / 'hf'}")
+    assert benchmark.main(argv) == 0
+    printed = capsys.readouterr().out
+    assert "RTF x1" in printed
+    assert "RTF x3" in printed
+    with (tmp_path / "bench" / "benchmark.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["kind"], row["batch"]) for row in rows] == [
+        ("ours", "1"),
+        ("ours", "3"),
+        ("transformers", "1"),
+        ("transformers", "3"),
+    ]
+    encoder = load(tiny_teacher)
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    for row in rows:
+        assert float(row["macs_per_second"]) == count_macs(encoder.config, 8000) / 0.5
+        assert 0 < float(row["real_time_factor"]) < 10
+        assert float(row["peak_mb"]) > 50
+        assert float(row["file_mb"]) > 0
+        assert (row["threads"], row["rounds"], row["seconds"]) == ("1", "2", "0.5")
+    assert [int(row["parameters"]) for row in rows[:2]] == [parameters] * 2
+    assert [float(row["speed_up"]) for row in rows[:2]] == [1.0, 1.0]
+    for alone, theirs in zip(rows[:2], rows[2:], strict=True):
+        ratio = float(alone["real_time_factor"]) / float(theirs["real_time_factor"])
+        assert float(theirs["speed_up"]) == pytest.approx(ratio, rel=0.02)
+    assert (tmp_path / "bench" / "benchmark.png").stat().st_size > 5000
+
+
+def test_a_larger_encoder_takes_longer(tiny_teacher, tmp_path) -> None:
+    torch.manual_seed(0)
+    layers = ((128, 10, 5), *((128, 3, 2),) * 4, (128, 2, 2), (128, 2, 2))
+    heads = (tuple(range(4)),) * 6
+    config = EncoderConfig(128, 4, heads, (1024,) * 6, 32, conv_layers=layers, projection=False)
+    save(SpeechEncoder(config), tmp_path / "large")
+    rows = benchmark.benchmark(benchmark.parse(options(tmp_path, str(tiny_teacher), str(tmp_path / "large"))))
+    by_model = {(row["model"], row["batch"]): row for row in rows}
+    large = by_model[str(tmp_path / "large"), 3]
+    assert large["macs_per_second"] > 5 * by_model[str(tiny_teacher), 3]["macs_per_second"]
+    assert large["speed_up"] < 0.9
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["absent/folder/here"], "absent/folder/here: no such file or folder"),
+        (["transformers:absent/folder/here"], "absent/folder/here: no such file or folder"),
+        (["x", "--batches", "1,a"], "--batches is '1,a'"),
+        (["x", "--batches", "0"], "--batches is 0; allowed are sizes from 1 to 1024"),
+        (["x", "--threads", "0"], "--threads is 0; allowed is 1 to 1024"),
+        (["x", "--seconds", "0"], "--seconds is 0.0; allowed is 0.1 to 600"),
+        (["x", "--device", "tpu"], "invalid choice: 'tpu'"),
+        ([], "the following arguments are required: PATH"),
+    ],
+)
+def test_a_wrong_command_is_one_line(argv, said, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert benchmark.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    assert not (tmp_path / "exp").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_one_line(tiny_teacher, capsys) -> None:
+    assert benchmark.main([str(tiny_teacher), "--device", "cuda"]) == 2
+    assert "--device is cuda, but this machine has only a cpu" in capsys.readouterr().err
