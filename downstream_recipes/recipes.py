@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from downstream_recipes import preparation
-from downstream_recipes.miniature import cached_miniature
 from upstream.errors import UserError
 
 TEMPLATE = Path(__file__).with_name("corpora.yaml")
@@ -48,7 +47,7 @@ def read_corpora(path: str | Path | None) -> dict[str, Any]:
     chosen = path or os.environ.get(ENVIRONMENT)
     if not chosen:
         raise UserError(f"which corpora? give --corpora FILE or set ${ENVIRONMENT}; {TEMPLATE} is the file to copy")
-    file = (cached_miniature() if str(chosen) == "mini" else Path(chosen)).resolve()
+    file = (_miniature() if str(chosen) == "mini" else Path(chosen)).resolve()
     try:
         values = yaml.safe_load(file.read_text())
     except OSError as error:
@@ -63,6 +62,12 @@ def read_corpora(path: str | Path | None) -> dict[str, Any]:
             nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
             raise UserError(f"{chosen}: unknown key '{key}'; the nearest known one is '{nearest}'")
     return {key: value if key in SETTINGS else _absolute(value, file.parent) for key, value in values.items()}
+
+
+def _miniature() -> Path:
+    from downstream_recipes.miniature import cached_miniature  # the only need for a synthesiser
+
+    return cached_miniature()
 
 
 def _absolute(value: Any, folder: Path) -> Any:
