@@ -182,7 +182,7 @@ def test_interrupted_in_either_stage_and_between_it_is_the_uninterrupted_run(
             r"gives \d+ frames, no more than",
         ),
         (
-            ["objective.layers=[0,4]"],
+            ["objective.layers=[0,4]", "objective.count=2"],
             r"^objective\.layers is \[0, 4\], but it must be layers of the teacher, from 0 to 3$",
         ),
     ],
