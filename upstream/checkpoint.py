@@ -98,6 +98,7 @@ def write_folder(directory: str | Path, files: Mapping[str, bytes | str]) -> Non
         sync_directory(target.parent)
         _remove(replaced)
     except OSError as error:
+        shutil.rmtree(writing, ignore_errors=True)  # a full disk gets its space back
         raise UserError(f"{directory}: cannot be written ({error.strerror or error})") from None
 
 

@@ -114,6 +114,7 @@ def test_a_disk_that_refuses_is_one_sentence_and_keeps_the_old(tiny_encoder, tmp
     with pytest.raises(UserError, match=r"student: cannot be written \(No space left on device\)"):
         save(tiny_encoder(ffn_dims=(8, 8, 8)), tmp_path / "student")
     assert same_weights(load(tmp_path / "student"), old)
+    assert os.listdir(tmp_path) == ["student"]
 
 
 KILLED_SAVES = """
