@@ -5,6 +5,7 @@ To add one, write a module with an `Objective` and give it a line in `OBJECTIVES
 
 import difflib
 import importlib
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -50,13 +51,13 @@ class Objective(nn.Module):
     def __init__(self, config: Any, teacher_config: EncoderConfig, student_config: EncoderConfig) -> None:
         super().__init__()
 
+    @abstractmethod
     def forward(self, teacher: EncoderOutput, student: EncoderOutput, frame_mask: Tensor) -> list[Term]:
         """
         Args:
             teacher, student: outputs for the same waveforms; the teacher's receive no gradient.
             frame_mask: (batch, frame) bool, True at valid frames. What stands elsewhere has no influence.
         """
-        raise NotImplementedError
 
 
 def objective_class(name: str) -> type[Objective]:

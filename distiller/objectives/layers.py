@@ -8,6 +8,7 @@ with c(x) = -x (DPHuBERT, arXiv 2305.17651, eq. 1; SKILL, arXiv 2402.16830) or c
 arXiv 2110.01900, eq. 3).
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -50,9 +51,9 @@ class LayerMatching(Objective):
         self.zeroth: Zeroth = config.zeroth
         self.weights = (config.l1_weight, config.cosine_weight)
 
+    @abstractmethod
     def plan(self, config: Any, teacher: EncoderConfig, student: EncoderConfig) -> tuple[list[Match], list[nn.Module]]:
         """What is compared, through which heads."""
-        raise NotImplementedError
 
     def forward(self, teacher: EncoderOutput, student: EncoderOutput, frame_mask: Tensor) -> list[Term]:
         l1 = cosine = torch.zeros((), device=frame_mask.device)

@@ -326,8 +326,8 @@ def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert cache_directory() == Path("/caches/speech-distiller/synthesis")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert cache_directory() == Path("/home/somebody/.cache/speech-distiller/synthesis")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / ".cache/speech-distiller/synthesis"
     monkeypatch.setenv("SPEECH_DISTILLER_CACHE", str(tmp_path))
     assert cache_directory() == tmp_path / "synthesis"
 
