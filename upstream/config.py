@@ -82,7 +82,7 @@ class EncoderConfig:
         """Frames of `samples` samples (an int or an integer tensor): the one place where frames are counted."""
         for _, kernel, stride in self.conv_layers:
             samples = (samples - kernel) // stride + 1
-        return samples - samples % self.frame_multiple
+        return samples if self.frame_multiple == 1 else samples - samples % self.frame_multiple
 
     def norm_width(self, index: int) -> int:
         """Channels that a layer norm behind convolution `index` counts over: those before pruning."""

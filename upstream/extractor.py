@@ -107,7 +107,8 @@ class FeatureExtractor(nn.Module):
             lengths = None if lengths is None else (lengths - kernel) // stride + 1
             features = layer(features, lengths)
         features = features.transpose(1, 2)  # (batch, frame, channel)
-        features = features[:, : features.shape[1] - features.shape[1] % self.frame_multiple]
+        if self.frame_multiple > 1:  # not at 1: a traced graph would depend on the remainder
+            features = features[:, : features.shape[1] - features.shape[1] % self.frame_multiple]
         return features if self.scale is None else features * self.scale
 
 
