@@ -80,7 +80,13 @@ def export_program(graph: StatesGraph) -> torch.export.ExportedProgram:
     """The graph as `torch.export` has it, batch and time of any size."""
     shapes = _dynamic_shapes(graph)
     with _quietly(), torch.no_grad():
-        return torch.export.export(graph, _example(), dynamic_shapes=shapes, strict=False)
+        return torch.export.export(
+            graph,
+            _example(),
+            dynamic_shapes=shapes,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,  # guards on frame counts are true, but it cannot prove it
+        )
 
 
 def to_onnx(graph: StatesGraph, path: Path) -> float:
