@@ -1,12 +1,26 @@
-"""Numbers out of what s3prl prints: the last one of a run, or the best one of a training."""
+"""What s3prl leaves: numbers in what it prints (the last one of a run, or the best one of a training), checkpoints."""
 
+import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from upstream.errors import UserError
 
 FRACTION = 100.0  # s3prl prints fractions, SUPERB percent
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """One of the runner's checkpoints, on the CPU, without running code; tensors stay on the disk until they are used.
+
+    Raises whatever torch.load stumbles over when the file was cut short.
+    """
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the runner's arguments; harmless
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from downstream_recipes import compat, scoring
-from downstream_recipes.s3prl_output import best_score, is_better, last_scores
+from downstream_recipes import scoring
+from downstream_recipes.s3prl_output import best_score, is_better, last_scores, read_checkpoint
 from downstream_recipes.suite import Score, Suite, stage
 from downstream_recipes.tasks import Task
 from upstream.errors import UserError
@@ -111,9 +109,8 @@ def _step(path: Path) -> int:
 
 
 def _opens(path: Path) -> bool:
-    compat.patch_torch_load()
     try:
-        torch.load(path, map_location="cpu", mmap=True)
+        read_checkpoint(path)
     except Exception:  # truncated archives raise whatever the unpickler stumbles over
         return False
     return True

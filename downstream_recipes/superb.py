@@ -133,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     if arguments.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # s3prl enters torch.cuda.device(--device) wherever it sees a GPU
-    logging.basicConfig(level=logging.WARNING)  # before s3prl does it, for a stream that is closed with its task
+    # before s3prl does it, for a stream that is closed with its task; its warnings are about what it does not need here
+    logging.basicConfig(level=logging.ERROR)
     try:
         tasks, suite = chosen_tasks(arguments.tasks), open_suite(arguments)
         if arguments.overwrite and not arguments.no_report:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from downstream_recipes.metrics import Metric
+from downstream_recipes.s3prl_output import read_checkpoint
 from downstream_recipes.tables import TITLES, Row, title, used_metrics
 
 RESOLUTION = 150  # dots per inch
@@ -75,7 +76,7 @@ def _points(metric: Metric, row: Row) -> float:
 
 def layer_weights(checkpoint: Path) -> list[float] | None:
     """The weights a task learned for its sum over the upstream's states; None for a single state."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["Featurizer"]
+    state = read_checkpoint(checkpoint)["Featurizer"]
     return torch.softmax(state["weights"].float(), 0).tolist() if "weights" in state else None
 
 

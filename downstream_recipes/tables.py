@@ -123,11 +123,12 @@ def latex(rows: Sequence[Row], notes: Sequence[str]) -> str:
 
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #1b1f24 }
+body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem; padding: 0 1rem; color: #1b1f24 }
 .scroll { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap }
-th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid #d9dde2 }
-th { border-bottom: 2px solid #1b1f24; font-weight: 600 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td { white-space: nowrap }
+th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #d9dde2 }
+th { border-bottom: 2px solid #1b1f24; font-weight: 600; vertical-align: bottom }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
 tr.own td { background: #eef5ff; font-weight: 600 }
 figure { margin: 2rem 0 } img { max-width: 100% } figcaption, li { color: #57606a }
@@ -137,7 +138,8 @@ figure { margin: 2rem 0 } img { max-width: 100% } figcaption, li { color: #57606
 def web_page(rows: Sequence[Row], notes: Sequence[str], title: str, figures: Mapping[str, Path]) -> str:
     """A page that stands alone: the table and the figures (caption -> PNG)."""
     titles, body = _table(rows)
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in titles)
+    unbroken = ["\N{NO-BREAK SPACE}".join(cell.rsplit(" ", 1)) for cell in titles]  # the arrow stays with its metric
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in unbroken)
     lines = [
         f"<tr{'' if row.published else ' class=own'}>"
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in line)

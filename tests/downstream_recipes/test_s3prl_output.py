@@ -1,6 +1,9 @@
-import pytest
+import argparse
 
-from downstream_recipes.s3prl_output import best_score, is_better, last_scores
+import pytest
+import torch
+
+from downstream_recipes.s3prl_output import best_score, is_better, last_scores, read_checkpoint
 from upstream.errors import UserError
 
 # As s3prl 0.4.18 prints, progress bars' remains included.
@@ -45,3 +48,9 @@ def test_what_was_not_printed_is_named():
         last_scores("sf", "test", "test slot_type_f1: 0.25\n")
     with pytest.raises(UserError, match="asr: s3prl printed no wer for test-clean"):
         last_scores("asr", "test-clean", "dev-clean wer: 50\n")
+
+
+def test_a_checkpoint_of_the_runner_is_read_in_a_process_that_runs_nothing(tmp_path):
+    torch.save({"Args": argparse.Namespace(mode="train"), "Step": 40}, tmp_path / "states-40.ckpt")
+    torch.serialization.clear_safe_globals()  # the runner's patch is for the runner
+    assert read_checkpoint(tmp_path / "states-40.ckpt")["Step"] == 40
