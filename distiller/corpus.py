@@ -1,12 +1,22 @@
+#!/usr/bin/env python
 """The corpus section of a recipe, and opening it: cuts to train on, cuts to validate on, and what was set aside.
 
-How cuts become batches is in `distiller.batching`, which also has `Batch`.
+How cuts become batches is in `distiller.batching`, which also has `Batch`. As a script it prepares corpora:
+`python distiller/corpus.py prepare CORPUS --output DIR` (`distiller.preparation_command`).
 """
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # runs uninstalled and from any directory; nothing of this file is imported under two names
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from distiller.preparation_command import main
+
+    sys.exit(main())
 
 import hashlib
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distiller.skipped import Skipped, SkippedLog, check_share

@@ -49,13 +49,15 @@ def decode(cut: DataCut, min_samples: int = 400) -> Tensor:
         raise Undecodable(reason(error, source_path(cut))) from error
     if channels is None or channels.size == 0:
         raise Undecodable("it holds no samples")
-    samples = channels.mean(axis=0)  # (sample,) at the file's own rate
+    samples = channels.mean(axis=0) if len(channels) > 1 else channels[0]  # (sample,) at the file's own rate
     if not np.isfinite(samples).all():
         raise Undecodable("it holds NaN or infinite samples")
     if not samples.any():
         raise Undecodable("all its samples are zero")
-    divisor = gcd(SAMPLE_RATE, cut.sampling_rate)
-    resampled = resample_poly(samples, SAMPLE_RATE // divisor, cut.sampling_rate // divisor)
+    resampled = samples
+    if cut.sampling_rate != SAMPLE_RATE:
+        divisor = gcd(SAMPLE_RATE, cut.sampling_rate)
+        resampled = resample_poly(samples, SAMPLE_RATE // divisor, cut.sampling_rate // divisor)
     if resampled.size < min_samples:
         raise Undecodable(too_few(resampled.size, min_samples))
     return torch.from_numpy(np.ascontiguousarray(resampled, dtype=np.float32))
@@ -96,6 +98,7 @@ def reason(error: BaseException, path: str) -> str:
 
 def _in_memory(cut: DataCut) -> DataCut:
     """A cut of a Shar archive with the bytes of its audio; any other cut as it is."""
+    assert cut.recording is not None
     span = (cut.custom or {}).get("span")
     if span is None:
         return cut
@@ -103,4 +106,6 @@ def _in_memory(cut: DataCut) -> DataCut:
         archive.seek(span["offset"])
         data = archive.read(span["size"])
     source = fastcopy(sources(cut)[0], type="memory", source=data)
-    return fastcopy(cut, recording=fastcopy(cut.recording, sources=[source]))
+    # of a prepared corpus the cut is as long as its source was, which at another rate may end between two samples
+    seconds = cut.recording.duration if span.get("whole") else cut.duration
+    return fastcopy(cut, recording=fastcopy(cut.recording, sources=[source]), duration=seconds)

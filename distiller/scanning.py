@@ -1,7 +1,7 @@
 """Where audio comes from: a source on disk to Lhotse cuts, its headers checked, the outcome kept for the next start.
 
-A source is a folder of audio files, one audio file, a Lhotse manifest of recordings or cuts, a Lhotse Shar folder, or a
-text file that lists any of these. No samples are read here.
+A source is a folder of audio files, one audio file, a Lhotse manifest of recordings or cuts, a Lhotse Shar folder, a
+text file that lists any of these, or what `corpus.py prepare` made of one. No samples are read here.
 """
 
 import hashlib
@@ -25,6 +25,8 @@ from lhotse.utils import fastcopy
 
 from distiller.decoding import reason, sources
 from distiller.files import write_with
+from distiller.preparation_format import is_prepared, read_prepared
+from distiller.preparation_format import sources as prepared_sources
 from distiller.progress import progress, quiet_stderr
 from distiller.skipped import Skipped, locked, read_skipped, write_skipped
 from upstream.errors import UserError
@@ -48,6 +50,8 @@ def locate(path: Path, subsets: list[str]) -> tuple[Path, list[Path]]:
     """
     if not os.path.lexists(path):
         raise UserError(f"corpus.path is {str(path)!r}, which does not exist")
+    if is_prepared(path):
+        return path, prepared_sources(path, subsets)
     if not subsets:
         return (path if path.is_dir() else path.parent), [path]
     if not path.is_dir():
@@ -113,6 +117,8 @@ def scan(source: Path, root: Path) -> tuple[list[DataCut], list[Skipped]]:
 
 
 def _scan(source: Path, root: Path) -> Iterable[DataCut | Skipped]:
+    if is_prepared(root):
+        return read_prepared(source)
     if source.is_dir():
         shards = sorted(source.glob("cuts*.jsonl*"))
         if shards and any(source.glob("recording*.tar")):

@@ -1,0 +1,385 @@
+"""Corpora decoded once: the same as the corpus, whole or not at all, found out when damaged."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import CutSet, Recording, RecordingSet
+
+from distiller import preparation_shards
+from distiller.batching import WindowSampler
+from distiller.corpus import CorpusConfig, open_corpus
+from distiller.decoding import Undecodable, decode
+from distiller.files import remove
+from distiller.output import claimed
+from distiller.preparation import prepare, shards_of, verify
+from distiller.preparation_command import main
+from distiller.preparation_shards import encode
+from distiller.scanning import scan
+from distiller.skipped import read_skipped
+from upstream.errors import UserError
+
+
+def noise(path: Path, samples: int, rate: int = 16_000, channels: int = 1, **keys: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(samples).normal(0, 0.1, (samples, channels))
+    soundfile.write(path, values, rate, **keys)
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Two subsets of six files each, of every kind that differs here."""
+    folder = tmp_path / "data" / "LibriSpeech"
+    for subset in ("train", "dev"):
+        noise(folder / subset / "1/a.flac", 9_000)
+        noise(folder / subset / "1/b.wav", 14_001)
+        noise(folder / subset / "2/stereo.wav", 8_000, channels=2)
+        noise(folder / subset / "2/float.wav", 12_000, subtype="FLOAT")
+        noise(folder / subset / "other.flac", 22_051, rate=44_100)
+        noise(folder / subset / "other.ogg", 12_345, rate=22_050)
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file but the scan, whose compression notes the time."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "scan"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def assert_same(source: CorpusConfig, prepared: CorpusConfig) -> None:
+    one, other = open_corpus(source), open_corpus(prepared)
+    for cuts, theirs in ((one.train, other.train), (one.validation, other.validation)):
+        assert [(cut.id, cut.duration) for cut in cuts] == [(cut.id, cut.duration) for cut in theirs]
+        for cut, same in zip(cuts, theirs, strict=True):
+            waveform, stored = decode(cut), decode(same)
+            assert waveform.shape == stored.shape
+            exact = cut.id.endswith(("a.flac", "b.wav"))
+            assert (waveform - stored).abs().max() <= (0 if exact else 2**-16)
+    batches = [[[cut.id for cut in batch] for batch in window] for window in sampled(one)]
+    assert batches == [[[cut.id for cut in batch] for batch in window] for window in sampled(other)]
+
+
+def sampled(corpus) -> list[list[CutSet]]:
+    return list(WindowSampler(corpus.train, batch_seconds=2, buckets=3, seed=1, accumulate=1).windows(epoch=0))
+
+
+@pytest.mark.parametrize("format", ["wav", "flac"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_subsets_are_the_corpus(corpus: Path, tmp_path: Path, format, workers: int) -> None:
+    subsets = {"subsets": ["train"], "validation": ["dev"]}
+    made = prepare(corpus.parent, tmp_path / "out", ["train", "dev"], format, workers, shard_seconds=1.5)
+    assert (made.utterances, made.skipped) == (12, 0)
+    assert made.shards == 4
+    assert_same(CorpusConfig(str(corpus.parent), **subsets), CorpusConfig(str(tmp_path / "out"), **subsets))
+    assert verify(tmp_path / "out", workers) == made
+
+
+@pytest.mark.parametrize("parent", [True, False])
+def test_a_folder_prepared_whole_has_its_subsets(corpus: Path, tmp_path: Path, parent: bool) -> None:
+    source = corpus.parent if parent else corpus
+    prepare(source, tmp_path / "out", shard_seconds=2)
+    whole = {"subsets": [], "validation_share": 0.3}
+    assert_same(CorpusConfig(str(source), **whole), CorpusConfig(str(tmp_path / "out"), **whole))
+    subsets = {"subsets": ["train"], "validation": ["dev"]}
+    assert_same(CorpusConfig(str(source), **subsets), CorpusConfig(str(tmp_path / "out"), **subsets))
+    with pytest.raises(UserError, match=r"has no subset 'test'; the subsets prepared are dev, train$"):
+        open_corpus(CorpusConfig(str(tmp_path / "out"), ["test"]))
+
+
+def test_a_manifest(corpus: Path, tmp_path: Path) -> None:
+    """Of its cuts, the parts that they are."""
+    recordings = [Recording.from_file(path) for path in sorted(corpus.rglob("*.flac"))]
+    RecordingSet.from_recordings(recordings[:2]).to_file(tmp_path / "recordings.jsonl.gz")
+    cuts = [recording.to_cut().truncate(offset=0.1, duration=0.25) for recording in recordings]
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
+    for name in ("recordings", "cuts"):
+        prepare(tmp_path / f"{name}.jsonl.gz", tmp_path / f"out-{name}")
+        share = {"validation_share": 0.3}
+        assert_same(
+            CorpusConfig(str(tmp_path / f"{name}.jsonl.gz"), **share),
+            CorpusConfig(str(tmp_path / f"out-{name}"), **share),
+        )
+
+
+def test_lhotse_reads_it_as_shar(corpus: Path, tmp_path: Path) -> None:
+    prepare(corpus, tmp_path / "out", ["train"], shard_seconds=1.5)
+    cuts = {cut.id: cut for cut in CutSet.from_shar(in_dir=tmp_path / "out/train")}
+    theirs = {cut.id: cut for cut in scan(corpus / "train", corpus)[0]}
+    assert list(cuts) == list(theirs)
+    assert cuts["train/1/b.wav"].sampling_rate == 16_000
+    assert np.array_equal(cuts["train/1/b.wav"].load_audio()[0], decode(theirs["train/1/b.wav"]).numpy())
+    assert cuts["train/other.flac"].load_audio().shape == (1, 8001)  # 22051 / 44100 s
+
+
+def test_what_16_bits_cannot_hold_stays_float() -> None:
+    usual = np.array([0.5, -1.0, 1 / 3], dtype=np.float32)
+    for format in ("wav", "flac"):
+        ending, audio = encode(usual, format)
+        assert ending == format
+        assert np.abs(read(audio) - usual).max() <= 2**-16
+    for special in ([1.5, 0.0, -2.0], [1.0, 0.1, 0.1], [1e-6, -1e-6, 0.0]):
+        ending, audio = encode(np.array(special, dtype=np.float32), "flac")
+        assert ending == "au"
+        assert np.array_equal(read(audio), np.array(special, dtype=np.float32))
+        assert audio == encode(np.array(special, dtype=np.float32), "flac")[1]
+
+
+def read(audio: bytes) -> np.ndarray:
+    import io
+
+    return soundfile.read(io.BytesIO(audio), dtype="float32")[0]
+
+
+def test_shards_are_runs_of_cuts(corpus: Path) -> None:
+    cuts = scan(corpus, corpus)[0]
+    work = shards_of("all", cuts, seconds=1.5)
+    assert [cut.id for item in work for cut in item.cuts] == [cut.id for cut in cuts]
+    assert [item.index for item in work] == list(range(len(work)))
+    assert all(sum(cut.duration for cut in item.cuts[:-1]) < 1.5 for item in work)
+    assert all(sum(cut.duration for cut in item.cuts) >= 1.5 for item in work[:-1])
+
+
+# --- what is bad is set aside
+
+
+def test_bad_files_are_set_aside_and_counted(corpus: Path, tmp_path: Path) -> None:
+    whole = (corpus / "train/1/b.wav").read_bytes()
+    (corpus / "train/1/cut.flac").write_bytes((corpus / "train/1/a.flac").read_bytes()[:9_000])
+    (corpus / "train/1/silent.wav").write_bytes(whole[:44] + bytes(len(whole) - 44))
+    (corpus / "train/1/text.wav").write_text("no audio")
+    made = prepare(corpus, tmp_path / "out", ["train", "dev"], max_skipped=0.05)
+    assert (made.utterances, made.skipped) == (12, 3)
+    rows = {Path(row.path).name: row.reason for row in read_skipped(tmp_path / "out/skipped.csv")}
+    assert rows.keys() == {"cut.flac", "silent.wav", "text.wav"}
+    assert rows["silent.wav"] == "all its samples are zero"
+    opened = open_corpus(CorpusConfig(str(tmp_path / "out"), ["train"], ["dev"], max_skipped=0.05))
+    assert len(opened.skipped) == 3
+    assert len(opened.train) == 6
+    with pytest.raises(UserError, match=r"3 of 15 utterances .* could not be used"):
+        open_corpus(CorpusConfig(str(tmp_path / "out"), ["train"], ["dev"], max_skipped=0.01))
+
+
+def test_too_many_bad_files_stop_it(corpus: Path, tmp_path: Path) -> None:
+    for index in range(3):
+        (corpus / f"train/{index}.wav").write_text("no audio")
+    with pytest.raises(UserError, match=r"^3 of 15 utterances \(20.0%\) could not be used, .* --max-skipped$"):
+        prepare(corpus, tmp_path / "out", ["train", "dev"])
+    assert len(read_skipped(tmp_path / "out/skipped.csv")) == 3
+    prepare(corpus, tmp_path / "out", ["train", "dev"], max_skipped=0.05)
+
+
+def test_a_shard_of_which_nothing_can_be_used(corpus: Path, tmp_path: Path) -> None:
+    path = corpus / "train/1/a.flac"
+    soundfile.write(path, np.zeros(30_000), 16_000)
+    made = prepare(corpus, tmp_path / "out", ["train"], shard_seconds=1.5, max_skipped=0.05)
+    assert (made.utterances, made.skipped) == (5, 1)
+    assert len(open_corpus(CorpusConfig(str(tmp_path / "out"), ["train"])).train) > 1
+
+
+def test_a_corpus_that_disappears_is_not_set_aside(corpus: Path, tmp_path: Path, monkeypatch) -> None:
+    def gone(cut, min_samples):
+        shutil.rmtree(corpus / "train", ignore_errors=True)
+        return decode(cut, min_samples)
+
+    saved = tmp_path / "saved"
+    shutil.copytree(corpus, saved)
+    monkeypatch.setattr(preparation_shards, "decode", gone)
+    with pytest.raises(UserError, match=r"a.flac cannot be read any more: No such file or directory; run the same"):
+        prepare(corpus, tmp_path / "out", ["train"])
+    monkeypatch.undo()
+    shutil.copytree(saved, corpus, dirs_exist_ok=True)
+    assert prepare(corpus, tmp_path / "out", ["train"]).skipped == 0
+
+
+# --- damage, interruption
+
+
+def test_damage_is_found_and_mended(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(corpus, out, ["train", "dev"], shard_seconds=1.5)
+    whole = snapshot(out)
+    archive = out / "train/recording.000001.tar"
+    damaged = bytearray(archive.read_bytes())
+    damaged[1_000] ^= 1
+    archive.write_bytes(damaged)
+    (out / "dev/cuts.000000.jsonl.gz").unlink()
+    with pytest.raises(UserError, match=r"^2 of 4 shards are missing or damaged, the first is .*000001"):
+        verify(out)
+    with pytest.raises(UserError, match=r"cuts.000000.jsonl.gz is missing or damaged; run the same"):
+        open_corpus(CorpusConfig(str(out), ["train"], ["dev"]))
+    prepare(corpus, out, ["train", "dev"], shard_seconds=1.5)
+    assert snapshot(out) == whole
+    shutil.rmtree(corpus)
+    prepare(corpus, out, ["train", "dev"], shard_seconds=1.5)  # nothing to do: the corpus is not needed
+    for damage in (b"", b"{}", b"\0" * 100):
+        (out / "preparation.json").write_bytes(damage)
+        with pytest.raises(UserError, match=r"preparation.json cannot be read: it is damaged"):
+            open_corpus(CorpusConfig(str(out), ["train"], ["dev"]))
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """The exit status of a process that does `work`: 0, or 2 for what the user has to mend; -9 when it was killed."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except UserError:
+            os._exit(2)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed_at_rename(times: int, work: Callable[[], object]) -> Callable[[], object]:
+    """`work`, and `kill -9` when a file is about to get its name for the n-th time."""
+    left = [times]
+
+    def audit(event: str, _: tuple) -> None:
+        left[0] -= event == "os.rename"
+        if event == "os.rename" and left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched() -> None:
+        sys.addaudithook(audit)
+        work()
+
+    return watched
+
+
+def test_killed_at_every_rename(corpus: Path, tmp_path: Path) -> None:
+    """Each of its files in turn; what is left is continued, and comes out the same."""
+    out = tmp_path / "out"
+    prepare(corpus, tmp_path / "whole", ["dev"], shard_seconds=2)
+    kills = 0
+    while in_child(killed_at_rename(kills + 1, lambda: prepare(corpus, out, ["dev"], shard_seconds=2))):
+        kills += 1
+        if (out / "preparation.json").exists():
+            with pytest.raises(UserError, match="is not prepared to its end"):
+                open_corpus(CorpusConfig(str(out), ["dev"]))
+        prepare(corpus, out, ["dev"], shard_seconds=2)
+        assert snapshot(out) == snapshot(tmp_path / "whole")
+        remove(out)
+    assert kills == 11  # preparation.json twice, two files of the scan, skipped.csv, three files of each of two shards
+
+
+@pytest.mark.slow
+def test_killed_while_workers_write(tmp_path: Path) -> None:
+    """Finished shards are kept, and the outcome is that of a preparation that was never killed."""
+    for index in range(240):
+        noise(tmp_path / "noise" / f"{index:03d}.flac", 160_000 + index)
+
+    def make(out: Path) -> None:
+        prepare(tmp_path / "noise", out, workers=2, shard_seconds=50)
+
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    make(whole)
+    records = out / "records"
+    child = os.fork()
+    if child == 0:
+        make(out)
+        os._exit(0)
+    while len(list(records.glob("all.*.json"))) < 6:
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in records.glob("all.*.json")}
+    assert len(kept) < 48
+    make(out)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert snapshot(out) == snapshot(whole)
+
+
+def test_a_worker_that_is_killed(corpus: Path, tmp_path: Path, monkeypatch) -> None:
+    def killed(cut, min_samples):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(preparation_shards, "decode", killed)
+    with pytest.raises(UserError, match=r"^a worker process was killed, .* with fewer --workers$"):
+        prepare(corpus, tmp_path / "out", ["train"], workers=1)
+    monkeypatch.undo()
+    prepare(corpus, tmp_path / "out", ["train"], workers=1)
+
+
+# --- the command line
+
+
+def refused(capfd, *argv: object) -> str:
+    code = main([str(argument) for argument in argv])
+    out, err = capfd.readouterr()
+    assert code == 2, out
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    return err
+
+
+def test_the_command_line(corpus: Path, tmp_path: Path, capfd) -> None:
+    out = tmp_path / "out"
+    argv = ["prepare", corpus, "--output", out, "--subsets", "train", "dev", "--workers", "0"]
+    assert main(list(map(str, argv))) == 0
+    printed, err = capfd.readouterr()
+    assert err == ""
+    assert "12 utterances, 0.00 hours, 2 shards" in printed
+    assert main(list(map(str, argv))) == 0
+    assert capfd.readouterr().out == printed
+    assert main(["verify", str(out), "--workers", "0"]) == 0
+    assert "12 utterances" in capfd.readouterr().out
+    assert "was prepared otherwise: format ('wav' against 'flac')" in refused(capfd, *argv, "--format", "flac")
+    assert "is a prepared corpus already" in refused(capfd, "prepare", out, "--output", tmp_path / "again")
+    assert "holds no prepared corpus" in refused(capfd, "verify", corpus)
+    assert "--workers is -1" in refused(capfd, "verify", out, "--workers", "-1")
+    assert "holds LibriSpeech, which is no prepared" in refused(capfd, "prepare", corpus, "--output", corpus.parent)
+    assert "does not exist" in refused(capfd, "prepare", tmp_path / "nowhere", "--output", tmp_path / "x")
+    assert "has no subset 'test'" in refused(capfd, "prepare", corpus, "--output", tmp_path / "y", "--subsets", "test")
+
+
+def test_two_at_once(corpus: Path, tmp_path: Path, capfd) -> None:
+    argv = ["prepare", str(corpus), "--output", str(tmp_path / "out")]
+    with claimed(tmp_path / "out"):
+        assert in_child(lambda: os._exit(main(argv))) == 2
+    assert "is in use by another run" in capfd.readouterr().err
+
+
+def test_a_full_disk(corpus: Path, tmp_path: Path, capfd, monkeypatch) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))  # the archive is larger, all else smaller
+    try:
+        line = refused(capfd, "prepare", corpus, "--output", tmp_path / "out", "--workers", "0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "all/recording.000000.tar cannot be written: File too large" in line
+    assert [path.name for path in (tmp_path / "out/all").iterdir()] == []
+    assert prepare(corpus, tmp_path / "out").utterances == 12
+
+
+@pytest.mark.slow
+def test_a_training_run_on_it(small_run) -> None:
+    """The same losses, from the command line, as on the files themselves."""
+    report, _ = small_run.completes()
+    prepare(Path("corpus"), Path("prepared"), ["train", "dev"])
+    prepared, _ = small_run.completes("--corpus=prepared", output="other")
+    assert prepared["losses"] == report["losses"]
+    assert torch.isfinite(torch.tensor(prepared["losses"]["train"]["loss"]))
+
+
+def test_decode_errors_still_have_reasons(corpus: Path, tmp_path: Path) -> None:
+    """A prepared archive that is damaged while a run goes on."""
+    prepare(corpus, tmp_path / "out", ["train"])
+    cut = next(iter(open_corpus(CorpusConfig(str(tmp_path / "out"), ["train"])).train))
+    archive = tmp_path / "out/train/recording.000000.tar"
+    archive.write_bytes(archive.read_bytes()[:1_000])
+    with pytest.raises(Undecodable):
+        decode(cut)
+    assert json.loads((tmp_path / "out/preparation.json").read_text())["shards"] == {"train": 1}
