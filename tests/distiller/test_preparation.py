@@ -261,7 +261,7 @@ def test_killed_at_every_rename(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare(corpus, tmp_path / "whole", ["dev"], shard_seconds=2)
     kills = 0
-    while in_child(killed_at_rename(kills + 1, lambda: prepare(corpus, out, ["dev"], shard_seconds=2))):
+    while in_child(killed_at_rename(kills + 1, lambda: prepare(corpus, out, ["dev"], workers=0, shard_seconds=2))):
         kills += 1
         if (out / "preparation.json").exists():
             with pytest.raises(UserError, match="is not prepared to its end"):
