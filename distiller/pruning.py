@@ -20,9 +20,12 @@ from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
-# Runs of fewer steps move gates and multipliers faster, see `time_scale`. DPHuBERT's rate of 0.02 takes a head's gate
-# from open to closed in 310 steps: far too slow for a few hundred steps, plenty for its own 50,000.
+# Runs of fewer steps move gates and lambda1 faster, see `time_scale`. DPHuBERT's rate of 0.02 takes a head's gate from
+# open to closed in 310 steps: far too slow for a few hundred steps, plenty for its own 50,000.
 FULL_RATE_STEPS = 5000
+# Runs of fewer steps let lambda2 grow faster, so that it gets as far as in DPHuBERT's 50,000. It is what damps: lambda1
+# goes on growing until the target is passed, and the overshoot takes longer to swing out than a short run has.
+DAMPING_STEPS = 50_000
 TOLERANCE = 0.01  # of sparsity, within which a target counts as met
 ROUNDING = 0.001  # of sparsity, more than which rounding the gates may not take it off the target
 ROUNDING_SHIFT = 4.0  # of log alpha, the most that rounding may need
@@ -117,14 +120,14 @@ class Pruning(nn.Module):
 
     def parameter_groups(self, student: GatedEncoder) -> list[dict[str, Any]]:
         """Optimiser groups of gates (minimised) and multipliers (maximised); the schedule is the weights' own."""
-        scale = time_scale(self.steps)
-        common = {
-            "lr": self.config.lr * scale,
-            "betas": (0.9**scale, 0.999**scale),
-            "weight_decay": 0.0,
-        }
+        scale, damping = time_scale(self.steps), time_scale(self.steps, DAMPING_STEPS)
+        common = {"betas": (0.9**scale, 0.999**scale), "weight_decay": 0.0}
         gates = [gate.log_alpha for gate in student.by_site().values()]
-        return [{"params": gates, **common}, {"params": [self.lambda1, self.lambda2], "maximize": True, **common}]
+        return [
+            {"params": gates, "lr": self.config.lr * scale, **common},
+            {"params": [self.lambda1], "lr": self.config.lr * scale, "maximize": True, **common},
+            {"params": [self.lambda2], "lr": self.config.lr * damping, "maximize": True, **common},
+        ]
 
     @torch.no_grad()
     def fix(self, student: GatedEncoder) -> tuple[Values, float]:
@@ -154,13 +157,13 @@ class Pruning(nn.Module):
         return abs(sparsity - self.config.target) <= TOLERANCE
 
 
-def time_scale(steps: int) -> float:
-    """How much faster gates and multipliers must move in a short run: it is the long run, fast-forward.
+def time_scale(steps: int, full: int = FULL_RATE_STEPS) -> float:
+    """How much faster gates and multipliers must move in a run of fewer steps than `full`: that run, fast-forward.
 
     With rates times k and Adam's betas to the power of k, the course over steps / k steps is that over `steps` (our
     choice; scaling the rates alone overshoots, since Adam's memory then spans the run).
     """
-    return max(1.0, FULL_RATE_STEPS / steps)
+    return max(1.0, full / steps)
 
 
 def gate(encoder: SpeechEncoder, config: PruningConfig) -> GatedEncoder:

@@ -39,7 +39,7 @@ class StarConfig:
     scaling: str = "none"  # of the Gram matrices, see `gram.gram_features`; the paper's are raw
     zeroth: str = "layer_input"  # what layer 1's input is taken to be: F^0, or "projected" for P
     layer_map: list[int] | None = None  # teacher layer (1..L_T) of each student layer; default: evenly spaced
-    relative: bool = False  # divide each layer's term by the teacher's own squared Gram norm
+    relative: bool = False  # each layer's term over the teacher's own squared Gram norm, and the mean over layers
     identity: str = "auto"  # "never" keeps to the direct form
 
     def validate(self) -> None:
@@ -175,7 +175,8 @@ def gram_losses(
         scaling: "none": G; "width": G / d; "unit": frames of unit norm; "centred": minus the mean over the utterance's
             valid frames, and G divided by the root of its mean square entry over valid pairs: a layer's loss is then
             the squared distance of the two matrices at unit Frobenius norm, at most 4 whatever the length.
-        relative: divide each layer's term by the mean over valid pairs of the teacher's squared entries.
+        relative: divide each layer's term by the mean over valid pairs of the teacher's squared entries, and take the
+            mean over layers: the loss is of order 1 whatever the depth, as the Lagrangian of pruning needs it.
         identity: allow the channel form of the distance where it is cheaper and accurate.
 
     Returns:
@@ -189,7 +190,8 @@ def gram_losses(
         relative=relative,
         identity=identity,
     )
-    return {name: distance.sum(dim=0) for name, distance in zip(names, distances, strict=True)}
+    reduce = torch.mean if relative else torch.sum
+    return {name: reduce(distance, dim=0) for name, distance in zip(names, distances, strict=True)}
 
 
 def attention_loss(teacher_map: Tensor, student_map: Tensor, frame_mask: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Expected size at paper scale, the Lagrangian's course from both sides, and targets that cannot be."""
 
+import copy
 import math
 
 import pytest
@@ -9,14 +10,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from distiller.cut import cut_config
 from distiller.gates import GatedEncoder, gated_sites
+from distiller.objectives import build
 from distiller.pruning import Pruning, PruningConfig, gate, time_scale
-from distiller.recipe import OptimizerConfig
+from distiller.recipe import OptimizerConfig, load_recipe
 from distiller.size import expected_parameters, opened
 from distiller.strict import typed
+from distiller.teacher import load_teacher
 from distiller.training import schedule
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
+from upstream.extractor import frame_mask
 
 HUBERT_BASE = EncoderConfig(
     embed_dim=768, num_heads=12, head_dim=64, attention_heads=(tuple(range(12)),) * 12, ffn_dims=(3072,) * 12
@@ -127,15 +131,47 @@ def test_a_short_run_meets_its_target_from_above():
     controlled(PruningConfig(target=0.3), steps=150, start=0.8)
 
 
+@pytest.mark.parametrize("objective", ["layers", "star"])
+@pytest.mark.parametrize(("target", "start"), [(0.75, None), (0.75, 0.84)])
+def test_100_steps_meet_the_target_against_a_real_loss_with_the_weights_frozen(objective, target, start):
+    teacher = load_teacher("embedded").eval()
+    recipe = load_recipe("dphubert", [f"objective={objective}", f"pruning.target={target}"])
+    torch.manual_seed(0)
+    student = gate(copy.deepcopy(teacher).requires_grad_(False), recipe.pruning).train()
+    pruning = Pruning(recipe.pruning, teacher.config, real_parameters(teacher.config), steps=100)
+    if start is not None:
+        shift_to(student, pruning, start)
+    match = build(recipe.objective, teacher.config, teacher.config)
+    waveforms, lengths = 0.1 * torch.randn(2, 4000), torch.tensor([4000, 4000])
+    with torch.no_grad():
+        wanted = teacher(waveforms, lengths)
+    mask = frame_mask(wanted.frame_lengths, wanted.projected.shape[1])
+    counts = {"utterance": 2, "frame": int(mask.sum())}
+    optimizer = AdamW(pruning.parameter_groups(student))
+    scheduler = LambdaLR(optimizer, schedule(recipe.optimizer, 100))
+    for step in range(100):
+        penalty, _ = pruning(student, step)
+        terms = match(wanted, student(waveforms, lengths), mask)
+        optimizer.zero_grad()
+        (penalty + sum(term.weight * term.total / counts[term.unit] for term in terms)).backward()
+        optimizer.step()
+        scheduler.step()
+    assert pruning.sparsity(student.probabilities()).item() == pytest.approx(target, abs=0.01)
+    assert pruning.met(pruning.fix(student)[1])
+
+
 def test_short_runs_are_long_runs_fast_forward():
     assert time_scale(5000) == time_scale(50_000) == 1
     assert time_scale(500) == 10
     student = gated(SMALL, PruningConfig())
-    gates, multipliers = Pruning(PruningConfig(), SMALL, real_parameters(SMALL), 500).parameter_groups(student)
-    assert gates["lr"] == multipliers["lr"] == pytest.approx(0.2)
-    assert gates["betas"] == multipliers["betas"] == pytest.approx((0.9**10, 0.999**10))
-    assert multipliers["maximize"]
-    assert "maximize" not in gates
+    for steps, rates in ((500, (0.2, 0.2, 2.0)), (25_000, (0.02, 0.02, 0.04)), (50_000, (0.02, 0.02, 0.02))):
+        pruning = Pruning(PruningConfig(), SMALL, real_parameters(SMALL), steps)
+        groups = pruning.parameter_groups(student)
+        assert [group["lr"] for group in groups] == pytest.approx(rates)
+        assert [group.get("maximize", False) for group in groups] == [False, True, True]
+        assert [group["params"] for group in groups[1:]] == [[pruning.lambda1], [pruning.lambda2]]
+        for group in groups:
+            assert group["betas"] == pytest.approx((0.9 ** time_scale(steps), 0.999 ** time_scale(steps)))
 
 
 def test_rounding_leaves_the_rule_where_that_is_on_the_target_and_never_hides_a_miss():
