@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from upstream import attention, config, encoder, errors, extractor
+from upstream import attention, config, dropout, encoder, errors, extractor
 from upstream.checkpoint import write_folder
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
@@ -66,7 +66,7 @@ def _own_files(student: SpeechEncoder) -> dict[str, bytes | str]:
     }
     state = huggingface.OWN_TABLE.to_foreign(student.state_dict())
     files = _files(values, huggingface.preprocessor(student.config), state)
-    for module in (attention, config, encoder, errors, extractor):
+    for module in (attention, config, dropout, encoder, errors, extractor):
         files[Path(inspect.getfile(module)).name] = inspect.getsource(module)
     files[f"{MODELING}.py"] = (Path(__file__).parent / f"{MODELING}.py").read_text()
     return files

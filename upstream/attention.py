@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import EncoderConfig
+from .dropout import dropout, dropped_attention
 
 
 class RelativePosition(nn.Embedding):
@@ -91,13 +92,13 @@ class SelfAttention(nn.Module):
             bias = self.gate(states, position_bias).to(query.dtype)
             if key_mask is not None:
                 bias = bias.masked_fill(~key_mask, -math.inf)
-        dropout = self.dropout if self.training else 0.0
-        if attention_map:
-            weights = _attention_map(query, key, bias)
-            context = F.dropout(weights, dropout, self.training).to(value.dtype) @ value
+        weights = _attention_map(query, key, bias) if attention_map else None
+        if weights is not None:
+            context = dropout(weights, self.dropout, self.training).to(value.dtype) @ value
+        elif self.training and self.dropout > 0:
+            context = dropped_attention(query, key, value, bias, self.dropout)
         else:
-            weights = None
-            context = F.scaled_dot_product_attention(query, key, value, bias, dropout)
+            context = F.scaled_dot_product_attention(query, key, value, bias)
         return self.out_proj(context.transpose(1, 2).flatten(2)), weights
 
 

@@ -1,5 +1,6 @@
 """The cut student computes what the gated student computed, and weighs what was expected of it."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -68,18 +69,19 @@ def random_values(student: GatedEncoder, seed: int = 0) -> dict[Site, torch.Tens
 
 
 def assert_same_output(student: GatedEncoder, values, cut_student: SpeechEncoder) -> None:
-    waveforms = torch.randn(2, 500, generator=torch.Generator().manual_seed(1))
+    """In double precision: layer norms over the few channels left here blow up the rounding of single precision."""
+    waveforms = torch.randn(2, 500, generator=torch.Generator().manual_seed(1)).double()
     lengths = torch.tensor([500, 337])
     with torch.no_grad():
-        expected = student.forward_with(values, waveforms, lengths)
-        found = cut_student(waveforms, lengths)
+        expected = copy.deepcopy(student).double().forward_with(values, waveforms, lengths)
+        found = copy.deepcopy(cut_student).double()(waveforms, lengths)
     pairs = zip(
         [expected.projected, *expected.hidden_states, expected.last_hidden_state],
         [found.projected, *found.hidden_states, found.last_hidden_state],
         strict=True,
     )
     for left, right in pairs:
-        torch.testing.assert_close(right, left, atol=1e-4, rtol=0)
+        torch.testing.assert_close(right, left, atol=1e-5, rtol=0)
 
 
 def parameters(encoder: nn.Module) -> int:

@@ -10,6 +10,7 @@ from upstream.config import BASE_CONV_LAYERS, EncoderConfig
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
+from upstream.extractor import Convolution
 
 STRUCTURES = {
     "plain": {},
@@ -257,6 +258,36 @@ def test_group_norm_statistics_are_those_of_the_valid_frames(tiny_encoder) -> No
         masked = norm(values, torch.tensor([30, 11]))
         alone = F.group_norm(values[1:, :, :11], 16, norm.weight, norm.bias)
     assert torch.allclose(masked[1, :, :11], alone[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_inference_in_blocks_gives_what_training_computes(structure, tiny_encoder, monkeypatch) -> None:
+    """Blocks of 0.1 s over padded wavs with an offset; with gradients the extractor takes the batch as a whole."""
+    monkeypatch.setattr("upstream.extractor.BLOCK_SECONDS", 0.1)
+    monkeypatch.setattr("upstream.extractor.SAMPLE_BLOCK", 1000)
+    encoder = tiny_encoder(**STRUCTURES[structure])
+    waveforms, lengths = 0.1 * torch.randn(3, 17_000) + 0.5, torch.tensor([16_900, 405, 9_000])
+    whole = encoder(waveforms, lengths)
+    with torch.no_grad():
+        blocks = encoder(waveforms, lengths)
+    for expected, found in zip(whole.hidden_states, blocks.hidden_states, strict=True):
+        assert found.shape == expected.shape
+        for row, frames in enumerate(whole.frame_lengths):
+            torch.testing.assert_close(found[row, :frames], expected[row, :frames].detach(), atol=2e-5, rtol=0)
+
+
+def test_a_convolution_of_one_tap_is_that_convolution() -> None:
+    torch.manual_seed(0)
+    for bias in (False, True):
+        layer, inputs = Convolution(5, 7, 1, 1, bias=bias), torch.randn(2, 5, 11, requires_grad=True)
+        expected = F.conv1d(inputs, layer.weight, layer.bias)
+        torch.testing.assert_close(layer(inputs), expected)
+        leaves = [inputs, *layer.parameters()]
+        upper = torch.randn_like(expected)
+        for found, wanted in zip(
+            *(torch.autograd.grad(out, leaves, upper) for out in (layer(inputs), expected)), strict=True
+        ):
+            torch.testing.assert_close(found, wanted)
 
 
 def test_training_uses_dropout_and_evaluation_does_not(tiny_encoder, waveforms) -> None:
