@@ -23,8 +23,9 @@ from upstream.errors import UserError
 # Runs of fewer steps move gates and lambda1 faster, see `time_scale`. DPHuBERT's rate of 0.02 takes a head's gate from
 # open to closed in 310 steps: far too slow for a few hundred steps, plenty for its own 50,000.
 FULL_RATE_STEPS = 5000
-# Runs of fewer steps let lambda2 grow faster, so that it gets as far as in DPHuBERT's 50,000. It is what damps: lambda1
-# goes on growing until the target is passed, and the overshoot takes longer to swing out than a short run has.
+# Runs of fewer steps let lambda2 grow faster and both multipliers forget faster, as in DPHuBERT's 50,000. lambda2 damps:
+# lambda1 goes on growing until the target is passed, and the swing takes longer to die out than a short run has. And a
+# multiplier that remembers the gap while the target rises makes small steps, of Adam's, for the gap at the end.
 DAMPING_STEPS = 50_000
 TOLERANCE = 0.01  # of sparsity, within which a target counts as met
 ROUNDING = 0.001  # of sparsity, more than which rounding the gates may not take it off the target
@@ -121,13 +122,13 @@ class Pruning(nn.Module):
     def parameter_groups(self, student: GatedEncoder) -> list[dict[str, Any]]:
         """Optimiser groups of gates (minimised) and multipliers (maximised); the schedule is the weights' own."""
         scale, damping = time_scale(self.steps), time_scale(self.steps, DAMPING_STEPS)
-        common = {"betas": (0.9**scale, 0.999**scale), "weight_decay": 0.0}
-        gates = [gate.log_alpha for gate in student.by_site().values()]
-        return [
-            {"params": gates, "lr": self.config.lr * scale, **common},
-            {"params": [self.lambda1], "lr": self.config.lr * scale, "maximize": True, **common},
-            {"params": [self.lambda2], "lr": self.config.lr * damping, "maximize": True, **common},
+        gates = {"params": [gate.log_alpha for gate in student.by_site().values()]}
+        groups = [
+            gates | {"lr": self.config.lr * scale, "betas": (0.9**scale, 0.999**scale)},
+            {"params": [self.lambda1], "lr": self.config.lr * scale, "maximize": True},
+            {"params": [self.lambda2], "lr": self.config.lr * damping, "maximize": True},
         ]
+        return [{"betas": (0.9**damping, 0.999**damping), "weight_decay": 0.0} | group for group in groups]
 
     @torch.no_grad()
     def fix(self, student: GatedEncoder) -> tuple[Values, float]:

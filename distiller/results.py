@@ -9,6 +9,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 if __name__ == "__main__":
@@ -19,6 +20,7 @@ from upstream.errors import UserError
 
 IDENTITY = ("command", "commit", "finished")
 FACTS = ("seconds", "peak_rss_mb", "parameters", "macs_10s", "skipped")
+PRUNING = ("target", "sparsity", "met")
 PROBE = ("phone", "phone_unseen", "phone_best", "speaker", "speaker_best")
 
 
@@ -39,7 +41,21 @@ def row(output: Path) -> dict[str, Any]:
         values |= {f"{name}_{key}": accuracies[key] for key in PROBE}
     for key, share in report.get("retention", {}).items():
         values[f"retention_{key}"] = None if share is None else round(share, 3)
+    if "pruning" in report:
+        values |= {"objective": report["recipe"]["objective"]["name"]}
+        values |= {key: report["pruning"][key] for key in PRUNING}
+        values |= distances(output / "distances.csv")
     return values
+
+
+def distances(table: Path) -> dict[str, float]:
+    """A pruned student's distances from its teacher: each measure's mean over Transformer layers, and by layer."""
+    with table.open(newline="") as file:
+        rows = [{key: float(value) for key, value in one.items()} for one in csv.DictReader(file)]
+    measures = [key for key in rows[0] if not key.endswith("_layer")]
+    means = {f"{key}_distance": fmean(one[key] for one in rows if one["student_layer"]) for key in measures}
+    layers = {f"{key}_distance_{one['student_layer']:.0f}": one[key] for key in measures for one in rows}
+    return {name: round(value, 5) for name, value in (means | layers).items()}
 
 
 def append(table: Path, rows: list[dict[str, Any]]) -> int:

@@ -170,8 +170,9 @@ def test_short_runs_are_long_runs_fast_forward():
         assert [group["lr"] for group in groups] == pytest.approx(rates)
         assert [group.get("maximize", False) for group in groups] == [False, True, True]
         assert [group["params"] for group in groups[1:]] == [[pruning.lambda1], [pruning.lambda2]]
-        for group in groups:
-            assert group["betas"] == pytest.approx((0.9 ** time_scale(steps), 0.999 ** time_scale(steps)))
+        powers = (time_scale(steps), 50_000 / steps, 50_000 / steps)
+        for group, power in zip(groups, powers, strict=True):
+            assert group["betas"] == pytest.approx((0.9**power, 0.999**power))
 
 
 def test_rounding_leaves_the_rule_where_that_is_on_the_target_and_never_hides_a_miss():
