@@ -19,8 +19,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises whatever torch.load stumbles over when the file was cut short.
     """
-    with torch.serialization.safe_globals([argparse.Namespace]):  # the runner's arguments; harmless
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    # the runner's arguments; harmless. For good: the context manager would take back what the runner itself relies on
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 @dataclass(frozen=True)

@@ -54,3 +54,4 @@ def test_a_checkpoint_of_the_runner_is_read_in_a_process_that_runs_nothing(tmp_p
     torch.save({"Args": argparse.Namespace(mode="train"), "Step": 40}, tmp_path / "states-40.ckpt")
     torch.serialization.clear_safe_globals()  # the runner's patch is for the runner
     assert read_checkpoint(tmp_path / "states-40.ckpt")["Step"] == 40
+    assert torch.load(tmp_path / "states-40.ckpt")["Step"] == 40  # as the runner does next, in the same process
