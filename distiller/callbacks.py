@@ -81,16 +81,17 @@ class HeldOut(Callback):
         step = trainer.global_step
         if not self.batches or (step % self.every and step != pl_module.steps):
             return
-        row = {"step": step} | self.evaluate(trainer, pl_module)
-        best = min((earlier["loss"] for earlier in self.rows), default=float("inf"))
+        with pl_module.whole():
+            row = {"step": step} | self.evaluate(trainer, pl_module)
+            best = min((earlier["loss"] for earlier in self.rows), default=float("inf"))
+            if trainer.is_global_zero and row["loss"] < best:
+                self.keep_best(pl_module)
         self.rows.append(row)
         if trainer.is_global_zero:
             with writing(self.table) as temporary, temporary.open("w", newline="") as file:
                 writer = csv.DictWriter(file, list(row))
                 writer.writeheader()
                 writer.writerows(self.rows)
-            if row["loss"] < best:
-                self.keep_best(pl_module)
         if trainer.logger is not None:
             trainer.logger.log_metrics({f"held_out/{key}": value for key, value in row.items() if key != "step"}, step)
 

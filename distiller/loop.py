@@ -1,23 +1,34 @@
 """Hands a training module to Lightning, from the newest checkpoint on if there is one."""
 
 import logging
+import re
 import threading
 import warnings
-from collections.abc import Callable
-from contextlib import ContextDecorator
+from collections.abc import Callable, Iterator
+from contextlib import ContextDecorator, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader
 
 from distiller.batching import AudioDataset, Batch, WindowSampler, windows_per_epoch
 from distiller.callbacks import AtomicCheckpointIO, Checkpoints, HeldOut, StepBar, StepRows
 from distiller.corpus import SkippedLog
+from distiller.devices import device_count
+from distiller.memory import checkpoint_layers, compile_layers
 from distiller.recipe import TrainerConfig
+from distiller.sharding import Sharded
 from distiller.training import WindowTraining, resume_path
+from upstream.encoder import SpeechEncoder
+from upstream.errors import UserError
+
+TIMEOUT = timedelta(minutes=10)  # longer than anything that one rank does while the others wait
+LOST = r"gloo|nccl|connection (closed|reset)|broken pipe|timed out|timeout"  # in what a collective raises
 
 
 class _quiet(ContextDecorator):
@@ -70,12 +81,13 @@ def fit(
     Returns:
         Whether this process is the one that goes on (the first rank).
     """
+    arrange_layers(module, config)
     newest = resume_path(output / "checkpoints")
     trainer = L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
-        strategy=config.strategy,
+        strategy=strategy(config),
         precision=config.precision,
         max_epochs=1,  # the sampler's stream is endless and knows its own epochs
         limit_val_batches=0,
@@ -112,5 +124,40 @@ def fit(
         pin_memory=trainer.strategy.root_device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
-    trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
+    with lost_ranks(trainer):
+        trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
     return trainer.is_global_zero
+
+
+def arrange_layers(module: WindowTraining, config: TrainerConfig) -> None:
+    """What the recipe asks of the Transformer layers; a gated student's stay as they are."""
+    if config.checkpoint_activations and isinstance(module.student, SpeechEncoder):
+        checkpoint_layers(module.student.layers)
+    if config.compile:
+        for encoder in (module.student, getattr(module, "teacher", None)):
+            if isinstance(encoder, SpeechEncoder):
+                compile_layers(encoder.layers)
+
+
+def strategy(config: TrainerConfig) -> Strategy | str:
+    """How the devices share the work; one that waits for another gives up after TIMEOUT."""
+    ranks = device_count(config.devices) * config.num_nodes
+    if config.strategy == "fsdp":
+        return Sharded(ranks, TIMEOUT)
+    if ranks == 1 and config.strategy == "auto":
+        return "auto"
+    return DDPStrategy(find_unused_parameters=config.strategy == "ddp_find_unused_parameters_true", timeout=TIMEOUT)
+
+
+@contextmanager
+def lost_ranks(trainer: L.Trainer) -> Iterator[None]:
+    """What torch says when another process of the run is gone, in the words of who started it."""
+    try:
+        yield
+    except RuntimeError as error:  # DistBackendError is one; gloo raises bare ones
+        if trainer.world_size == 1 or not re.search(LOST, str(error), re.IGNORECASE):
+            raise
+        raise UserError(
+            f"another of the {trainer.world_size} processes of this run has gone, or has not answered for "
+            f"{TIMEOUT.seconds // 60} minutes; run the same command again to continue from the last checkpoint"
+        ) from error

@@ -62,12 +62,14 @@ class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     devices: int | str = 1  # of each node: a count, "auto", or indices such as "0,2"
     num_nodes: int = 1
-    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = "auto"
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "fsdp"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accumulate: int = 1  # batches of one device that make an optimiser step
     validate_every: int = 1000  # optimiser steps
     checkpoint_every: int = 1000  # optimiser steps
     ema: float = 0.0  # decay per optimiser step of the averaged student; 0: none
+    checkpoint_activations: bool = False  # compute the student's layers again going backward: less memory, more time
+    compile: bool = False  # torch.compile of the Transformer layers, for any shape
 
     def validate(self) -> None:
         lengths = {"trainer.epochs": self.epochs, "trainer.steps": self.steps}
@@ -83,6 +85,10 @@ class TrainerConfig:
         allowed = "a count of at least 1, auto, or indices such as 0,2"
         require(bool(re.fullmatch(possible, str(self.devices))), "trainer.devices", self.devices, allowed)
         require(0 <= self.ema < 1, "trainer.ema", self.ema, "a decay below 1, or 0 for no averaging")
+        if self.strategy == "fsdp":  # the average is not split; Lightning's sharding knows no gradient scaler
+            require(not self.ema, "trainer.ema", self.ema, "0 with trainer.strategy fsdp")
+            possible = "32-true or bf16-mixed with trainer.strategy fsdp"
+            require(self.precision != "16-mixed", "trainer.precision", self.precision, possible)
 
 
 @dataclass
@@ -239,6 +245,10 @@ def build(values: Mapping[str, Any]) -> Recipe:
             raise unknown_key(key, _dotted_keys(values, ending=key) or [*head, *SECTIONS])
     top = typed(_Head, {key: value for key, value in values.items() if key in head})
     sections = {name: _section(name, values) for name in SECTIONS}
+    trainer = sections["trainer"]
+    asked = {"strategy fsdp": trainer.strategy == "fsdp", "checkpoint_activations": trainer.checkpoint_activations}
+    for key, used in asked.items():  # gates have values in the forward pass only, and probabilities outside it
+        require(not used or sections["pruning"] is None, "student.name", "pruned", f"narrow with trainer.{key}")
     return Recipe(**vars(top), **sections)
 
 

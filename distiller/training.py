@@ -3,7 +3,7 @@
 import math
 import time
 from abc import abstractmethod
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -19,6 +20,7 @@ from distiller.batching import Batch, Window
 from distiller.gates import GatedEncoder
 from distiller.objectives import Term
 from distiller.recipe import OptimizerConfig
+from distiller.sharding import Shards
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
@@ -48,6 +50,7 @@ class WindowTraining(L.LightningModule):
         self.first_loss: float | None = None
         self.elapsed = 0.0  # seconds of training in the processes before this one
         self.row: dict[str, float] = {}  # what the last step has to say, for the logs
+        self._shards: Shards | None = None  # with trainer.strategy=fsdp
         self._start = time.perf_counter()
 
     @abstractmethod
@@ -75,6 +78,10 @@ class WindowTraining(L.LightningModule):
         kept = self.student if self.average is None else self.average.module
         assert isinstance(kept, SpeechEncoder)
         return kept
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside it every rank has all of what is trained; every rank must enter it."""
+        return nullcontext() if self._shards is None else self._shards.whole()
 
     # --- one step
 
@@ -142,7 +149,8 @@ class WindowTraining(L.LightningModule):
         if (scaler := getattr(self.trainer.precision_plugin, "scaler", None)) is not None:
             scaler.unscale_(optimizer.optimizer)
         bound = self.optimizer_config.clip or float("inf")
-        return float(nn.utils.clip_grad_norm_([p for p in self.parameters() if p.grad is not None], bound))
+        norm = nn.utils.clip_grad_norm_([p for p in self.parameters() if p.grad is not None], bound)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def _check(self, value: float, step: int, window: Window, what: str = "loss") -> None:
         """Raises UserError when training went wrong; the checkpoints before this step stay."""
@@ -160,6 +168,15 @@ class WindowTraining(L.LightningModule):
         )
 
     # --- Lightning's hooks
+
+    def configure_model(self) -> None:
+        """Splits what is trained over the ranks, where Lightning has laid a mesh over them (trainer.strategy=fsdp)."""
+        if self._device_mesh is not None and self._shards is None:
+            self._shards = Shards(self, self._device_mesh["data_parallel"])
+
+    def on_train_end(self) -> None:
+        if self._shards is not None:
+            self._shards.gather()
 
     def configure_optimizers(self) -> Any:
         """AdamW without decay on biases and norms; warm-up, then the recipe's decay to 0."""
