@@ -23,9 +23,9 @@ from upstream.errors import UserError
 # Runs of fewer steps move gates and lambda1 faster, see `time_scale`. DPHuBERT's rate of 0.02 takes a head's gate from
 # open to closed in 310 steps: far too slow for a few hundred steps, plenty for its own 50,000.
 FULL_RATE_STEPS = 5000
-# Runs of fewer steps let lambda2 grow faster and both multipliers forget faster, as in DPHuBERT's 50,000. lambda2 damps:
-# lambda1 goes on growing until the target is passed, and the swing takes longer to die out than a short run has. And a
-# multiplier that remembers the gap while the target rises makes small steps, of Adam's, for the gap at the end.
+# Runs of fewer steps let lambda2 grow faster and both multipliers forget faster, as in DPHuBERT's 50,000. lambda2
+# damps: lambda1 goes on growing until the target is passed, and a short run has no time for the swing to die out. And a
+# multiplier that remembers the gap while the target rose takes, by Adam's rule, small steps for the gap at the end.
 DAMPING_STEPS = 50_000
 TOLERANCE = 0.01  # of sparsity, within which a target counts as met
 ROUNDING = 0.001  # of sparsity, more than which rounding the gates may not take it off the target
