@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distiller.run import Parser, complain
+from distiller.strict import one_of, require
 from upstream.errors import UserError
 
 EPILOG = """\
@@ -22,22 +23,17 @@ examples:
   python distiller/benchmark.py transformers:facebook/hubert-base-ls960 facebook/hubert-base-ls960 exp/star-960h/student
   python distiller/benchmark.py exp/star/student --threads 4 --batches 1,8,32 --device cuda
 
+  python distiller/benchmark.py transformers:random:hubert-base random:hubert-base random:starhubert random:skill
+  python distiller/benchmark.py --train star,skill --threads 2
+  python distiller/benchmark.py exp/star/student --long 600
+
 PATH is a student folder, any checkpoint that upstream.checkpoint.load opens, an ONNX file of distiller/export.py, or
-transformers:PATH for a folder or hub name run by `transformers` itself. Speed-ups are over the first PATH.
+transformers:PATH for a folder or hub name run by `transformers` itself; random:hubert-base, random:starhubert and
+random:skill are those shapes with random weights. Speed-ups are over the first PATH.
+
+--train measures optimiser steps at paper scale instead, against the rate of matrix products; --long what stretches with
+overlap make of a long wav, against the whole.
 """
-COLUMNS: tuple[str, ...] = (
-    "model",
-    "kind",
-    "device",
-    "parameters",
-    "macs_per_second",
-    "file_mb",
-    "batch",
-    "real_time_factor",
-    "speed_up",
-    "peak_mb",
-)
-COLUMNS += ("seconds", "threads", "rounds", "machine", "torch", "commit", "command")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -52,21 +48,36 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("paths", metavar="PATH", nargs="+")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of audio per wav (10)")
+    parser.add_argument("paths", metavar="PATH", nargs="*")
+    parser.add_argument("--train", metavar="METHODS", help="training steps of star, skill, or star,skill")
+    parser.add_argument("--long", type=float, metavar="SECONDS", help="a wav so long, in stretches and whole")
+    parser.add_argument("--chunk", type=float, default=30.0, help="seconds of a stretch (30)")
+    parser.add_argument("--overlap", type=float, default=5.0, help="seconds of context beside it (5)")
+    parser.add_argument("--seconds", type=float, help="of audio per wav (10; 8 with --train)")
     parser.add_argument("--batches", default="1,8", help="batch sizes (1,8)")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (1)")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each, the median counts (7)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=Path("exp/benchmark"), help="folder for benchmark.csv and .png")
     options = parser.parse_args(argv)
+    if bool(options.paths) == bool(options.train):
+        raise UserError(
+            "give PATHs, or --train METHODS, not both"
+            if options.paths
+            else "the following arguments are required: PATH"
+        )
+    options.seconds = options.seconds if options.seconds is not None else 8.0 if options.train else 10.0
+    options.train = tuple((options.train or "").split(",")) if options.train else ()
+    for method in options.train:
+        require(method in ("star", "skill"), "--train", method, one_of(method, ["star", "skill"]))
     try:
         options.batches = tuple(int(size) for size in options.batches.split(","))
     except ValueError:
         raise UserError(f"--batches is '{options.batches}', not numbers with commas between them") from None
-    limits = {"seconds": (0.1, 600), "threads": (1, 1024), "rounds": (1, 1000)}
+    limits = {"seconds": (0.1, 600), "threads": (1, 1024), "rounds": (1, 1000), "long": (1, 36_000)}
+    limits |= {"chunk": (0.1, 3600), "overlap": (0, 600)}
     for name, (low, high) in limits.items():
-        if not low <= getattr(options, name) <= high:
+        if getattr(options, name) is not None and not low <= getattr(options, name) <= high:
             raise UserError(f"--{name} is {getattr(options, name)}; allowed is {low} to {high}")
     if not all(1 <= size <= 1024 for size in options.batches):
         raise UserError(f"--batches is {','.join(map(str, options.batches))}; allowed are sizes from 1 to 1024")
@@ -89,13 +100,57 @@ def benchmark(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def rows_of(measured: Sequence[Any], setting: Any) -> list[dict[str, Any]]:
-    """A row of benchmark.csv for every encoder and batch size."""
+def benchmark_training(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Training steps: prints the table, writes train.csv and train.png; returns the rows."""
+    from distiller.benchmark_train import TrainSetting, draw_steps, measure_steps, print_steps, rows_of
+
+    setting = TrainSetting(seconds=options.seconds, threads=options.threads, rounds=options.rounds)
+    measured = measure_steps(options.train, setting)
+    print_steps(measured, setting)
+    draw_steps(measured, options.output / "train.png")
+    return write_table(rows_of(measured, setting), options.output / "train.csv")
+
+
+def benchmark_long(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Long wavs in stretches against the whole: prints the rows, writes long.csv; returns the rows."""
+    from distiller.benchmark_long import LongSetting, measure_long
+
+    setting = LongSetting(options.long, options.chunk, options.overlap, options.threads)
+    rows = measure_long(options.paths, setting)
+    for row in rows:
+        print(
+            f"{row['model']}: {options.long:g} s in stretches of {options.chunk:g} s with {options.overlap:g} s of "
+            f"overlap take {row['stretches_mb']:.0f} MB and {row['stretches_seconds']:.1f} s, whole "
+            f"{row['whole_mb']:.0f} MB and {row['whole_seconds']:.1f} s ({row['loaded_mb']:.0f} MB before); relative "
+            f"error {row['largest_error']:.2g} at worst, {row['last_error']:.2g} of the last hidden state"
+        )
+    return write_table(rows, options.output / "long.csv")
+
+
+def write_table(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """The rows with where they were measured and how, as CSV; returns them."""
+    from distiller.files import writing
+
+    rows = [row | origin() for row in rows]
+    with writing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"{path} written")
+    return rows
+
+
+def origin() -> dict[str, str]:
     import torch
 
     from distiller import report
 
     where = {"machine": report.machine(), "torch": torch.__version__, "commit": report.commit()}
+    return where | {"command": shlex.join(["python", "distiller/benchmark.py", *sys.argv[1:]])}
+
+
+def rows_of(measured: Sequence[Any], setting: Any) -> list[dict[str, Any]]:
+    """A row of benchmark.csv for every encoder and batch size."""
     return [
         {
             "model": one.name,
@@ -111,8 +166,7 @@ def rows_of(measured: Sequence[Any], setting: Any) -> list[dict[str, Any]]:
             "seconds": setting.seconds,
             "threads": setting.threads,
             "rounds": setting.rounds,
-            **where,
-            "command": shlex.join(["python", "distiller/benchmark.py", *sys.argv[1:]]),
+            **origin(),
         }
         for one in measured
         for batch, factor in one.real_time_factor.items()
@@ -153,12 +207,8 @@ def print_table(measured: Sequence[Any], setting: Any) -> None:
 
 def write(rows: list[dict[str, Any]], output: Path) -> None:
     from distiller.figures import plt, save_figure
-    from distiller.files import writing
 
-    with writing(output / "benchmark.csv") as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(rows, output / "benchmark.csv")
     sizes = sorted({row["batch"] for row in rows})
     names = list(dict.fromkeys(row["model"] for row in rows))
     figure, axes = plt.subplots(figsize=(8, 0.9 + 0.5 * len(names)), layout="constrained")
@@ -178,13 +228,14 @@ def write(rows: list[dict[str, Any]], output: Path) -> None:
     axes.grid(axis="x", alpha=0.25)
     axes.legend(frameon=False)
     save_figure(figure, output / "benchmark.png")
-    print(f"{output / 'benchmark.csv'} and benchmark.png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 for a mistake of the user's, with one line on stderr."""
     try:
-        benchmark(parse(argv))
+        options = parse(argv)
+        run = benchmark_training if options.train else benchmark if options.long is None else benchmark_long
+        run(options)
     except UserError as error:
         complain(f"error: {' '.join(str(error).split())}")
         return 2

@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distiller.benchmark_shapes import RANDOM, random_encoder
 from distiller.progress import progress
 from upstream.checkpoint import load
 from upstream.config import SAMPLE_RATE, EncoderConfig
 from upstream.cost import count_macs
+from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
+from upstream.formats import huggingface
 
 TRANSFORMERS = "transformers:"  # in front of a folder or hub name: run it with `transformers`' own classes
 WEIGHTS = (".safetensors", ".bin", ".onnx", ".ckpt", ".pth", ".pt", ".pt2")
@@ -66,11 +69,11 @@ def measure(targets: Sequence[str], setting: Setting) -> list[Measured]:
             process.start()
             there.close()
             workers.append((process, here))
-        rows: list[Measured] = [_receive(here, target) for (_, here), target in zip(workers, targets, strict=True)]
+        rows: list[Measured] = [receive(here, target) for (_, here), target in zip(workers, targets, strict=True)]
         times = _in_turns([here for _, here in workers], targets, setting)
         for (_, here), row, by_batch in zip(workers, rows, times, strict=True):
             here.send(None)
-            row.peak_mb = _receive(here, row.name)
+            row.peak_mb = receive(here, row.name)
             row.real_time_factor = {
                 batch: median(taken) / (batch * setting.seconds) for batch, taken in by_batch.items()
             }
@@ -93,13 +96,13 @@ def _in_turns(
     for turn, batch in progress(turns, "Measuring"):
         for connection, target, taken in zip(connections, targets, times, strict=True):
             connection.send(batch)
-            elapsed = _receive(connection, target)
+            elapsed = receive(connection, target)
             if turn:  # the first is warm-up
                 taken[batch].append(elapsed)
     return times
 
 
-def _receive(connection: Connection, target: str) -> Any:
+def receive(connection: Connection, target: str) -> Any:
     try:
         answer = connection.recv()
     except EOFError:
@@ -126,14 +129,14 @@ def _work(connection: Connection, target: str, setting: Setting) -> None:
             if setting.device == "cuda":
                 torch.cuda.synchronize()
             connection.send(time.perf_counter() - start)
-        connection.send(_peak_mb(setting.device))
+        connection.send(peak_mb(setting.device))
     except UserError as error:
         connection.send(error)
     except (EOFError, KeyboardInterrupt):
         pass  # the parent went away
 
 
-def _peak_mb(device: str) -> float:
+def peak_mb(device: str) -> float:
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -149,17 +152,41 @@ def open_target(target: str, setting: Setting) -> tuple[Measured, Run]:
         return _open_transformers(target, setting)
     if target.endswith(".onnx"):
         return _open_onnx(Path(target), setting)
-    encoder = load(target).to(setting.device)
+    encoder = open_encoder(target).to(setting.device)
     return _row(target, "ours", setting, encoder.config, parameter_count(encoder), Path(target)), encoder
+
+
+def open_encoder(target: str) -> SpeechEncoder:
+    """A checkpoint, or `random:SHAPE`.
+
+    Raises:
+        UserError: nothing there that can be opened.
+    """
+    return random_encoder(target.removeprefix(RANDOM)) if target.startswith(RANDOM) else load(target)
 
 
 def _open_transformers(target: str, setting: Setting) -> tuple[Measured, Run]:
     name = target.removeprefix(TRANSFORMERS)
+    if name.startswith(RANDOM):
+        return _open_random_transformers(target, name, setting)
     config = load(name).config  # for the cost, and to say in one sentence what is wrong with it
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(name, trust_remote_code=Path(name).is_dir()).to(setting.device).eval()
     row = _row(target, "transformers", setting, config, parameter_count(model), Path(name))
+    return row, lambda waveforms, lengths: model(waveforms, output_hidden_states=True)
+
+
+def _open_random_transformers(target: str, name: str, setting: Setting) -> tuple[Measured, Run]:
+    """The same weights in `transformers`' own class, as far as it has the shape."""
+    from transformers import HubertConfig, HubertModel
+
+    encoder = open_encoder(name)
+    values, _, state = huggingface.write(encoder)
+    model = HubertModel(HubertConfig.from_dict(values))
+    model.load_state_dict(state, strict=False)
+    model.to(torch.device(setting.device)).eval()  # type: ignore[arg-type]  # its decorator hides the signature
+    row = _row(target, "transformers", setting, encoder.config, parameter_count(model), Path(name))
     return row, lambda waveforms, lengths: model(waveforms, output_hidden_states=True)
 
 

@@ -112,7 +112,7 @@ class _DroppedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: one argument per output
         ctx: Any, gradient: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
+    ) -> tuple[Tensor | None, ...]:
         query, key, value, signed, context = ctx.saved_tensors
         gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
         bias_gradient = gradient.new_zeros(ctx.bias_shape) if ctx.needs_input_grad[3] else None

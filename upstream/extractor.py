@@ -138,6 +138,9 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         self.frame_multiple = config.frame_multiple
         self.strides = [(kernel, stride) for _, kernel, stride in config.conv_layers]
+        self.hop, self.field = 1, 1  # samples from frame to frame, and under a frame
+        for kernel, stride in self.strides:
+            self.field, self.hop = self.field + (kernel - 1) * self.hop, self.hop * stride
         in_channels = 1
         self.conv_layers = nn.ModuleList()
         for index, (channels, _, _) in enumerate(config.conv_layers):
@@ -151,34 +154,39 @@ class FeatureExtractor(nn.Module):
         features = self._whole(waveforms, lengths) if whole else self._in_blocks(waveforms, lengths)
         if self.frame_multiple > 1:  # not at 1: a traced graph would depend on the remainder
             features = features[:, : features.shape[1] - features.shape[1] % self.frame_multiple]
-        return features if self.scale is None else features * self.scale
+        return features
+
+    def moments(self, waveform: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What of a whole wav (sample,) any stretch of it needs: the statistics of the group norm, if there is one."""
+        first = self.conv_layers[0]
+        assert isinstance(first, ConvLayer)
+        return first.moments(waveform) if isinstance(first.layer_norm, ChannelGroupNorm) else None
+
+    def stretch(self, waveform: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(sample,), a stretch of a wav that has these `moments`, `BLOCK_SECONDS` at a time -> (frame, channel)."""
+        size = max(1, int(BLOCK_SECONDS * SAMPLE_RATE) // self.hop)  # in frames
+        frames = (len(waveform) - self.field) // self.hop + 1
+        starts = range(0, frames, size)
+        ends = (((min(start + size, frames) - 1) * self.hop + self.field) for start in starts)
+        pieces = (waveform[None, start * self.hop : end] for start, end in zip(starts, ends, strict=True))
+        return torch.cat([self._whole(piece, None, moments)[0] for piece in pieces])
 
     def _whole(self, waveforms: Tensor, lengths: Tensor | None, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
         features = waveforms[:, None]
         for index, (layer, (kernel, stride)) in enumerate(zip(self.conv_layers, self.strides, strict=True)):
             lengths = None if lengths is None else (lengths - kernel) // stride + 1
             features = layer(features, lengths, None if index else moments)
-        return features.transpose(1, 2)  # (batch, frame, channel)
+        features = features.transpose(1, 2)  # (batch, frame, channel)
+        return features if self.scale is None else features * self.scale
 
     def _in_blocks(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-        """The same, one utterance and `BLOCK_SECONDS` at a time; padding costs nothing and gives zeros."""
-        first = self.conv_layers[0]
-        assert isinstance(first, ConvLayer)
-        hop, field = 1, 1
-        for kernel, stride in self.strides:
-            field, hop = field + (kernel - 1) * hop, hop * stride
-        size = max(1, int(BLOCK_SECONDS * SAMPLE_RATE) // hop)  # in frames
+        """One utterance after the other; padding costs nothing and gives zeros."""
+        frames = (waveforms.shape[1] - self.field) // self.hop + 1
         rows = []
         for row, waveform in enumerate(waveforms):
             valid = waveform if lengths is None else waveform[: int(lengths[row])]
-            moments = first.moments(valid) if isinstance(first.layer_norm, ChannelGroupNorm) else None
-            frames, padding = (len(valid) - field) // hop + 1, (len(waveform) - field) // hop + 1
-            pieces = [
-                self._whole(valid[None, start * hop : (min(start + size, frames) - 1) * hop + field], None, moments)[0]
-                for start in range(0, frames, size)
-            ]
-            pieces.append(pieces[0].new_zeros(padding - frames, pieces[0].shape[1]))
-            rows.append(torch.cat(pieces))
+            features = self.stretch(valid, self.moments(valid))
+            rows.append(F.pad(features, (0, 0, 0, frames - len(features))))
         return torch.stack(rows)
 
 

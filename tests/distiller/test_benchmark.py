@@ -1,12 +1,15 @@
 """The benchmark: rows that add up, one line for what is wrong."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from distiller import benchmark
+from distiller import benchmark, benchmark_train
+from distiller.benchmark_shapes import HUBERT_BASE, SHAPES
+from distiller.benchmark_train import TrainSetting
 from distiller.export_transformers import to_transformers
 from upstream.checkpoint import load, save
 from upstream.config import EncoderConfig
@@ -73,6 +76,10 @@ def test_a_larger_encoder_takes_longer(tiny_teacher, tmp_path) -> None:
         (["x", "--seconds", "0"], "--seconds is 0.0; allowed is 0.1 to 600"),
         (["x", "--device", "tpu"], "invalid choice: 'tpu'"),
         ([], "the following arguments are required: PATH"),
+        (["x", "--train", "star"], "give PATHs or --train METHODS, not both"),
+        (["--train", "start"], "--train is start; it must be"),
+        (["x", "--long", "0"], "--long is 0.0; allowed is 1 to 36000"),
+        (["random:base"], "the shape after random: is base"),
     ],
 )
 def test_a_wrong_command_is_one_line(argv, said, capsys, tmp_path, monkeypatch) -> None:
@@ -88,3 +95,46 @@ def test_a_wrong_command_is_one_line(argv, said, capsys, tmp_path, monkeypatch) 
 def test_a_device_that_is_not_there_is_one_line(tiny_teacher, capsys) -> None:
     assert benchmark.main([str(tiny_teacher), "--device", "cuda"]) == 2
     assert "--device is cuda, but this machine has only a cpu" in capsys.readouterr().err
+
+
+def test_random_shapes_are_the_published_ones() -> None:
+    with torch.device("meta"):
+        counts = {name: sum(p.numel() for p in SpeechEncoder(config).parameters()) for name, config in SHAPES.items()}
+    assert (counts["hubert-base"], counts["starhubert"]) == (94_370_944, 22_308_592)
+    assert counts["skill"] / 94_697_600 == pytest.approx(0.25, abs=0.005)
+
+
+def test_a_long_wav_in_stretches_is_near_the_whole(tiny_teacher, tmp_path, capsys) -> None:
+    argv = [str(tiny_teacher), "--long", "6", "--chunk", "1", "--overlap", "1", "--output", str(tmp_path)]
+    assert benchmark.main(argv) == 0
+    with (tmp_path / "long.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert int(row["frames"]) == load(tiny_teacher).config.frame_count(96_000)
+    assert 0 < float(row["last_error"]) <= float(row["largest_error"]) < 0.5
+    assert float(row["stretches_mb"]) >= float(row["loaded_mb"]) > 50
+    assert "6 s in stretches of 1 s with 1 s of overlap" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["star", "skill"])
+def test_a_training_step_is_measured_against_its_multiplications(method, tmp_path) -> None:
+    """With a small teacher, in this process; the command line takes HuBERT Base in a process of its own."""
+    teacher = replace(HUBERT_BASE, embed_dim=96, num_heads=4, head_dim=24, attention_heads=((0, 1, 2, 3),) * 12)
+    teacher = replace(teacher, ffn_dims=(64,) * 12, conv_layers=tuple((24, k, s) for _, k, s in teacher.conv_layers))
+    setting = TrainSetting(seconds=0.5, rounds=2, threads=torch.get_num_threads())
+    row = benchmark_train.measure_step(method, setting, teacher)
+    student = teacher if method == "skill" else SHAPES["starhubert"]
+    encoders = 4 * (count_macs(teacher, 8000) + 3 * count_macs(student, 8000)) / 1e9
+    assert row.gflop == pytest.approx(encoders * (435 / 427 if method == "star" else 1))
+    assert row.share == pytest.approx(row.gflop / row.matrix_gflops / row.step_seconds)
+    assert sum(row.operators.values()) == pytest.approx(1)
+    assert {"matrix products", "convolutions", "norms", "GELU"} <= set(row.operators)
+    assert row.peak_mb > 100
+    (written,) = benchmark_train.rows_of([row], setting)
+    assert (written["method"], written["seconds"], written["peak_mb"]) == (method, 0.5, round(row.peak_mb))
+    benchmark_train.draw_steps([row], tmp_path / "train.png")
+    assert (tmp_path / "train.png").stat().st_size > 5000
+
+
+def test_the_paper_scale_step_has_435_gflop() -> None:
+    encoders = benchmark_train.gflop(HUBERT_BASE, SHAPES["starhubert"], TrainSetting())
+    assert encoders * benchmark_train.LOSS["star"] == pytest.approx(435, abs=0.5)
