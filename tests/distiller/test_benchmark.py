@@ -76,10 +76,10 @@ def test_a_larger_encoder_takes_longer(tiny_teacher, tmp_path) -> None:
         (["x", "--seconds", "0"], "--seconds is 0.0; allowed is 0.1 to 600"),
         (["x", "--device", "tpu"], "invalid choice: 'tpu'"),
         ([], "the following arguments are required: PATH"),
-        (["x", "--train", "star"], "give PATHs or --train METHODS, not both"),
-        (["--train", "start"], "--train is start; it must be"),
+        (["x", "--train", "star"], "give PATHs, or --train METHODS, not both"),
+        (["--train", "start"], "--train is 'start', but it must be one of star, skill"),
         (["x", "--long", "0"], "--long is 0.0; allowed is 1 to 36000"),
-        (["random:base"], "the shape after random: is base"),
+        (["random:base"], "the shape after random: is 'base', but it must be one of"),
     ],
 )
 def test_a_wrong_command_is_one_line(argv, said, capsys, tmp_path, monkeypatch) -> None:
