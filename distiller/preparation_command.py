@@ -2,14 +2,12 @@
 
 import argparse
 import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distiller.run import INTERRUPTED, Parser, complain, interruptible, refusals
+from distiller.run import Parser, exit_code, refusals
 from distiller.strict import require
-from upstream.errors import UserError
 
 if TYPE_CHECKING:
     from distiller.preparation import Prepared
@@ -74,23 +72,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, 2 for a mistake of the user's (one line on stderr), 130 or 143 when interrupted."""
-    try:
-        options = parser().parse_args(argv)
-        with interruptible() as received:
-            try:
-                _carry_out(options)
-            except BaseException:
-                if not received:
-                    raise
-                for number in INTERRUPTED:
-                    signal.signal(number, signal.SIG_IGN)
-                complain("interrupted; run the same command to continue")
-                return INTERRUPTED[signal.Signals(received[0])]
-    except UserError as error:
-        complain(f"error: {' '.join(str(error).split())}")
-        return 2
-    return 0
+    return exit_code(lambda: _carry_out(parser().parse_args(argv)))
 
 
 def _carry_out(options: argparse.Namespace) -> None:

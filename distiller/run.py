@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -209,12 +209,15 @@ def refusals(output: Path) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, 2 for a mistake of the user's (one line on stderr), 130 or 143 when interrupted."""
+    return exit_code(lambda: _carry_out(parse(argv)))
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """0, 2 for a mistake of the user's (one line on stderr), 130 or 143 when interrupted."""
     try:
-        arguments = parse(argv)
         with interruptible() as received:
             try:
-                _carry_out(arguments)
+                command()
             except BaseException:
                 if not received:
                     raise
