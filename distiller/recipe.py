@@ -105,7 +105,7 @@ class Recipe:
     method: str
     seed: int
     teacher: str  # embedded, a folder or file, or a hub name
-    control: str
+    control: str  # see distiller.controls
     corpus: "CorpusConfig"
     objective: Any
     student: Any
@@ -113,7 +113,6 @@ class Recipe:
     optimizer: OptimizerConfig
     trainer: TrainerConfig
     probe: ProbeConfig
-    control: str  # see distiller.controls
 
 
 @dataclass
@@ -124,9 +123,6 @@ class _Head:
     teacher: str
     seed: int = 1
     control: Literal["none", "reversed", "shuffled"] = "none"  # teacher states put where they do not belong
-    control: Literal["none", "reversed", "shuffled"] = (
-        "none"  # which wrong teacher states to show, as a negative control
-    )
 
     def validate(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 4294967295")

@@ -5,7 +5,7 @@ To add one, write a module with an `Objective` and give it a line in `OBJECTIVES
 
 import difflib
 import importlib
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,7 +38,7 @@ class Term:
     weight: float = 1.0
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Base of all objectives; projections, where one needs them, are its parameters.
 
     A subclass is built from (its configuration, teacher's EncoderConfig, student's EncoderConfig) and names the

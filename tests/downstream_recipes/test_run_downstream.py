@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from downstream_recipes import run_downstream, s3prl_hook
+from downstream_recipes.s3prl_output import read_checkpoint
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
@@ -150,7 +151,7 @@ def test_training_evaluation_and_an_unmodified_s3prl_agree(folder):
     plain = python(["-c", hooked], given, "-o", SHORT)
     assert plain.returncode == 0, plain.stderr[-2000:]
     assert accuracy(plain.stdout, "dev") == accuracy(trained.stdout, "dev")
-    weights = [torch.load(folder / name / "states-4.ckpt", weights_only=False) for name in ("exp", "plain")]
+    weights = [read_checkpoint(folder / name / "states-4.ckpt") for name in ("exp", "plain")]
     for first, second in zip(*(states["Downstream"].values() for states in weights), strict=True):
         assert torch.equal(first, second)
     assert s3prl_hook.main(["remove", "--site-packages", "site"]) == 0
