@@ -207,14 +207,12 @@ def row(subject: Subject, number: int, event: str, seconds: float, code: int, ou
 
 
 def write_table(rows: Sequence[dict], path: Path) -> None:
-    """The whole table anew, with where it was measured."""
-    command = shlex.join(["python", "tests/campaigns/kills.py", *sys.argv[1:]])
-    origin = {"machine": report.machine(), "commit": report.commit(), "command": command}
+    """The whole table anew."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *origin])
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(row | origin for row in rows)
+        writer.writerows(rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -232,9 +230,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     causes, rows = schedule(options.kills, options.others, options.seed), []
     student, output = str(Path(options.student).resolve()), options.output.resolve()
+    command = shlex.join(["python", "tests/campaigns/kills.py", *sys.argv[1:]])
+    origin = {"machine": report.machine(), "commit": report.commit(), "command": command}
     for name in options.subjects.split(","):
         for one in campaign(SUBJECTS[name], causes, output, student, options.seed):
-            rows.append(one)
+            rows.append(one | origin)
             print(*one.values(), sep="  ", flush=True)
             write_table(rows, options.table)
     lost = [one for one in rows if one["event"] == "finishes" and one["outcome"] != "identical"]
