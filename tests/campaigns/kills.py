@@ -50,8 +50,8 @@ class Subject:
 SKILL = Subject(
     "skill",
     (
-        "distiller/run.py", "--method", "skill", "--output", "run", "trainer.steps=60", "trainer.validate_every=20",
-        "trainer.checkpoint_every=10", "probe.enabled=false",
+        "distiller/run.py", "--method", "skill", "--output", "run", "trainer.steps=30", "trainer.validate_every=10",
+        "trainer.checkpoint_every=5", "corpus.batch_seconds=6", "probe.enabled=false",
     ),
     ("run/**/*.safetensors", "run/**/config.json", "run/**/clusters.json", "run/**/held_out.csv", "run/distances.csv",
      "cache/synthesis/**/*.flac", "cache/synthesis/**/cuts.jsonl"),
