@@ -1,6 +1,7 @@
 import argparse
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -197,10 +198,10 @@ def test_an_interrupted_task_goes_on_where_it_stopped(suite, pretender, monkeypa
     evaluate = pretender.evaluate
     monkeypatch.setattr(pretender, "evaluate", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        run_task(suite, task, lr_search=False)
+        run_task(suite, task)
     monkeypatch.setattr(pretender, "evaluate", evaluate)
     pretender.calls = []
-    scores, _ = run_task(suite, task, lr_search=False)
+    scores, _ = run_task(suite, task)
     assert [call["-m"] for call in pretender.calls] == ["evaluate"]
     assert values(scores) == {"ic acc": 10.0}
 
@@ -209,12 +210,12 @@ def test_an_interrupted_training_continues_or_starts_again(suite, pretender):
     folder = suite.output / "ic"
     folder.mkdir(parents=True)
     (folder / "train.log").write_text("dev acc: 0.9999\n")
-    run_task(suite, TASKS["ic"], lr_search=False)
+    run_task(suite, TASKS["ic"])
     assert pretender.calls[0]["-d"] == "ic"  # nothing to continue from: from scratch, its old output gone
     assert "0.9999" not in (folder / "train.log").read_text()
     (folder / "train.json").unlink()
     (folder / "states-60.ckpt").write_bytes((folder / "states-40.ckpt").read_bytes()[:200])  # cut short by the kill
-    run_task(suite, TASKS["ic"], lr_search=False)
+    run_task(suite, TASKS["ic"])
     assert pretender.calls[-1] == {"-m": "train", "-e": str(folder / "states-40.ckpt")}
     assert not (folder / "states-60.ckpt").exists()
 
@@ -233,14 +234,14 @@ def test_without_a_best_checkpoint_the_newest_is_tested(suite, pretender):
 
 
 def test_emotion_is_the_mean_of_five_folds(suite, pretender):
-    scores, note = run_task(suite, TASKS["er"], lr_search=False)
+    scores, note = run_task(suite, TASKS["er"])
     assert values(scores) == {"er acc": pytest.approx(30.0)}
     assert note == "ER: folds 10.0, 20.0, 30.0, 40.0, 50.0."
     assert [call["-v"] for call in pretender.calls if call["-m"] == "train"] == [f"fold{fold}" for fold in range(1, 6)]
 
 
 def test_query_by_example_chooses_its_state_on_dev(suite, pretender):
-    scores, _ = run_task(suite, TASKS["qbe"], lr_search=False)
+    scores, _ = run_task(suite, TASKS["qbe"])
     assert [(call["-t"], call["-l"]) for call in pretender.calls] == [
         ("dev", "0"),
         ("dev", "1"),
@@ -251,14 +252,14 @@ def test_query_by_example_chooses_its_state_on_dev(suite, pretender):
 
 
 def test_diarization_reports_the_best_of_the_sweep(suite):
-    scores, note = run_task(suite, TASKS["sd"], lr_search=False)
+    scores, note = run_task(suite, TASKS["sd"])
     assert scores[0].metric == "der"
     assert 0 < scores[0].value < 100  # everything is speech of both below .45; nothing is above, a DER of 100
     assert "threshold 0.3" in note
 
 
 def test_the_learning_rate_is_chosen_on_dev(suite, pretender):
-    scores, note = run_task(suite, TASKS["sid"], lr_search=True)
+    scores, note = run_task(replace(suite, lr_search=True), TASKS["sid"])
     assert note == "Learning rate 1e-03, the best of 7 on dev."
     rates = [yaml_rate(call["-c"]) for call in pretender.calls if call["-m"] == "train"]
     assert rates == pytest.approx([10.0**-power for power in range(1, 8)])
@@ -267,12 +268,40 @@ def test_the_learning_rate_is_chosen_on_dev(suite, pretender):
     assert len(scores) == 1
 
 
+def test_a_searched_score_is_not_taken_for_one_of_the_recipes_rate(suite, miniature, pretender, capsys):
+    assert superb.main(line(suite, miniature, "--tasks", "ic,qbe")) == 0
+    assert superb.main(line(suite, miniature, "--tasks", "ic,qbe", "--lr-search")) == 2
+    assert "made with learning rate of the recipe, not searched" in capsys.readouterr().err
+    pretender.calls = []
+    assert superb.main(line(suite, miniature, "--tasks", "qbe", "--lr-search")) == 0  # nothing of it is trained
+    assert pretender.calls == []
+
+
+def test_a_search_goes_on_where_it_was_killed(suite, pretender):
+    searching, task = replace(suite, lr_search=True), TASKS["sid"]
+    train = pretender.train
+
+    def killed_at_the_fourth(task, folder, given, rate):
+        if folder.name == "lr-1e-04":
+            raise KeyboardInterrupt
+        return train(task, folder, given, rate)
+
+    pretender.train = killed_at_the_fourth
+    with pytest.raises(KeyboardInterrupt):
+        run_task(searching, task)
+    pretender.train, pretender.calls = train, []
+    _, note = run_task(searching, task)
+    trained = [Path(call["-p"]).name for call in pretender.calls if call["-m"] == "train"]
+    assert trained == ["lr-1e-04", "lr-1e-05", "lr-1e-06", "lr-1e-07"]
+    assert note == "Learning rate 1e-03, the best of 7 on dev."
+
+
 def yaml_rate(path: str) -> float:
     return float(re.search(r"^  lr: (\S+)$", Path(path).read_text(), re.M)[1])
 
 
 def test_speaker_verification_searches_on_its_trials(suite, pretender):
-    _, note = run_task(suite, TASKS["asv"], lr_search=True)
+    _, note = run_task(replace(suite, lr_search=True), TASKS["asv"])
     assert "the best of 7 on the test trials, as SUPERB does." in note
     assert len([call for call in pretender.calls if call["-m"] == "evaluate"]) == 14
 
@@ -308,7 +337,7 @@ def test_real_corpora_have_overall_scores_and_published_rows(suite, tmp_path):
     with pytest.raises(UserError, match="no task is finished"):
         write_report(real)
     for task in [task for task in TASKS.values() if not task.extra]:
-        scores, note = run_task(real, task, lr_search=False)
+        scores, note = run_task(real, task)
         keep(real, task, scores, note)
     assert finished(real, TASKS["sf"])[1].metric == "cer"
     text = write_report(real)

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from downstream_recipes import suite, superb
+from downstream_recipes import suite, superb, tasks
 from downstream_recipes.tasks import TASKS
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
@@ -80,6 +80,19 @@ def test_the_whole_table(miniature, student, tmp_path, capsys):
 def test_enhancement_and_separation(miniature, student, tmp_path, code):
     given = ["-u", "dphubert", "-k", str(student), "--corpora", str(miniature), "--device", "cpu", "--tasks", code]
     assert superb.main([*given, "--output", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize("code", [code for code, task in TASKS.items() if task.extra])
+def test_without_their_packages_one_line_says_what_to_install(miniature, student, tmp_path, code, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith(f"s3prl.downstream.{TASKS[code].downstream}")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(tasks, "find_spec", lambda name: None)
+    given = ["-u", "dphubert", "-k", str(student), "--corpora", str(miniature), "--device", "cpu", "--tasks", code]
+    assert superb.main([*given, "--output", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith(f"superb.py: {code}: {TASKS[code].downstream} needs packages")
+    assert "uv pip install asteroid pesq pystoi" in said
+    assert "Traceback" not in said
 
 
 def test_killed_in_a_task_it_comes_to_the_same_scores(miniature, student, tmp_path):
