@@ -84,3 +84,4 @@ def _end(processes: Iterable[subprocess.Popen]) -> None:
     finally:
         for process in processes:
             process.kill()
+            process.wait()
