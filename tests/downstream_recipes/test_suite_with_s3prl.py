@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 import re
 import signal
 import subprocess
@@ -95,38 +96,38 @@ def test_without_their_packages_one_line_says_what_to_install(miniature, student
     assert "Traceback" not in said
 
 
-def test_killed_in_a_task_it_comes_to_the_same_scores(miniature, student, tmp_path):
-    given = [
-        "-u",
-        "starhubert",
-        "-k",
-        str(student),
-        "--corpora",
-        str(miniature),
-        "--device",
-        "cpu",
-        "--tasks",
-        "ic,sid",
-    ]
+@pytest.fixture
+def program(miniature, student, tmp_path) -> list[str]:
+    """The suite with a few steps of ic and sid, in a process of its own; the output is to be appended."""
     code = "import sys; from pathlib import Path; sys.path.insert(0, sys.argv.pop(1)); "
     code += "from downstream_recipes import suite, superb; suite.MINIATURE = Path(sys.argv.pop(1)); "
     code += "sys.exit(superb.main())"
-    program = [sys.executable, "-c", code, str(SCRIPT.parents[1]), str(tmp_path / "few.yaml"), *given, "--output"]
-    assert subprocess.run([*program, str(tmp_path / "whole")], capture_output=True).returncode == 0
-    process = subprocess.Popen(
-        [*program, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not list((tmp_path / "killed").glob("sid/args_*.yaml")):  # inside the second task
+    given = ["-u", "starhubert", "-k", str(student), "--corpora", str(miniature), "--device", "cpu"]
+    start = [sys.executable, "-c", code, str(SCRIPT.parents[1]), str(tmp_path / "few.yaml")]
+    return [*start, *given, "--tasks", "ic,sid", "--output"]
+
+
+def values(output: Path) -> list[tuple[str, str, str]]:
+    with (output / "scores.csv").open() as file:
+        return [(row["task"], row["metric"], row["value"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_ended_in_a_task_it_comes_to_the_same_scores(program, tmp_path, number, status):
+    whole, ended, log = tmp_path / "whole", tmp_path / "ended", tmp_path / "ended.log"
+    with log.open("w") as file:
+        process = subprocess.Popen([*program, str(ended)], stdout=file, stderr=file, start_new_session=True)
+    while not list(ended.glob("sid/args_*.yaml")):  # inside the second task
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = (tmp_path / "killed" / "ic.json").stat().st_mtime_ns
-    assert json.loads((tmp_path / "killed" / "sid.json").read_text())["scores"] is None
-    assert subprocess.run([*program, str(tmp_path / "killed")], capture_output=True).returncode == 0
-    assert (tmp_path / "killed" / "ic.json").stat().st_mtime_ns == kept
-    tables = []
-    for name in ("whole", "killed"):
-        with (tmp_path / name / "scores.csv").open() as file:
-            tables.append([(row["task"], row["metric"], row["value"]) for row in csv.DictReader(file)])
-    assert tables[0] == tables[1]
+    os.killpg(process.pid, number)
+    assert process.wait(60) == status
+    if number != signal.SIGKILL:
+        assert log.read_text().splitlines()[-1] == "interrupted; run the same command to continue"
+        assert "Traceback" not in log.read_text()
+    kept = (ended / "ic.json").stat().st_mtime_ns
+    assert json.loads((ended / "sid.json").read_text())["scores"] is None
+    assert subprocess.run([*program, str(ended)], capture_output=True).returncode == 0
+    assert (ended / "ic.json").stat().st_mtime_ns == kept
+    assert subprocess.run([*program, str(whole)], capture_output=True).returncode == 0
+    assert values(whole) == values(ended)
