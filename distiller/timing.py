@@ -103,6 +103,11 @@ def _in_turns(
 
 
 def receive(connection: Connection, target: str) -> Any:
+    """What the process of `target` sends next.
+
+    Raises:
+        UserError: what it raised, or that it has ended.
+    """
     try:
         answer = connection.recv()
     except EOFError:
@@ -137,6 +142,7 @@ def _work(connection: Connection, target: str, setting: Setting) -> None:
 
 
 def peak_mb(device: str) -> float:
+    """Most memory so far, in MB (10^6 bytes): of the GPU, or resident of this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
