@@ -29,7 +29,7 @@ examples:
 
 Each subject first runs twice undisturbed, the second time with the corpora that the first has synthesised. Then, round
 after round, it is ended at moments drawn from such a run's duration and started again; the round ends with a run that
-may finish, and its artefacts are compared with the first run's, byte by byte. Only the first round has to synthesise its
+may finish, and its artefacts are compared with the first run, byte by byte. Only the first round has to synthesise its
 corpora too.
 """
 ROOT = Path(__file__).resolve().parents[2]
