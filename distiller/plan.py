@@ -21,7 +21,12 @@ from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 from upstream.formats import huggingface
 
-BASE_MODELS = {"hubert": "HuBERT Base", "wavlm": "WavLM Base", "wav2vec2": "wav2vec 2.0 Base"}
+FAMILIES = {"hubert": "HuBERT", "wavlm": "WavLM", "wav2vec2": "wav2vec 2.0"}
+LARGE: dict[str, Any] = {  # settings of transformers
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+    "do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True,
+}  # fmt: skip
+LARGE_NAMES = ("large", "xlsr", "mms300m")
 TEN_SECONDS = 160_000
 LIBRISPEECH_HOURS = {"train-clean-100": 100.6, "train-clean-360": 363.6, "train-other-500": 496.7}  # as published
 EMBEDDED_SECONDS = 3.0  # of an utterance, about
@@ -44,7 +49,7 @@ def costs(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if known:
         yield "teacher", f"{parameters(teacher):,} parameters, {_giga(count_macs(teacher, TEN_SECONDS))} MACs for 10 s"
     else:
-        yield "teacher", f"{recipe.teacher} is not on this machine; taken to be a {BASE_MODELS[teacher.family]}"
+        yield "teacher", f"{recipe.teacher} is not on this machine; taken to be {_model(teacher)}"
     yield from _student(recipe, teacher, known)
     yield from _length(recipe, teacher.min_samples)
 
@@ -64,7 +69,7 @@ def _student(recipe: Recipe, teacher: EncoderConfig, known: bool) -> Iterator[tu
 
 
 def teacher_shape(name: str) -> tuple[EncoderConfig, bool]:
-    """The teacher's configuration and True; a Base model's and False when the teacher is not on this machine.
+    """The teacher's configuration and True; when it is not on this machine, what its name says and False.
 
     Raises:
         UserError: its config.json cannot be read, or holds what is not supported.
@@ -72,8 +77,10 @@ def teacher_shape(name: str) -> tuple[EncoderConfig, bool]:
     path = EMBEDDED_TEACHER if name == "embedded" else Path(name).expanduser()
     config = path / "config.json" if os.path.exists(path) else _in_hub_cache(name)
     if config is None:
-        family = next((family for family in BASE_MODELS if family in name.lower().replace("-", "")), "hubert")
-        return huggingface.parse_config({"model_type": family}, False, name), False
+        plain = name.lower().replace("-", "")
+        family = next((family for family in FAMILIES if family in plain), "hubert")
+        size = LARGE if any(large in plain for large in LARGE_NAMES) else {}
+        return huggingface.parse_config({"model_type": family, **size}, False, name), False
     if not config.is_file():  # one of the formats that keep the shape beside the weights
         return load(path).config, True
     try:
@@ -83,6 +90,10 @@ def teacher_shape(name: str) -> tuple[EncoderConfig, bool]:
     if huggingface.matches(values):
         return huggingface.parse_config(values, False, str(config)), True
     return EncoderConfig.from_dict(values, str(config)), True
+
+
+def _model(config: EncoderConfig) -> str:
+    return f"{FAMILIES[config.family]} {'Large' if config.num_layers == LARGE['num_hidden_layers'] else 'Base'}"
 
 
 def _in_hub_cache(name: str) -> Path | None:

@@ -125,12 +125,12 @@ Licence: Apache-2.0, as the repository. The synthesiser (libespeak-ng, GPL-3) is
 def main() -> None:
     """Train, then write OUTPUT/teacher with its weights as fp16."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path("exp/teacher"))
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch-seconds", type=float, default=20.0)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("--output", type=Path, default=Path("exp/teacher"), help="folder (exp/teacher)")
+    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps (4000)")
+    parser.add_argument("--batch-seconds", type=float, default=20.0, help="of audio in a batch (20)")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (2e-3)")
+    parser.add_argument("--seed", type=int, default=0, help="(0)")
+    parser.add_argument("--accelerator", default="auto", help="auto, cpu or cuda (auto)")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     cuts = load_split("pretrain")

@@ -77,7 +77,7 @@ def append(table: Path, rows: list[dict[str, Any]]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("outputs", type=Path, nargs="+", help="folders of finished runs")
-    parser.add_argument("--table", type=Path, required=True)
+    parser.add_argument("--table", type=Path, required=True, help="CSV file that gets a row for each")
     options = parser.parse_args()
     try:
         added = append(options.table, [row(output) for output in options.outputs])

@@ -9,6 +9,7 @@ if __name__ == "__main__":  # runs uninstalled and from any directory; distiller
 
 import argparse
 import errno
+import gc
 import os
 import re
 import signal
@@ -223,7 +224,8 @@ def exit_code(command: Callable[[], int | None], continuing: str = "run the same
                     raise
                 for number in INTERRUPTED:
                     signal.signal(number, signal.SIG_IGN)
-            # Outside of the handler the command's frames are gone, and their progress bars with them.
+            gc.collect()  # the command's frames are gone, and now their progress bars, which say a last word
+            sys.stdout.flush()
             complain(f"interrupted; {continuing}")
             return INTERRUPTED[signal.Signals(received[0])]
     except UserError as error:

@@ -280,6 +280,28 @@ def test_interruption(
     assert not went_on
 
 
+def test_an_interruption_has_the_last_word(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    class Bar:
+        def __init__(self) -> None:
+            self.trainer = self  # as a progress bar and its trainer know each other
+
+        def __del__(self) -> None:
+            print("the bar's last line", file=sys.stderr)
+
+    def interrupted(recipe: Recipe, output: Path) -> None:
+        bar = Bar()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2)
+        del bar
+
+    use(monkeypatch, interrupted)
+    assert run.main(STAR) == 143
+    assert capfd.readouterr().err.splitlines() == [
+        "the bar's last line",
+        "interrupted; run the same command to continue",
+    ]
+
+
 def test_a_forked_data_loader_ends_quietly(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     statuses: list[int] = []
 
@@ -324,3 +346,24 @@ def test_dry_run_touches_nothing(
     assert "96,090.0 hours (100 epochs of 960.9)" in printed
     Path("again.yaml").write_text(printed)  # what it prints is a recipe
     assert load_recipe(Path("again.yaml")).trainer.accumulate == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "millions"),
+    [("facebook/wav2vec2-xls-r-300m", "wav2vec 2.0 Large", 315), ("microsoft/wavlm-base-plus", "WavLM Base", 94)],
+)
+def test_a_teacher_that_is_elsewhere_has_the_shape_of_its_name(
+    name: str,
+    model: str,
+    millions: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-hub"))
+    command = ["--recipe", "skill-wavlm-960h", "--teacher", name, "--corpus", "/data/LibriSpeech", "--dry-run"]
+    assert run.main(command) == 0
+    printed = capsys.readouterr().out
+    assert f"{name} is not on this machine; taken to be {model}\n" in printed
+    left = int(printed.split("about ")[1].split(", which")[0].replace(",", ""))
+    assert left / 0.25 == pytest.approx(millions * 1e6, rel=0.005)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from upstream.formats.huggingface_writing import write
 
 from upstream.checkpoint import load, write_folder
 from upstream.errors import UserError
+from upstream.formats.huggingface_writing import write
 
 TOLERANCE = 1e-4
 
