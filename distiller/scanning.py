@@ -116,7 +116,7 @@ def scan(source: Path, root: Path) -> tuple[list[DataCut], list[Skipped]]:
     return [item for item in found if isinstance(item, DataCut)], [item for item in found if isinstance(item, Skipped)]
 
 
-def _scan(source: Path, root: Path) -> Iterable[DataCut | Skipped]:
+def _scan(source: Path, root: Path, listed_in: tuple[Path, ...] = ()) -> Iterable[DataCut | Skipped]:
     if is_prepared(root):
         return read_prepared(source)
     if source.is_dir():
@@ -124,16 +124,32 @@ def _scan(source: Path, root: Path) -> Iterable[DataCut | Skipped]:
         if shards and any(source.glob("recording*.tar")):
             return chain.from_iterable(_in_threads(_shard, shards, f"Shards of {source.name}"))
         return _in_threads(lambda path: _file(path, root), _audio_files(source), f"Headers of {source.name}")
-    if source.name.lower().endswith(AUDIO):
+    if _is_audio(source):
         return _in_threads(lambda path: _file(path, root), [source], source.name)
     if source.name.endswith(MANIFEST):
         return _manifest(source)
     if source.name.endswith(LIST):
-        lines = [line.strip() for line in _read(source).splitlines()]
-        return chain.from_iterable(_scan(source.parent / line, root) for line in lines if line)
+        return _listed(source, root, listed_in)
     endings = ", ".join((*AUDIO, *MANIFEST, *LIST))
     problem = "is no corpus" if source.exists() else "does not exist"
     raise UserError(f"{source} {problem}; it could be a folder, or a file that ends in one of {endings}")
+
+
+def _is_audio(path: Path) -> bool:
+    return path.name.lower().endswith(AUDIO) and not path.is_dir()
+
+
+def _listed(source: Path, root: Path, listed_in: tuple[Path, ...]) -> Iterable[DataCut | Skipped]:
+    """What a list names, in its order; the headers of all its audio files are read together."""
+    if source.resolve() in listed_in:
+        raise UserError(f"list {source} lists itself")
+    lines = [line.strip() for line in _read(source).splitlines()]
+    paths = [source.parent / line for line in lines if line]
+    audio = list(dict.fromkeys(filter(_is_audio, paths)))
+    headers = _in_threads(lambda path: _file(path, root), audio, f"Headers of {source.name}")
+    found = dict(zip(audio, headers, strict=True))
+    inside = (*listed_in, source.resolve())
+    return chain.from_iterable([found[path]] if path in found else _scan(path, root, inside) for path in paths)
 
 
 def _audio_files(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from ..config import BASE_CONV_LAYERS, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError
 from .convolutions import parse_conv_layers
-from .keys import Key, KeyTable, build
+from .keys import Key, KeyTable, build, chosen
 
 NAME = "fairseq or s3prl-converted .pt of HuBERT, WavLM and wav2vec 2.0"
 
@@ -150,9 +150,6 @@ def parse_settings(settings: Mapping[str, Any], family: str, normalize: bool, so
         if key in settings and settings[key] not in allowed:
             raise UserError(f"{source}: {key} is {settings[key]!r:.60}; only {allowed[0]!r} is supported")
     known = {**DEFAULTS, **{key: settings[key] for key in DEFAULTS if settings.get(key) is not None}}
-    if known["extractor_mode"] not in EXTRACTORS:
-        allowed = ", ".join(EXTRACTORS)
-        raise UserError(f"{source}: extractor_mode is {known['extractor_mode']!r:.60}; allowed are {allowed}")
     layers, heads, width = (
         _counted(known, key, source) for key in ("encoder_layers", "encoder_attention_heads", "encoder_embed_dim")
     )
@@ -169,7 +166,7 @@ def parse_settings(settings: Mapping[str, Any], family: str, normalize: bool, so
             "ffn_dims": [known["encoder_ffn_embed_dim"]] * layers,
             "conv_layers": conv_layers,
             "conv_bias": known["conv_bias"],
-            "conv_norm": EXTRACTORS[known["extractor_mode"]],
+            "conv_norm": chosen(known["extractor_mode"], EXTRACTORS, f"{source}: extractor_mode"),
             "frame_multiple": known["crop_seq_to_multiple"],
             "projection": conv_layers[-1][0] != width,  # fairseq has one only where the widths differ
             "positional_kernel": known["conv_pos"],

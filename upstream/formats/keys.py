@@ -108,6 +108,17 @@ def build(config: EncoderConfig, state: Mapping[Any, Any], source: str, table: K
     return encoder.eval()
 
 
+def chosen(value: Any, among: Mapping[str, str], what: str) -> str:
+    """Our word for one of a format's.
+
+    Raises:
+        UserError: `value`, which may be anything that a file can hold, is none of them.
+    """
+    if not isinstance(value, str) or value not in among:
+        raise UserError(f"{what} is {value!r:.60}; allowed are {', '.join(among)}")
+    return among[value]
+
+
 def listed(names: Iterable[str]) -> str:
     """'key a' or 'keys a, b and 3 more', each cut to a readable length."""
     names = sorted(names)

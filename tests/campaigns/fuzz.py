@@ -1,0 +1,167 @@
+#!/usr/bin/env python
+"""A fuzzing campaign: inputs that nobody would write, against what must hold for any of them.
+
+python tests/campaigns/fuzz.py                                           # every target, 2000 examples each
+python tests/campaigns/fuzz.py --targets checkpoints --examples 20000 --seed 7
+python tests/campaigns/fuzz.py --table docs/results/fuzz.csv             # rows of the table, failures beside it
+
+Each target (tests/campaigns/fuzz_TARGET.py) is tried in a process of its own with little memory and little time, so that
+a crash, a hang or a process that is killed is a failure with its example too. Exit code: 0; 1 when anything failed.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+
+import argparse
+import csv
+import json
+import os
+import shlex
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+TARGETS = ("audio", "manifests", "recipes", "commands", "checkpoints")
+WORKER = Path(__file__).with_name("fuzz_worker.py")
+HANG = 90.0  # seconds without another example: code that no signal reaches
+START = 180.0  # seconds until the first example
+POLL = 0.2
+RESTARTS = 20  # of a process that crashes or hangs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What trying one target gave."""
+
+    tries: int
+    seconds: float
+    failures: list[dict[str, str]]  # kind, message, example
+
+
+def explore(name: str, examples: int, seed: int, folder: Path) -> Outcome:
+    """Try a target; a process that ends badly is a failure, and another goes on with what is left."""
+    start, tries, failures = time.monotonic(), 0, {}
+    for turn in range(RESTARTS):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.glob("*.json"):
+            file.unlink()
+        ending = _watched(name, examples - tries, seed + 1000 * turn, folder)
+        journal = _read(folder / "journal.json") or {"tries": 0, "example": ""}
+        for failure in _read(folder / "failures.json") or []:
+            failures.setdefault(failure["kind"], failure)
+        tries += journal["tries"]
+        if ending is None:
+            break
+        failures.setdefault(ending, {"kind": ending, "message": "", "example": journal["example"]})
+        if not journal["tries"] or tries >= examples:
+            break
+    return Outcome(tries, time.monotonic() - start, list(failures.values()))
+
+
+def _watched(name: str, examples: int, seed: int, folder: Path) -> str | None:
+    """Run a worker; how it ended when it did not end well."""
+    command = [sys.executable, str(WORKER), name, str(examples), str(seed), str(folder)]
+    log = folder / "worker.log"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment)
+    journal, started = folder / "journal.json", time.time()
+    while process.poll() is None:
+        time.sleep(POLL)
+        alive = journal.stat().st_mtime + HANG if journal.exists() else started + START
+        if time.time() > alive:
+            process.kill()
+            process.wait()
+            return "hang"
+    if (folder / "done.json").exists():
+        return None
+    last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
+    return f"exit code {process.returncode}: {last[:200]}"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):  # not there, or cut short by a crash
+        return None
+
+
+def record(table: Path, rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, Any]]) -> None:
+    """Replace the targets' rows, and add the failures that FILE-failures.csv does not list yet."""
+    beside = table.with_name(f"{table.stem}-failures.csv")
+    listed = _rows(beside)
+    known = {(one["target"], one["failure"]) for one in listed}
+    listed += [one for one in failures if (one["target"], one["failure"]) not in known]
+    found = {name: sum(one["target"] == name for one in listed) for name in TARGETS}
+    merged = {one["target"]: one for one in _rows(table)} | {one["target"]: one for one in rows}
+    for one in merged.values():
+        one["failures_found"] = found[one["target"]]
+    _write(table, list(merged.values()))
+    _write(beside, listed)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["target"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", default=",".join(TARGETS), help=f"with commas between ({','.join(TARGETS)})")
+    parser.add_argument("--examples", type=int, default=2000, help="of each target (2000)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed tries the same examples (0)")
+    parser.add_argument("--table", type=Path, help="CSV whose rows of these targets are replaced")
+    options = parser.parse_args(argv)
+    options.targets = options.targets.split(",")
+    unknown = set(options.targets) - set(TARGETS)
+    if unknown or options.examples < 1:
+        parser.error(f"no target {unknown.pop()}" if unknown else "--examples must be at least 1")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse(argv)
+    from distiller.report import commit, machine
+
+    facts = {"seed": options.seed, "commit": commit(), "machine": machine()}
+    facts |= {
+        "command": shlex.join(["python", "tests/campaigns/fuzz.py", *(argv if argv is not None else sys.argv[1:])])
+    }
+    rows, failures = [], []
+    with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as folder:
+        for name in options.targets:
+            outcome = explore(name, options.examples, options.seed, Path(folder, name))
+            left = len(outcome.failures)
+            print(f"{name}: {outcome.tries} examples in {outcome.seconds:.0f} s, {left} failures", flush=True)
+            for one in outcome.failures:
+                print(f"  {one['kind']}\n    {one['message']}\n    smallest example: {one['example']}", flush=True)
+                failures.append({"target": name, "failure": one["kind"], "example": one["example"], "mended": ""})
+            rows.append(
+                {"target": name, "examples": outcome.tries, "failures_found": 0, "failures_left": left}
+                | {"seconds": round(outcome.seconds, 1)}
+                | facts
+            )
+    if options.table:
+        record(options.table, rows, failures)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
