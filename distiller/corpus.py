@@ -113,9 +113,10 @@ def open_corpus(config: CorpusConfig, cache: Path | None = None, min_samples: in
     if not config.validation and config.path != EMBEDDED:
         train, validation = _hold_out(train, config.validation_share)
     if not train or not validation:
+        shortest, longest = min(durations, default=0), max(durations, default=0)
         raise UserError(
             f"{config.path} has too little to train and validate on: {len(train)} and {len(validation)} of its "
-            f"{len(durations)} utterances ({min(durations):.3g} to {max(durations):.3g} s long) last "
+            f"{len(durations)} utterances ({shortest:.3g} to {longest:.3g} s long) last "
             f"from {config.min_seconds:g} to {config.longest:g} s (corpus.min_seconds, .max_seconds, .batch_seconds)"
         )
     return Corpus(
