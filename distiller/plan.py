@@ -1,6 +1,5 @@
 """What a recipe would do and cost, said without doing any of it: nothing is trained, downloaded or written."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 from upstream.formats import huggingface
+from upstream.formats.files import read_json
 
 BASE_MODELS = {"hubert": "HuBERT Base", "wavlm": "WavLM Base", "wav2vec2": "wav2vec 2.0 Base"}
 TEN_SECONDS = 160_000
@@ -72,10 +72,7 @@ def teacher_shape(name: str) -> tuple[EncoderConfig, bool]:
         return huggingface.parse_config({"model_type": family}, False, name), False
     if not config.is_file():  # one of the formats that keep the shape beside the weights
         return load(path).config, True
-    try:
-        values: Any = json.loads(config.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{config} cannot be read: {error}") from error
+    values = read_json(config)
     if huggingface.matches(values):
         return huggingface.parse_config(values, False, str(config)), True
     return EncoderConfig.from_dict(values, str(config)), True

@@ -13,7 +13,7 @@ from torch import Tensor, tensor, zeros
 from ..config import EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError
-from .keys import Key, KeyTable, build, chosen, listed
+from .keys import Key, KeyTable, build, chosen, listed, plain_settings
 
 NAME = "DPHuBERT or DPWavLM .pth"
 
@@ -105,7 +105,7 @@ def read(content: Mapping[str, Any], path: Path, model_config: Path | None) -> S
         _select_heads(config, state)
         if RELATIVE_TABLE not in state and config.attention_heads[0] is None:
             # The table went with its layer's attention, and without it later layers attend without a bias.
-            state[RELATIVE_TABLE] = zeros(config.relative_buckets, config.num_heads)
+            state[RELATIVE_TABLE] = zeros(1).expand(config.relative_buckets, config.num_heads)
     if config.layer_norm_first:
         _drop_unused_norms(config, state)
     return build(config, state, str(path), TABLE)
@@ -120,6 +120,7 @@ def parse_config(values: Mapping[str, Any], feature_scale: bool, source: str) ->
     unknown = [str(key) for key in values if key not in (*REQUIRED, *WAVLM, *OPTIONAL)]
     if unknown:
         raise UserError(f"{source}: its config has unknown {listed(unknown)}")
+    values = plain_settings(values, (*REQUIRED, *WAVLM, *OPTIONAL), source)
     relative = any(key in values for key in WAVLM)
     needed = (*REQUIRED, *(WAVLM if relative else ("encoder_num_heads",)))
     missing = [key for key in needed if key not in values]

@@ -13,7 +13,7 @@ from ..config import BASE_CONV_LAYERS, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError
 from .convolutions import parse_conv_layers
-from .keys import Key, KeyTable, build, chosen
+from .keys import Key, KeyTable, build, chosen, plain_settings
 
 NAME = "fairseq or s3prl-converted .pt of HuBERT, WavLM and wav2vec 2.0"
 
@@ -87,6 +87,9 @@ REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "deep_norm": (False,),
 }
 
+# All settings that are looked at.
+SETTINGS = (*REQUIRED, *DEFAULTS, "_name", "arch", "relative_position_embedding")
+
 EXTRACTORS = {"default": "group", "layer_norm": "layer"}
 
 
@@ -109,6 +112,7 @@ def read(content: Mapping[str, Any], path: Path, model_config: Path | None) -> S
     state = content.get("model_weight", content.get("model"))
     if not isinstance(state, Mapping):
         raise UserError(f"{path}: its model is a {type(state).__name__}, not a dictionary of weights")
+    settings = plain_settings(settings, SETTINGS, str(path))
     family = _family(settings, state)
     return build(parse_settings(settings, family, normalize, str(path)), state, str(path), TABLE)
 
@@ -118,7 +122,9 @@ def _settings(content: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any
     if "model_weight" in content:
         model, task = content.get("model_cfg"), content.get("task_cfg")
     else:
-        whole = content.get("cfg") or content.get("args")
+        whole = content.get("cfg")
+        if whole is None or (isinstance(whole, Mapping) and not whole):
+            whole = content.get("args")
         whole = vars(whole) if hasattr(whole, "__dict__") else whole  # an argparse.Namespace
         model, task = whole, whole
         if isinstance(whole, Mapping) and isinstance(whole.get("model"), Mapping):

@@ -108,6 +108,25 @@ def build(config: EncoderConfig, state: Mapping[Any, Any], source: str, table: K
     return encoder.eval()
 
 
+def plain_settings(values: Mapping[Any, Any], keys: Iterable[str], source: str) -> dict[str, Any]:
+    """Those of `keys` that a configuration has: numbers, text and lists of them, though a pickle may hold anything.
+
+    Raises:
+        UserError: a value that no setting can be.
+    """
+    found = {key: values[key] for key in keys if key in values}
+    for key, value in found.items():
+        if not _is_plain(value):
+            raise UserError(f"{source}: {key} is a {type(value).__name__} that no setting can be")
+    return found
+
+
+def _is_plain(value: Any, depth: int = 3) -> bool:
+    if isinstance(value, (list, tuple)):
+        return depth > 0 and all(_is_plain(entry, depth - 1) for entry in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
 def chosen(value: Any, among: Mapping[str, str], what: str) -> str:
     """Our word for one of a format's.
 
