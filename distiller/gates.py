@@ -1,21 +1,20 @@
 """Hard-concrete gates on a speech encoder's units: channels, heads, inner units, and whole sublayers.
 
-A gate multiplies what a unit hands on (Louizos et al. 2018, arXiv 1712.01312, section 2.2, as DPHuBERT uses it).
-Gates reach the encoder as hooks on its own modules, so that an encoder without gates has nothing to do with them,
-and an encoder with gates is that same encoder.
+A gate multiplies what a unit hands on (Louizos et al. 2018, arXiv 1712.01312, section 2.2, as DPHuBERT uses it). That
+meets a weight next, and the gate multiplies the weight instead: the same numbers, without a second copy of every
+activation. An encoder with gates is that same encoder, run with other weights.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from upstream.attention import SelfAttention
 from upstream.config import EncoderConfig
-from upstream.encoder import EncoderLayer, EncoderOutput, FeedForward, SpeechEncoder
-from upstream.extractor import ConvLayer
+from upstream.encoder import EncoderOutput, SpeechEncoder
 
 BETA = 2 / 3  # temperature
 LEFT, RIGHT = -0.1, 1.1  # the interval that the concrete variable is stretched to
@@ -78,22 +77,11 @@ class HardConcrete(nn.Module):
         lowest = self.log_alpha.argsort(stable=True)[: min(closed, self.log_alpha.numel() - at_least)]
         return value.index_fill(0, lowest, 0.0)
 
-    # hooks: bound methods, so that a deep copy of the gated encoder has hooks on its own gates
-
-    def on_channels(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # (batch, channel, frame)
-        return output * self._current(output)[:, None]
-
-    def on_inputs(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:  # (batch, frame, unit x width)
-        value = self._current(inputs[0])
-        return (inputs[0] * value.repeat_interleave(inputs[0].shape[-1] // len(value)),)
-
-    def on_output(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # (batch, frame, channel)
-        return output * self._current(output)
-
-    def _current(self, states: Tensor) -> Tensor:
+    def on_features(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # (batch, frame, channel)
+        """A hook; a bound method, so that a deep copy of the gated encoder has hooks on its own gates."""
         if self.value is None:
             raise RuntimeError("a gated encoder runs through GatedEncoder.forward, which draws its gates")
-        return self.value.to(states.dtype)
+        return output * self.value.to(output.dtype)
 
 
 def gated_sites(config: EncoderConfig, units: Iterable[str]) -> dict[Site, int]:
@@ -121,15 +109,16 @@ class GatedEncoder(nn.Module):
     def __init__(self, encoder: SpeechEncoder, drops: dict[str, float]) -> None:
         """
         Args:
-            encoder: becomes part of this module, with hooks; its weights are trained along.
+            encoder: becomes part of this module, its extractor with a hook; its weights are trained along.
             drops: for each unit that is gated (of UNITS) its initial drop rate.
         """
         super().__init__()
         self.encoder = encoder
         self.sites = gated_sites(encoder.config, drops)
         self.gates = nn.ModuleList(HardConcrete(count, drops[site.unit]) for site, count in self.sites.items())
-        for site, gate in self.by_site().items():
-            _attach(gate, site, encoder)
+        last = self.by_site().get(_last(encoder.config))
+        if last is not None:  # what it hands on meets a layer norm, and no weight
+            encoder.feature_extractor.register_forward_hook(last.on_features)
 
     @property
     def config(self) -> EncoderConfig:
@@ -147,13 +136,25 @@ class GatedEncoder(nn.Module):
         self, values: Values, waveforms: Tensor, lengths: Tensor | None = None, attention_maps: bool = False
     ) -> EncoderOutput:
         """As `forward`, under given gate values."""
+        last = self.by_site().get(_last(self.config))
         try:
-            for site, gate in self.by_site().items():
-                gate.value = values[site]
-            return self.encoder(waveforms, lengths, attention_maps)
+            if last is not None:
+                last.value = values[_last(self.config)]
+            inputs = (waveforms, lengths, attention_maps)
+            return functional_call(self.encoder, self._gated_weights(values), inputs)
         finally:  # no graph outlives the pass in an attribute: it could be neither copied nor freed
-            for gate in self.by_site().values():
-                gate.value = None
+            if last is not None:
+                last.value = None
+
+    def _gated_weights(self, values: Values) -> dict[str, Tensor]:
+        """The encoder's parameters that gates multiply, and they in them, by name."""
+        parameters = dict(self.encoder.named_parameters())
+        factors: dict[str, Tensor] = {}
+        for site, value in values.items():
+            for name, factor in _factors(site, value, self.config):
+                if name in parameters:  # some convolutions have no bias, and behind the last one comes none
+                    factors[name] = factors[name] * factor if name in factors else factor
+        return {name: parameters[name] * factor for name, factor in factors.items()}
 
     def draw(self) -> Values:
         """Gate values of this mode: a sample in training, the fixed ones in evaluation."""
@@ -170,23 +171,22 @@ class GatedEncoder(nn.Module):
         return {site: gate.open_probability() for site, gate in self.by_site().items()}
 
 
-def _attach(gate: HardConcrete, site: Site, encoder: SpeechEncoder) -> None:
-    """Hook a gate to where its units hand on their output."""
+def _last(config: EncoderConfig) -> Site:
+    return Site("channels", len(config.conv_layers) - 1)
+
+
+def _factors(site: Site, value: Tensor, config: EncoderConfig) -> Iterator[tuple[str, Tensor]]:
+    """The parameters that a site's gates `value` (unit,) multiply, by name, and the factor of each."""
     if site.unit == "channels":
-        convolution = encoder.feature_extractor.conv_layers[site.layer]
-        convolution.register_forward_hook(gate.on_channels)
-        if encoder.config.conv_norm == "layer":
+        yield f"feature_extractor.conv_layers.{site.layer + 1}.conv.weight", value[:, None]  # (out, in, tap)
+        if config.conv_norm == "layer":
             # A channel that is zero behind the layer norm only would still count in its statistics, and could not be
             # cut without changing the others.
-            assert isinstance(convolution, ConvLayer)
-            convolution.conv.register_forward_hook(gate.on_channels)
+            yield f"feature_extractor.conv_layers.{site.layer}.conv.weight", value[:, None, None]
+            yield f"feature_extractor.conv_layers.{site.layer}.conv.bias", value
         return
-    layer = encoder.layers[site.layer]
-    assert isinstance(layer, EncoderLayer)
-    sublayer = layer.attention if site.unit in ("heads", "attention") else layer.feed_forward
-    assert isinstance(sublayer, SelfAttention | FeedForward)
-    linear = sublayer.out_proj if isinstance(sublayer, SelfAttention) else sublayer.output
-    if site.unit in ("heads", "ffn_units"):
-        linear.register_forward_pre_hook(gate.on_inputs)
-    else:
-        linear.register_forward_hook(gate.on_output)
+    sublayer = "attention.out_proj" if site.unit in ("heads", "attention") else "feed_forward.output"
+    linear = f"layers.{site.layer}.{sublayer}"
+    yield f"{linear}.weight", value.repeat_interleave(config.head_dim if site.unit == "heads" else 1)  # (out, in)
+    if site.unit in ("attention", "ffn"):  # the whole output
+        yield f"{linear}.bias", value

@@ -62,8 +62,8 @@ def prepare(output: Path, recipe: Recipe, overwrite: bool) -> None:
 
 
 @contextmanager
-def claimed(output: Path) -> Iterator[None]:
-    """Hold the output, created if need be, against other runs.
+def claimed(output: Path, lock_name: str = LOCK) -> Iterator[None]:
+    """Hold the output, created if need be, against other runs; with another lock, a part of it.
 
     The lock belongs to this process alone (POSIX, not BSD): after `kill -9` an orphaned data loader cannot hold it.
 
@@ -72,7 +72,7 @@ def claimed(output: Path) -> Iterator[None]:
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        lock = (output / LOCK).open("ab+")
+        lock = (output / lock_name).open("ab+")
     except (FileExistsError, NotADirectoryError) as error:
         file = next(path for path in (output, *output.parents) if os.path.isfile(path))
         raise UserError(f"{output} cannot be the output: {file} is a file") from error

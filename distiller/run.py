@@ -212,23 +212,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(lambda: _carry_out(parse(argv)))
 
 
-def exit_code(command: Callable[[], None]) -> int:
-    """0, 2 for a mistake of the user's (one line on stderr), 130 or 143 when interrupted."""
+def exit_code(command: Callable[[], int | None], continuing: str = "run the same command to continue") -> int:
+    """What `command` returns, None as 0; 2 for a mistake of the user's, 130 or 143 when interrupted, with one line."""
     try:
         with interruptible() as received:
             try:
-                command()
+                return command() or 0
             except BaseException:
                 if not received:
                     raise
                 for number in INTERRUPTED:
                     signal.signal(number, signal.SIG_IGN)
-                complain("interrupted; run the same command to continue")
+                complain(f"interrupted; {continuing}")
                 return INTERRUPTED[signal.Signals(received[0])]
     except UserError as error:
         complain(f"error: {' '.join(str(error).split())}")
         return 2
-    return 0
 
 
 def complain(line: str) -> None:

@@ -11,23 +11,33 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import torch
 import torchaudio
 
+from distiller.files import writing
 from downstream_recipes import ctc_corpora, sox_effects, torchaudio_io
 from downstream_recipes.after_import import after_import
 from downstream_recipes.cache import cache_directory, corpus_key, whole_folder
+from downstream_recipes.tasks import check_packages
 from upstream import hubconf
+from upstream.errors import UserError
 
 _installed = False
 
 
 def install() -> None:
-    """Adapt this process, once; s3prl may be imported already or not."""
+    """Adapt this process, once; s3prl may be imported already or not.
+
+    Raises:
+        UserError: there is no s3prl.
+    """
     global _installed
     if _installed:
         return
+    if importlib.util.find_spec("s3prl") is None:
+        raise UserError("s3prl is not installed: uv sync --group superb")
     _installed = True
     for patch in (
         patch_audio_backend,
@@ -35,6 +45,7 @@ def install() -> None:
         patch_sox_effects,
         patch_hugging_face_hub,
         patch_torch_load,
+        patch_torch_save,
         patch_cuda,
     ):
         patch()
@@ -45,6 +56,7 @@ def install() -> None:
             "s3prl.downstream.ctc.data": complete_ctc,
             "s3prl.downstream.voxceleb1.dataset": move_identification_cache,
             "s3prl.downstream.sv_voxceleb1.dataset": move_verification_cache,
+            **{f"s3prl.downstream.{name}": need_packages for name in ("enhancement_stft", "separation_stft")},
         }
     )
 
@@ -90,6 +102,23 @@ def patch_torch_load() -> None:
     torch.serialization.add_safe_globals([argparse.Namespace])
 
 
+def patch_torch_save() -> None:
+    """The runner writes over its best checkpoint: a kill or a full disk would leave neither the old nor the new one."""
+    save = torch.save
+
+    def save_whole(states: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(file, (str, os.PathLike)):
+            save(states, file, *args, **kwargs)
+            return
+        with writing(Path(file)) as unfinished, unfinished.open("wb") as stream:
+            try:
+                save(states, stream, *args, **kwargs)
+            except RuntimeError as error:  # about the archive it could not close
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+    torch.save = save_whole
+
+
 def patch_cuda() -> None:
     """ASV moves its mask with .cuda(); without a GPU everything already is where it belongs."""
     if not torch.cuda.is_available():
@@ -121,6 +150,11 @@ def complete_ctc(data: ModuleType) -> None:
             sys.modules[module.__name__] = module
     load_dataset = data.load_dataset
     data.__dict__["load_dataset"] = lambda split, tokenizer, corpus: load_dataset(split, tokenizer, dict(corpus))
+
+
+def need_packages(package: ModuleType) -> None:
+    """SE and SS import what cannot be a dependency; its absence is said before anything else of theirs is imported."""
+    check_packages(package.__name__.rpartition(".")[2])
 
 
 def move_identification_cache(dataset: ModuleType) -> None:

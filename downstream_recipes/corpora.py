@@ -12,6 +12,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from distiller.run import exit_code
 from downstream_recipes.corpora_check import CORPORA, corpora_of, hours, missing, missing_words
 from downstream_recipes.miniature import make_miniature
 from downstream_recipes.recipes import read_corpora
@@ -47,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("check", help="what is missing").add_argument("file", help="as downstream_recipes/corpora.yaml")
     commands.add_parser("make-mini", help="synthesise miniature corpora").add_argument("directory", type=Path)
     arguments = parser.parse_args(argv)
+    return exit_code(lambda: _carry_out(arguments))
+
+
+def _carry_out(arguments: argparse.Namespace) -> int:
     try:
         if arguments.command == "make-mini":
             print(f"give --corpora {make_miniature(arguments.directory)}")

@@ -17,7 +17,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from distiller.run import exit_code
 from upstream.errors import UserError
+
+CONTINUING = "run the same command with -a to continue from its newest checkpoint"
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -144,6 +147,10 @@ def run(argv: Sequence[str]) -> None:
 
 
 def main() -> int:
+    return exit_code(_carry_out, CONTINUING)
+
+
+def _carry_out() -> int:
     if "--device" in sys.argv and sys.argv[sys.argv.index("--device") + 1 :][:1] == ["cpu"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # s3prl enters torch.cuda.device(--device) wherever it sees a GPU
     try:

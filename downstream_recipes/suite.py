@@ -49,6 +49,7 @@ class Suite:
     Args:
         checkpoint, model_config: s3prl's -k and -g.
         corpora: as `recipes.read_corpora` returns them.
+        lr_search: train with each learning rate that SUPERB allows, and choose; else with the recipe's.
     """
 
     upstream: str
@@ -57,6 +58,7 @@ class Suite:
     corpora: Mapping[str, Any]
     output: Path
     device: str
+    lr_search: bool = False
 
     @property
     def miniature(self) -> bool:
@@ -81,6 +83,7 @@ class Suite:
             "model_config": str(self.model_config),
             "recipe": hashlib.sha256(recipe).hexdigest()[:16],
             "corpora": repr(sorted(corpora.items())),
+            "learning rate": "searched" if self.lr_search and task.trained else "of the recipe",
         }
 
     def upstream_arguments(self) -> list[str]:

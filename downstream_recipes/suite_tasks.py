@@ -21,7 +21,7 @@ FOLDS = tuple(f"fold{number}" for number in range(1, 6))
 Result = tuple[list[Score], str]  # and a note for the table
 
 
-def run_task(suite: Suite, task: Task, lr_search: bool) -> Result:
+def run_task(suite: Suite, task: Task) -> Result:
     """Bring one task to its scores, from wherever it stands.
 
     Raises:
@@ -29,7 +29,7 @@ def run_task(suite: Suite, task: Task, lr_search: bool) -> Result:
         TaskFailed: s3prl did not finish.
     """
     procedure = PROCEDURES.get(task.code, run_trained)
-    if not lr_search or not task.trained:
+    if not suite.lr_search or not task.trained:
         return procedure(suite, task, suite.output / task.code, {})
     folders = {rate: suite.output / task.code / f"lr-{rate:.0e}" for rate in LEARNING_RATES}
     judged = {rate: _judge(suite, task, folder, rate) for rate, folder in folders.items()}

@@ -5,10 +5,10 @@ python downstream_recipes/superb.py -u starhubert -k exp/star/student --corpora 
 """
 
 import argparse
+import contextlib
 import difflib
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -16,14 +16,15 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from distiller.output import claimed
+from distiller.run import exit_code
 from downstream_recipes.recipes import read_corpora
+from downstream_recipes.side_by_side import run_on_gpus
 from downstream_recipes.suite import Suite, TaskFailed, finished, forget, keep, say
 from downstream_recipes.suite_report import done_tasks, write_report, write_submission_of
 from downstream_recipes.suite_tasks import run_task
 from downstream_recipes.tasks import TASKS, Task
 from upstream.errors import UserError
-
-POLL = 2.0  # seconds between looks at the processes of several GPUs
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -58,22 +59,34 @@ def chosen_tasks(text: str) -> list[Task]:
     return [TASKS[code] for code in codes]
 
 
-def open_suite(arguments: argparse.Namespace) -> Suite:
+def chosen_gpus(text: str) -> list[str]:
+    """Raises: UserError: not numbers (or a GPU's UUID) with commas, each once."""
+    gpus = [gpu.strip() for gpu in text.split(",")]
+    if not all(gpus) or len(set(gpus)) < len(gpus):
+        raise UserError(f"--gpus {text}: numbers with commas are needed, each once, like 0,1")
+    return gpus
+
+
+def output_of(arguments: argparse.Namespace) -> Path:
+    return (arguments.output or Path("exp") / "superb" / arguments.upstream).absolute()
+
+
+def open_suite(arguments: argparse.Namespace, output: Path) -> Suite:
     """Raises: UserError: the corpora file or the checkpoint is wrong."""
     import torch
 
-    output = arguments.output or Path("exp") / "superb" / arguments.upstream
     return Suite(
         upstream=arguments.upstream,
         checkpoint=arguments.checkpoint,
         model_config=arguments.model_config,
         corpora=read_corpora(arguments.corpora),
-        output=output.absolute(),
+        output=output,
         device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        lr_search=arguments.lr_search,
     )
 
 
-def run_here(suite: Suite, tasks: Sequence[Task], lr_search: bool) -> list[str]:
+def run_here(suite: Suite, tasks: Sequence[Task]) -> list[str]:
     """The tasks one after the other in this process; what went wrong, a line each. Finished tasks are kept."""
     failures = []
     for number, task in enumerate(tasks, start=1):
@@ -82,14 +95,15 @@ def run_here(suite: Suite, tasks: Sequence[Task], lr_search: bool) -> list[str]:
             continue
         say(f"[{number}/{len(tasks)}] {task.code}: running, output in {suite.output / task.code}")
         start = time.monotonic()
-        keep(suite, task, None)
         try:
-            scores, note = run_task(suite, task, lr_search)
-        except (UserError, TaskFailed) as error:
-            failures.append(f"{task.code}: {error}")
+            with claimed(suite.output, f".{task.code}.lock"):  # a killed --gpus may have left a process at it
+                keep(suite, task, None)
+                scores, note = run_task(suite, task)
+                keep(suite, task, scores, note)
+        except (UserError, TaskFailed, OSError) as error:
+            failures.append(f"{task.code}: {complaint(error, suite.output)}")
             say(f"[{number}/{len(tasks)}] {failures[-1]}")
             continue
-        keep(suite, task, scores, note)
         values = ", ".join(
             f"{score.metric} {score.value:.4g}{score.unit if score.unit == '%' else ''}" for score in scores
         )
@@ -97,67 +111,55 @@ def run_here(suite: Suite, tasks: Sequence[Task], lr_search: bool) -> list[str]:
     return failures
 
 
-def run_on_gpus(suite: Suite, tasks: Sequence[Task], gpus: Sequence[str], argv: Sequence[str]) -> list[str]:
-    """A process per task, as many at a time as there are GPUs."""
-    waiting, running, failures = list(tasks), {}, []
-    while waiting or running:
-        for gpu in gpus:
-            if gpu not in running and waiting:
-                running[gpu] = _start(suite, waiting.pop(0), gpu, argv)
-        time.sleep(POLL)
-        for gpu, (task, process, log) in list(running.items()):
-            if process.poll() is not None:
-                del running[gpu]
-                if process.returncode != 0:
-                    failures.append(f"{task.code}: {(log.read_text().splitlines() or ['no output'])[-1]}")
-                say(f"{task.code}: {'done' if process.returncode == 0 else 'failed'} (GPU {gpu})")
-    return failures
-
-
-def _start(suite: Suite, task: Task, gpu: str, argv: Sequence[str]) -> tuple[Task, subprocess.Popen, Path]:
-    log = suite.output / f"{task.code}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    say(f"{task.code}: running on GPU {gpu}, output in {log}")
-    own = ["--tasks", task.code, "--no-report", "--device", "cuda"]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, __file__, *argv, *own],
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu},
-            stdout=file,
-            stderr=file,
-        )
-    return task, process, log
+def complaint(error: Exception, output: Path) -> str:
+    """The sentence for what a user can mend; a file that is gone, a full disk too."""
+    if isinstance(error, OSError):
+        return f"{error.filename or output}: {error.strerror or error}"
+    return str(error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    return exit_code(lambda: _carry_out(parse_arguments(given), given))
+
+
+def _carry_out(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     if arguments.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # s3prl enters torch.cuda.device(--device) wherever it sees a GPU
     # before s3prl does it, for a stream that is closed with its task; its warnings are about what it does not need here
     logging.basicConfig(level=logging.ERROR)
+    output = output_of(arguments)
+    # a process of --gpus works in an output that its parent holds
+    hold = contextlib.nullcontext() if arguments.no_report else claimed(output)
     try:
-        tasks, suite = chosen_tasks(arguments.tasks), open_suite(arguments)
-        if arguments.overwrite and not arguments.no_report:
-            for task in tasks:
-                forget(suite, task)
-        unfinished = [task for task in tasks if finished(suite, task) is None]  # all are looked at before any work
-        if unfinished:
-            say(f"{suite.upstream}: {suite.described['parameters'] / 1e6:.2f} M parameters")
-        if arguments.gpus:
-            given = [text for text in (argv if argv is not None else sys.argv[1:]) if text != "--overwrite"]
-            failures = run_on_gpus(suite, tasks, arguments.gpus.split(","), given)
-        else:
-            failures = run_here(suite, tasks, arguments.lr_search)
-        if not arguments.no_report and (done_tasks(suite.output) or not failures):
-            print(write_report(suite, arguments.beside))
-            if arguments.submission:
-                print(f"submission: {write_submission_of(suite, suite.output / 'submission')}")
-    except UserError as error:
-        say(f"superb.py: {error}")
+        with hold:
+            failures = run_suite(arguments, output, argv)
+    except (UserError, OSError) as error:
+        say(f"superb.py: {complaint(error, output)}")
         return 2
     for failure in failures:
         say(f"superb.py: {failure}")
     return 1 if failures else 0
+
+
+def run_suite(arguments: argparse.Namespace, output: Path, argv: Sequence[str]) -> list[str]:
+    """The tasks and the table; what went wrong in tasks, a line each."""
+    tasks, suite = chosen_tasks(arguments.tasks), open_suite(arguments, output)
+    if arguments.overwrite and not arguments.no_report:
+        for task in tasks:
+            forget(suite, task)
+    unfinished = [task for task in tasks if finished(suite, task) is None]  # all are looked at before any work
+    if unfinished:
+        say(f"{suite.upstream}: {suite.described['parameters'] / 1e6:.2f} M parameters")
+    if arguments.gpus:
+        failures = run_on_gpus(output, unfinished, chosen_gpus(arguments.gpus), argv)
+    else:
+        failures = run_here(suite, tasks)
+    if not arguments.no_report and (done_tasks(output) or not failures):
+        print(write_report(suite, arguments.beside))
+        if arguments.submission:
+            print(f"submission: {write_submission_of(suite, output / 'submission')}")
+    return failures
 
 
 if __name__ == "__main__":

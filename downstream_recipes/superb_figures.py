@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from downstream_recipes.metrics import Metric
+from downstream_recipes.metrics import METRICS, Metric
 from downstream_recipes.s3prl_output import read_checkpoint
 from downstream_recipes.tables import TITLES, Row, title, used_metrics
 
@@ -54,7 +54,7 @@ def _label_heights(values: Sequence[float], gap: float = 0.06) -> list[float]:
 def tasks_as_bars(rows: Sequence[Row], path: Path) -> Path | None:
     """Each task's metrics as points of 100, ours beside HuBERT Base where that is among the rows."""
     shown = [row for row in rows if not row.published or row.name == REFERENCE]
-    metrics = used_metrics([row for row in shown if not row.published])
+    metrics = [metric for metric in used_metrics([row for row in shown if not row.published]) if metric in METRICS]
     if not metrics:
         return None
     figure, axes = plt.subplots(figsize=(max(6, 0.9 * len(metrics)), 4), layout="constrained")

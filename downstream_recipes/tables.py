@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from downstream_recipes.metrics import METRICS, Metric, generalizability_score, overall_score, references
+from downstream_recipes.metrics import (
+    EXTRA_METRICS,
+    METRICS,
+    Metric,
+    generalizability_score,
+    overall_score,
+    references,
+)
 from downstream_recipes.suite import Score
 
 MISSING = "-"
@@ -21,7 +28,11 @@ TITLES = {
     "der": "DER",
     "f1": "F1",
     "cer": "CER",
+    "pesq": "PESQ",
+    "stoi": "STOI",
+    "si_sdr": "SI-SDRi",
 }
+FRACTIONS = ("mtwv", "stoi")  # four digits
 COLUMNS = ("upstream", "task", "metric", "value", "unit", "split", "seconds", "command")  # of scores.csv
 
 
@@ -66,14 +77,14 @@ def published_rows() -> list[Row]:
 
 def used_metrics(rows: Sequence[Row]) -> list[Metric]:
     """The table's columns that some row has a value in."""
-    return [metric for metric in METRICS if any(metric.key in row.scores for row in rows)]
+    return [metric for metric in (*METRICS, *EXTRA_METRICS) if any(metric.key in row.scores for row in rows)]
 
 
 def cells(row: Row, metrics: Sequence[Metric], with_summary: bool) -> list[str]:
     def number(value: float | None, digits: int) -> str:
         return MISSING if value is None else f"{value:.{digits}f}"
 
-    values = [number(row.scores.get(metric.key), 4 if metric.name == "mtwv" else 2) for metric in metrics]
+    values = [number(row.scores.get(metric.key), 4 if metric.name in FRACTIONS else 2) for metric in metrics]
     summary = [number(row.overall, 1), number(row.generalizability, 0)] if with_summary else []
     return [row.name, number(row.params_m, 2), *values, *summary]
 

@@ -1,11 +1,13 @@
 """The tasks by their SUPERB codes, and what s3prl calls them."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from upstream.errors import UserError
 
 FOLDER = Path(__file__).parent
+SEPARATION = ("asteroid", "pesq", "pystoi")
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,7 @@ class Task:
     downstream: str  # s3prl's -d
     trained: bool = True
     extra: bool = False  # not one of the ten of the SUPERB table
+    packages: tuple[str, ...] = ()  # beyond the dependency group superb
 
     @property
     def recipe(self) -> Path:
@@ -33,8 +36,8 @@ TASKS = {
         Task("ic", "fluent_commands"),
         Task("sf", "ctc"),
         Task("er", "emotion"),
-        Task("se", "enhancement_stft", extra=True),
-        Task("ss", "separation_stft", extra=True),
+        Task("se", "enhancement_stft", extra=True, packages=SEPARATION),
+        Task("ss", "separation_stft", extra=True, packages=SEPARATION),
     )
 }
 
@@ -52,3 +55,20 @@ def find_task(name: str) -> Task | None:
         codes = " or ".join(task.code for task in found)
         raise UserError(f"-d {name} stands for more than one task: give -d {codes}, or a recipe with -c")
     return found[0] if found else None
+
+
+def check_packages(downstream: str) -> None:
+    """
+    Args:
+        downstream: s3prl's name of a task.
+
+    Raises:
+        UserError: packages that it needs are not installed.
+    """
+    needed = {name for task in TASKS.values() if task.downstream == downstream for name in task.packages}
+    missing = sorted(name for name in needed if find_spec(name) is None)
+    if missing:
+        compiler = " (a C compiler builds pesq)" if "pesq" in missing else ""
+        raise UserError(
+            f"{downstream} needs packages that are not installed: uv pip install {' '.join(missing)}{compiler}"
+        )

@@ -1,6 +1,7 @@
 """The network: teacher, narrow student, pruned student and deployed upstream are all `SpeechEncoder`s."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from .attention import PositionGate, RelativePosition, SelfAttention
 from .config import EncoderConfig
 from .dropout import Dropout
 from .errors import UserError
-from .extractor import FeatureExtractor, FeatureProjection, frame_mask, normalize_waveforms
+from .extractor import FeatureExtractor, FeatureProjection, frame_mask, normalize_waveforms, row_by_row
 
 
 @dataclass
@@ -169,13 +170,15 @@ class SpeechEncoder(nn.Module):
     def contextualize(self, projected: Tensor, frame_lengths: Tensor, attention_maps: bool = False) -> EncoderOutput:
         """P (batch, frame, channel) and (batch,) frames -> everything above it."""
         frames = projected.shape[1]
+        # without a mask the kernel is the fastest; a graph that is traced must serve padded batches too
+        padded = torch.compiler.is_compiling() or bool((frame_lengths < frames).any())
+        if padded and row_by_row(projected) and not self.training:
+            return self._row_by_row(projected, frame_lengths, attention_maps)
         mask = frame_mask(frame_lengths, frames)  # (batch, frame)
         states = self.feature_dropout(projected).masked_fill(~mask[..., None], 0.0)
         states = states + self.positional(states)
         if not self.config.layer_norm_first:
             states = self.layer_norm(states)
-        # without a mask the kernel is the fastest; a graph that is traced must serve padded batches too
-        padded = torch.compiler.is_compiling() or bool((frame_lengths < frames).any())
         key_mask = mask[:, None, None] if padded else None
         position_bias = None if self.relative_position is None else self.relative_position(frames)
         hidden_states, maps = [states], []
@@ -192,6 +195,24 @@ class SpeechEncoder(nn.Module):
             attention_maps=maps if attention_maps else None,
         )
 
+    def _row_by_row(self, projected: Tensor, frame_lengths: Tensor, attention_maps: bool) -> EncoderOutput:
+        """`contextualize` of each row without its padding; what is padded comes out as zeros."""
+        frames = projected.shape[1]
+        rows = [
+            self.contextualize(projected[row, None, :length], frame_lengths[row, None], attention_maps)
+            for row, length in enumerate(frame_lengths.tolist())
+        ]
+        layers = zip(*(row.hidden_states for row in rows), strict=True)
+        hidden_states = [_together(layer, frames) for layer in layers]
+        last = hidden_states[-1]
+        if self.config.layer_norm_first:
+            last = _together([row.last_hidden_state for row in rows], frames)
+        maps = None
+        if attention_maps:
+            layers = zip(*(row.attention_maps or () for row in rows), strict=True)
+            maps = [None if layer[0] is None else _together(layer, frames, square=True) for layer in layers]
+        return EncoderOutput(projected, hidden_states, last, frame_lengths, maps)
+
     def _check_lengths(self, waveforms: Tensor, lengths: Tensor) -> bool:
         """Whether any wav is padded; on the CPU when the lengths are there, so that a GPU is not waited for."""
         if waveforms.ndim != 2 or lengths.shape != waveforms.shape[:1]:
@@ -205,6 +226,12 @@ class SpeechEncoder(nn.Module):
         if longest > waveforms.shape[1]:
             raise UserError(f"a length of {longest} samples exceeds the {waveforms.shape[1]} samples of its batch")
         return shortest < waveforms.shape[1]
+
+
+def _together(rows: Sequence[Tensor], frames: int, square: bool = False) -> Tensor:
+    """States (1, frame, channel), or `square` maps (1, head, frame, frame), of rows as one batch of so many frames."""
+    gaps = [frames - row.shape[-2] for row in rows]
+    return torch.cat([F.pad(row, (0, square * gap, 0, gap)) for row, gap in zip(rows, gaps, strict=True)])
 
 
 def _initialize(module: nn.Module) -> None:

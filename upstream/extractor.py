@@ -15,6 +15,14 @@ def frame_mask(lengths: Tensor, frames: int) -> Tensor:
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
+def row_by_row(states: Tensor) -> bool:
+    """Whether a batch is better taken apart: on a CPU it buys nothing, and padding costs what it weighs.
+
+    Not while gradients are kept, nor in a traced graph, which must serve batches.
+    """
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or states.device.type != "cpu")
+
+
 def normalize_waveforms(waveforms: Tensor, lengths: Tensor, eps: float = 1e-7) -> Tensor:
     """Zero mean and unit variance over each wav's valid samples, zeros elsewhere; (batch, sample) both ways."""
     mask = frame_mask(lengths, waveforms.shape[1])
@@ -150,8 +158,8 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         """(batch, sample) -> (batch, frame, channel); `lengths` (batch,) in samples, None when all are full."""
-        whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or waveforms.device.type != "cpu"
-        features = self._whole(waveforms, lengths) if whole else self._in_blocks(waveforms, lengths)
+        take = self._in_blocks if row_by_row(waveforms) else self._whole
+        features = take(waveforms, lengths)
         if self.frame_multiple > 1:  # not at 1: a traced graph would depend on the remainder
             features = features[:, : features.shape[1] - features.shape[1] % self.frame_multiple]
         return features

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,6 +124,38 @@ def test_each_head_gates_its_own_channels(student):
     projection[:, 4:8] = 0
     projection[:, 8:] *= 0.5
     torch.testing.assert_close(student.forward_with(open_values(student), waveforms).hidden_states[1], gated)
+
+
+@pytest.mark.parametrize("conv_norm", ["group", "layer"])
+def test_gates_in_the_weights_are_gates_on_what_units_hand_on(conv_norm: str) -> None:
+    config = replace(CONFIG, conv_norm=conv_norm, conv_bias=conv_norm == "layer")
+    student = GatedEncoder(SpeechEncoder(config), EVERY_UNIT).eval()
+    values = {site: torch.rand(count) for site, count in student.sites.items()}
+    plain = SpeechEncoder(config).eval()
+    plain.load_state_dict(student.encoder.state_dict())
+    for site, value in values.items():
+        multiply_what_is_handed_on(plain, site, value)
+    waveforms, lengths = torch.randn(2, 400), torch.tensor([400, 310])
+    expected, found = plain(waveforms, lengths), student.forward_with(values, waveforms, lengths)
+    valid = int(found.frame_lengths[1])
+    for left, right in zip(found.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(left[0], right[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(left[1, :valid], right[1, :valid], atol=1e-4, rtol=1e-4)
+
+
+def multiply_what_is_handed_on(encoder: SpeechEncoder, site: Site, value: torch.Tensor) -> None:
+    if site.unit == "channels":
+        convolution = encoder.feature_extractor.conv_layers[site.layer]
+        for module in (convolution, convolution.conv) if encoder.config.conv_norm == "layer" else (convolution,):
+            module.register_forward_hook(lambda module, inputs, output: output * value[:, None])
+        return
+    layer = encoder.layers[site.layer]
+    linear = layer.attention.out_proj if site.unit in ("heads", "attention") else layer.feed_forward.output
+    if site.unit in ("heads", "ffn_units"):
+        width = linear.in_features // len(value)
+        linear.register_forward_pre_hook(lambda module, inputs: (inputs[0] * value.repeat_interleave(width),))
+    else:
+        linear.register_forward_hook(lambda module, inputs, output: output * value)
 
 
 def test_training_samples_and_evaluation_does_not(student):

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torchaudio
 
-from downstream_recipes import compat
+from downstream_recipes import compat, tasks
 from downstream_recipes.after_import import after_import
 from downstream_recipes.cache import corpus_key, whole_folder, write_whole
+from upstream.errors import UserError
 
 
 def test_a_module_is_adapted_right_after_its_import(tmp_path, monkeypatch):
@@ -195,3 +196,20 @@ def test_a_changed_corpus_has_another_key(tmp_path):
     write_whole(tmp_path / "dev" / "new.wav", "")
     assert len({first, second, corpus_key(tmp_path)}) == 3
     assert [path.name for path in (tmp_path / "dev").iterdir()] == ["new.wav"]
+
+
+def test_packages_that_a_task_lacks_are_named(monkeypatch):
+    package = types.ModuleType("s3prl.downstream.enhancement_stft")
+    monkeypatch.setattr(tasks, "find_spec", lambda name: None if name in ("asteroid", "pesq") else "there")
+    with pytest.raises(UserError, match=r"^enhancement_stft needs .*: uv pip install asteroid pesq \(a C compiler"):
+        compat.need_packages(package)
+    monkeypatch.setattr(tasks, "find_spec", lambda name: "there")
+    compat.need_packages(package)
+    compat.need_packages(types.ModuleType("s3prl.downstream.ctc"))
+
+
+def test_without_s3prl_the_error_names_its_dependency_group(monkeypatch):
+    monkeypatch.setattr(compat, "_installed", False)
+    monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^s3prl is not installed: uv sync --group superb$"):
+        compat.install()

@@ -1,6 +1,11 @@
 import csv
 import importlib
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +187,19 @@ def test_real_speech_is_intelligible_to_its_own_lexicon(tmp_path):
         assert rate == 16000
         assert 1 < len(samples) / rate < 12
         assert 0.005 < np.sqrt(np.mean(samples**2)) < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_synthesis_leaves_nothing(tmp_path, number, status):
+    pytest.importorskip("espeakng_loader")
+    with (tmp_path / "err").open("w") as err:
+        line = [sys.executable, corpora.__file__, "make-mini", str(tmp_path / "mini")]
+        process = subprocess.Popen(line, stdout=err, stderr=err, start_new_session=True)
+        while not list(tmp_path.glob(".mini-*/librispeech/*/*/*")):
+            assert process.poll() is None, (tmp_path / "err").read_text()
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        assert process.wait(60) == status
+    assert (tmp_path / "err").read_text() == "interrupted; run the same command to continue\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["err"]

@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,46 @@ def test_training_evaluation_and_an_unmodified_s3prl_agree(folder):
         assert torch.equal(first, second)
     assert s3prl_hook.main(["remove", "--site-packages", "site"]) == 0
     assert list((folder / "site").glob("*.p*")) == []
+
+
+@pytest.mark.slow
+def test_interrupted_training_says_how_to_continue(folder):
+    pytest.importorskip("s3prl")
+    line = [
+        sys.executable,
+        *SCRIPT,
+        *["-u", "starhubert", "-k", "student", "-d", "ic", "--corpora", "corpora.yaml", "-p", "exp", "--device", "cpu"],
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    endless = f"{SHORT},,config.runner.total_steps=100000"
+    with (folder / "err").open("w+") as err:
+        process = subprocess.Popen(
+            [*line, "-o", endless], env=environment, stdout=subprocess.DEVNULL, stderr=err, start_new_session=True
+        )
+        while not (folder / "exp" / "states-6.ckpt").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(60) == 143
+        err.seek(0)
+        said = err.read()
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].endswith(
+        "interrupted; run the same command with -a to continue from its newest checkpoint"
+    )
+    kept = sorted(path.name for path in (folder / "exp").glob("*.ckpt"))
+    assert [name for name in kept if name.startswith("states-")]
+    assert all(read_checkpoint(folder / "exp" / name)["Step"] > 0 for name in kept)
+    step = max(int(name[7:-5]) for name in kept if name.startswith("states-"))
+    continued = python(
+        SCRIPT,
+        "-u starhubert -k student -d ic --corpora corpora.yaml -p exp -a",
+        "-o",
+        endless.replace("100000", str(step + 2)),
+    )
+    assert continued.returncode == 0, continued.stderr[-2000:]
+    assert f"Resume from exp/states-{step}.ckpt" in continued.stdout
+    assert (folder / "exp" / f"states-{step + 2}.ckpt").exists()
 
 
 @pytest.mark.slow

@@ -1,6 +1,12 @@
 import argparse
+import errno
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -8,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from downstream_recipes import suite_tasks, superb
+from downstream_recipes import suite as suite_module
+from downstream_recipes import suite_report, suite_tasks, superb
 from downstream_recipes.recipes import read_corpora
 from downstream_recipes.suite import Score, Suite, TaskFailed, finished, keep, read_state, stage
 from downstream_recipes.suite_report import write_report, write_submission_of
@@ -197,10 +204,10 @@ def test_an_interrupted_task_goes_on_where_it_stopped(suite, pretender, monkeypa
     evaluate = pretender.evaluate
     monkeypatch.setattr(pretender, "evaluate", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        run_task(suite, task, lr_search=False)
+        run_task(suite, task)
     monkeypatch.setattr(pretender, "evaluate", evaluate)
     pretender.calls = []
-    scores, _ = run_task(suite, task, lr_search=False)
+    scores, _ = run_task(suite, task)
     assert [call["-m"] for call in pretender.calls] == ["evaluate"]
     assert values(scores) == {"ic acc": 10.0}
 
@@ -209,12 +216,12 @@ def test_an_interrupted_training_continues_or_starts_again(suite, pretender):
     folder = suite.output / "ic"
     folder.mkdir(parents=True)
     (folder / "train.log").write_text("dev acc: 0.9999\n")
-    run_task(suite, TASKS["ic"], lr_search=False)
+    run_task(suite, TASKS["ic"])
     assert pretender.calls[0]["-d"] == "ic"  # nothing to continue from: from scratch, its old output gone
     assert "0.9999" not in (folder / "train.log").read_text()
     (folder / "train.json").unlink()
     (folder / "states-60.ckpt").write_bytes((folder / "states-40.ckpt").read_bytes()[:200])  # cut short by the kill
-    run_task(suite, TASKS["ic"], lr_search=False)
+    run_task(suite, TASKS["ic"])
     assert pretender.calls[-1] == {"-m": "train", "-e": str(folder / "states-40.ckpt")}
     assert not (folder / "states-60.ckpt").exists()
 
@@ -233,14 +240,14 @@ def test_without_a_best_checkpoint_the_newest_is_tested(suite, pretender):
 
 
 def test_emotion_is_the_mean_of_five_folds(suite, pretender):
-    scores, note = run_task(suite, TASKS["er"], lr_search=False)
+    scores, note = run_task(suite, TASKS["er"])
     assert values(scores) == {"er acc": pytest.approx(30.0)}
     assert note == "ER: folds 10.0, 20.0, 30.0, 40.0, 50.0."
     assert [call["-v"] for call in pretender.calls if call["-m"] == "train"] == [f"fold{fold}" for fold in range(1, 6)]
 
 
 def test_query_by_example_chooses_its_state_on_dev(suite, pretender):
-    scores, _ = run_task(suite, TASKS["qbe"], lr_search=False)
+    scores, _ = run_task(suite, TASKS["qbe"])
     assert [(call["-t"], call["-l"]) for call in pretender.calls] == [
         ("dev", "0"),
         ("dev", "1"),
@@ -251,14 +258,14 @@ def test_query_by_example_chooses_its_state_on_dev(suite, pretender):
 
 
 def test_diarization_reports_the_best_of_the_sweep(suite):
-    scores, note = run_task(suite, TASKS["sd"], lr_search=False)
+    scores, note = run_task(suite, TASKS["sd"])
     assert scores[0].metric == "der"
     assert 0 < scores[0].value < 100  # everything is speech of both below .45; nothing is above, a DER of 100
     assert "threshold 0.3" in note
 
 
 def test_the_learning_rate_is_chosen_on_dev(suite, pretender):
-    scores, note = run_task(suite, TASKS["sid"], lr_search=True)
+    scores, note = run_task(replace(suite, lr_search=True), TASKS["sid"])
     assert note == "Learning rate 1e-03, the best of 7 on dev."
     rates = [yaml_rate(call["-c"]) for call in pretender.calls if call["-m"] == "train"]
     assert rates == pytest.approx([10.0**-power for power in range(1, 8)])
@@ -267,12 +274,40 @@ def test_the_learning_rate_is_chosen_on_dev(suite, pretender):
     assert len(scores) == 1
 
 
+def test_a_searched_score_is_not_taken_for_one_of_the_recipes_rate(suite, miniature, pretender, capsys):
+    assert superb.main(line(suite, miniature, "--tasks", "ic,qbe")) == 0
+    assert superb.main(line(suite, miniature, "--tasks", "ic,qbe", "--lr-search")) == 2
+    assert "made with learning rate of the recipe, not searched" in capsys.readouterr().err
+    pretender.calls = []
+    assert superb.main(line(suite, miniature, "--tasks", "qbe", "--lr-search")) == 0  # nothing of it is trained
+    assert pretender.calls == []
+
+
+def test_a_search_goes_on_where_it_was_killed(suite, pretender):
+    searching, task = replace(suite, lr_search=True), TASKS["sid"]
+    train = pretender.train
+
+    def killed_at_the_fourth(task, folder, given, rate):
+        if folder.name == "lr-1e-04":
+            raise KeyboardInterrupt
+        return train(task, folder, given, rate)
+
+    pretender.train = killed_at_the_fourth
+    with pytest.raises(KeyboardInterrupt):
+        run_task(searching, task)
+    pretender.train, pretender.calls = train, []
+    _, note = run_task(searching, task)
+    trained = [Path(call["-p"]).name for call in pretender.calls if call["-m"] == "train"]
+    assert trained == ["lr-1e-04", "lr-1e-05", "lr-1e-06", "lr-1e-07"]
+    assert note == "Learning rate 1e-03, the best of 7 on dev."
+
+
 def yaml_rate(path: str) -> float:
     return float(re.search(r"^  lr: (\S+)$", Path(path).read_text(), re.M)[1])
 
 
 def test_speaker_verification_searches_on_its_trials(suite, pretender):
-    _, note = run_task(suite, TASKS["asv"], lr_search=True)
+    _, note = run_task(replace(suite, lr_search=True), TASKS["asv"])
     assert "the best of 7 on the test trials, as SUPERB does." in note
     assert len([call for call in pretender.calls if call["-m"] == "evaluate"]) == 14
 
@@ -308,7 +343,7 @@ def test_real_corpora_have_overall_scores_and_published_rows(suite, tmp_path):
     with pytest.raises(UserError, match="no task is finished"):
         write_report(real)
     for task in [task for task in TASKS.values() if not task.extra]:
-        scores, note = run_task(real, task, lr_search=False)
+        scores, note = run_task(real, task)
         keep(real, task, scores, note)
     assert finished(real, TASKS["sf"])[1].metric == "cer"
     text = write_report(real)
@@ -340,3 +375,109 @@ def test_a_missing_corpus_fails_its_task_only(suite, miniature, tmp_path, capsys
     assert superb.main([*line(suite, miniature, "--tasks", "sf,ic"), "--corpora", str(file)]) == 1
     assert re.search(r"superb.py: sf: sf needs the corpus 'snips': .*absent does not exist", capsys.readouterr().err)
     assert read_state(suite.output, TASKS["ic"])["scores"] is not None
+
+
+# --- surroundings that fail
+
+
+def complaint_of(given: list[str], capsys) -> str:
+    """The one line of a suite that does nothing."""
+    assert superb.main(given) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_an_output_that_cannot_be_one_is_one_line(suite, miniature, tmp_path, pretender, capsys):
+    (tmp_path / "file").write_text("mine")
+    given = [*line(suite, miniature, "--tasks", "pr"), "--output"]
+    assert f"cannot be the output: {tmp_path / 'file'} is a file" in complaint_of([*given, f"{tmp_path}/file"], capsys)
+    assert f"{tmp_path / 'file'} is a file" in complaint_of([*given, f"{tmp_path}/file/below"], capsys)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert re.match(r"superb.py: /proc/superb cannot be written: ", complaint_of([*given, "/proc/superb"], capsys))
+    assert pretender.calls == []
+
+
+HOLD = """
+import sys, time; sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from distiller.output import claimed
+with claimed(Path(sys.argv[2]), sys.argv[3]):
+    print("held", flush=True); time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(suite):
+    """Another process with a lock of the suite's output."""
+    processes = []
+
+    def hold(lock: str) -> int:
+        line = [sys.executable, "-c", HOLD, str(Path(superb.__file__).parents[1]), str(suite.output), lock]
+        processes.append(subprocess.Popen(line, stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout.readline() == "held\n"
+        return processes[-1].pid
+
+    yield hold
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_suite_in_an_output_is_refused(suite, miniature, pretender, holder, capsys):
+    process = holder(".lock")
+    wanted = f"superb.py: {suite.output} is in use by another run (process {process}); wait for it, or give another"
+    assert complaint_of(line(suite, miniature, "--tasks", "pr"), capsys).startswith(wanted)
+    assert pretender.calls == []
+
+
+def test_a_task_that_an_orphan_still_works_at_is_left_alone(suite, miniature, pretender, holder, capsys):
+    process = holder(".pr.lock")  # what kill -9 of a suite with --gpus leaves
+    assert superb.main(line(suite, miniature, "--tasks", "pr,ic")) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"superb.py: pr: {suite.output} is in use by another run (process {process})")
+    assert read_state(suite.output, TASKS["pr"]) == {}
+    assert read_state(suite.output, TASKS["ic"])["scores"] is not None
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(suite, miniature, pretender, monkeypatch, capsys):
+    assert superb.main(line(suite, miniature, "--tasks", "ic")) == 0
+    table, kept = (suite.output / "table.md").read_text(), (suite.output / "ic.json").read_bytes()
+    capsys.readouterr()
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for module in (suite_module, suite_report):
+        monkeypatch.setattr(module, "write_whole", full)
+    assert superb.main(line(suite, miniature, "--tasks", "ic,pr")) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert f"[2/2] pr: {suite.output}: No space left on device" in said
+    assert said[-1] == f"superb.py: {suite.output}: No space left on device"  # the table
+    assert ((suite.output / "table.md").read_text(), (suite.output / "ic.json").read_bytes()) == (table, kept)
+
+
+def test_a_corpus_that_disappears_between_tasks_fails_those_that_need_it(
+    suite, miniature, pretender, tmp_path, monkeypatch, capsys
+):
+    moved = tmp_path / "corpora"
+    shutil.copytree(miniature.parent, moved)
+    pretender.corpora = read_corpora(moved / "corpora.yaml")
+    evaluate = pretender.evaluate
+
+    def and_remove(task, folder, given, rate):
+        printed = evaluate(task, folder, given, rate)
+        for name in ("snips", "libri2mix_diarization/test/rttm"):
+            if task in ("ic", "sd"):
+                path = moved / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return printed
+
+    monkeypatch.setattr(pretender, "evaluate", and_remove)
+    assert superb.main(line(suite, moved / "corpora.yaml", "--tasks", "sd,ic,sf,ks")) == 1
+    said = capsys.readouterr().err.splitlines()[-2:]
+    assert said == [
+        f"superb.py: sd: {moved}/libri2mix_diarization/test/rttm: No such file or directory",
+        f"superb.py: sf: sf needs the corpus 'snips': {moved}/snips does not exist",
+    ]
+    assert [read_state(suite.output, TASKS[code])["scores"] is not None for code in ("ic", "ks")] == [True, True]

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from downstream_recipes import suite, superb
+from downstream_recipes import suite, superb, tasks
 from downstream_recipes.tasks import TASKS
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
@@ -82,38 +83,51 @@ def test_enhancement_and_separation(miniature, student, tmp_path, code):
     assert superb.main([*given, "--output", str(tmp_path / "out")]) == 0
 
 
-def test_killed_in_a_task_it_comes_to_the_same_scores(miniature, student, tmp_path):
-    given = [
-        "-u",
-        "starhubert",
-        "-k",
-        str(student),
-        "--corpora",
-        str(miniature),
-        "--device",
-        "cpu",
-        "--tasks",
-        "ic,sid",
-    ]
+@pytest.mark.parametrize("code", [code for code, task in TASKS.items() if task.extra])
+def test_without_their_packages_one_line_says_what_to_install(miniature, student, tmp_path, code, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith(f"s3prl.downstream.{TASKS[code].downstream}")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(tasks, "find_spec", lambda name: None)
+    given = ["-u", "dphubert", "-k", str(student), "--corpora", str(miniature), "--device", "cpu", "--tasks", code]
+    assert superb.main([*given, "--output", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith(f"superb.py: {code}: {TASKS[code].downstream} needs packages")
+    assert "uv pip install asteroid pesq pystoi" in said
+    assert "Traceback" not in said
+
+
+@pytest.fixture
+def program(miniature, student, tmp_path) -> list[str]:
+    """The suite with a few steps of ic and sid, in a process of its own; the output is to be appended."""
     code = "import sys; from pathlib import Path; sys.path.insert(0, sys.argv.pop(1)); "
     code += "from downstream_recipes import suite, superb; suite.MINIATURE = Path(sys.argv.pop(1)); "
     code += "sys.exit(superb.main())"
-    program = [sys.executable, "-c", code, str(SCRIPT.parents[1]), str(tmp_path / "few.yaml"), *given, "--output"]
-    assert subprocess.run([*program, str(tmp_path / "whole")], capture_output=True).returncode == 0
-    process = subprocess.Popen(
-        [*program, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not list((tmp_path / "killed").glob("sid/args_*.yaml")):  # inside the second task
+    given = ["-u", "starhubert", "-k", str(student), "--corpora", str(miniature), "--device", "cpu"]
+    start = [sys.executable, "-c", code, str(SCRIPT.parents[1]), str(tmp_path / "few.yaml")]
+    return [*start, *given, "--tasks", "ic,sid", "--output"]
+
+
+def values(output: Path) -> list[tuple[str, str, str]]:
+    with (output / "scores.csv").open() as file:
+        return [(row["task"], row["metric"], row["value"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_ended_in_a_task_it_comes_to_the_same_scores(program, tmp_path, number, status):
+    whole, ended, log = tmp_path / "whole", tmp_path / "ended", tmp_path / "ended.log"
+    with log.open("w") as file:
+        process = subprocess.Popen([*program, str(ended)], stdout=file, stderr=file, start_new_session=True)
+    while not list(ended.glob("sid/args_*.yaml")):  # inside the second task
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = (tmp_path / "killed" / "ic.json").stat().st_mtime_ns
-    assert json.loads((tmp_path / "killed" / "sid.json").read_text())["scores"] is None
-    assert subprocess.run([*program, str(tmp_path / "killed")], capture_output=True).returncode == 0
-    assert (tmp_path / "killed" / "ic.json").stat().st_mtime_ns == kept
-    tables = []
-    for name in ("whole", "killed"):
-        with (tmp_path / name / "scores.csv").open() as file:
-            tables.append([(row["task"], row["metric"], row["value"]) for row in csv.DictReader(file)])
-    assert tables[0] == tables[1]
+    os.killpg(process.pid, number)
+    assert process.wait(60) == status
+    if number != signal.SIGKILL:
+        assert log.read_text().splitlines()[-1] == "interrupted; run the same command to continue"
+        assert "Traceback" not in log.read_text()
+    kept = (ended / "ic.json").stat().st_mtime_ns
+    assert json.loads((ended / "sid.json").read_text())["scores"] is None
+    assert subprocess.run([*program, str(ended)], capture_output=True).returncode == 0
+    assert (ended / "ic.json").stat().st_mtime_ns == kept
+    assert subprocess.run([*program, str(whole)], capture_output=True).returncode == 0
+    assert values(whole) == values(ended)

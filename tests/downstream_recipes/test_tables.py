@@ -49,6 +49,17 @@ def test_columns_that_nobody_has_are_left_out():
     assert text.splitlines()[2] == "| star | - | 8.16 | 77.58 |"
 
 
+def test_extra_tasks_are_columns_and_no_part_of_the_overall_score(tmp_path):
+    extra = [Score("se", "stoi", 0.93, "", "test", 1.0, ""), Score("ss", "si_sdr", 9.5, "dB", "test", 1.0, "")]
+    row = tables.own_row("star", 22.31, [*scores(), *extra], miniature=False)
+    assert row.overall == pytest.approx(79.5, abs=0.05)
+    lines = tables.markdown([row], []).splitlines()
+    assert lines[0].endswith("| SE STOI ↑ | SS SI-SDRi ↑ | Overall ↑ | General. ↑ |")
+    assert lines[2].endswith("| 0.9300 | 9.50 | 79.5 | 887 |")
+    alone = tables.own_row("star", 22.31, extra, miniature=False)
+    assert tasks_as_bars([alone], tmp_path / "bars.png") is None  # they are no points of 100
+
+
 def test_latex_is_a_tabular_that_compiles():
     rows = [tables.own_row("star & co_1", 22.31, scores(), miniature=False), *tables.published_rows()]
     text = tables.latex(rows, ["50% of it"])

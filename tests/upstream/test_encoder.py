@@ -169,6 +169,26 @@ def test_nan_in_the_padding_reaches_no_gradient(name, tiny_encoder, waveforms, l
 
 
 @pytest.mark.parametrize("name", ["plain", "large", "wavlm", "pruned wavlm"])
+def test_rows_of_a_batch_alone_and_together(name, tiny_encoder, waveforms, lengths) -> None:
+    """Without gradients a CPU takes them one by one, otherwise all at once."""
+    encoder = tiny_encoder(**STRUCTURES[name])
+    together = encoder(waveforms, lengths, attention_maps=True)
+    with torch.no_grad():
+        alone = encoder(waveforms, lengths, attention_maps=True)
+    for row, frames in enumerate(together.frame_lengths):
+        for left, right in zip(alone.hidden_states, together.hidden_states, strict=True):
+            assert left.shape == right.shape
+            assert (left[row, :frames] - right[row, :frames]).abs().max() < 1e-5
+            assert bool((left[row, frames:] == 0).all())
+        assert (alone.last_hidden_state[row, :frames] - together.last_hidden_state[row, :frames]).abs().max() < 1e-5
+        for left, right in zip(alone.attention_maps, together.attention_maps, strict=True):
+            assert (left is None) == (right is None)
+            if left is not None:
+                assert left.shape == right.shape
+                assert (left[row, :, :frames] - right[row, :, :frames]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_maps_cost_no_difference(name, tiny_encoder, waveforms, lengths) -> None:
     encoder = tiny_encoder(**STRUCTURES[name])
     with torch.no_grad():
@@ -180,7 +200,9 @@ def test_maps_cost_no_difference(name, tiny_encoder, waveforms, lengths) -> None
             assert attention_map is None
         else:
             assert attention_map.shape == (3, len(heads), 49, 49)
-            assert torch.allclose(attention_map.sum(dim=-1), torch.ones(3, len(heads), 49))
+            for row, frames in zip(attention_map, with_maps.frame_lengths, strict=True):
+                assert torch.allclose(row[:, :frames].sum(dim=-1), torch.ones(len(heads), frames))
+                assert bool((row[:, :frames, frames:] == 0).all())
 
 
 def test_removing_zeroed_units_changes_nothing(tiny_encoder, waveforms, lengths) -> None:

@@ -1,0 +1,73 @@
+"""The campaign itself: a run that goes on where it was ended passes, one that loses something does not."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from tests.campaigns import kills
+
+COUNTS = """\
+import sys, time
+from pathlib import Path
+
+path = Path("numbers.csv")
+{begin}
+for number in range(len(path.read_text().split()) - 1, 6):
+    time.sleep(0.1)
+    with path.open("a") as file:
+        file.write(f"{{number}}\\n")
+"""
+KEEPS = 'path.exists() or path.write_text("number\\n")'
+LOSES = 'path.write_text("number\\n9\\n" if path.exists() else "number\\n")'
+
+
+def campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: str) -> tuple[int, list[dict[str, str]]]:
+    script = tmp_path / "script.py"
+    script.write_text(COUNTS.format(begin=begin))
+    subject = kills.Subject("count", (str(script),), ("numbers.csv",), ())
+    monkeypatch.setattr(kills, "SUBJECTS", {"count": subject})
+    monkeypatch.setattr(kills, "PATIENCE", 5)
+    monkeypatch.setattr(kills.Round, "completes", completes)
+    table = tmp_path / "table.csv"
+    code = kills.main(["--output", str(tmp_path / "runs"), "--table", str(table), "--kills", "4", "--others", "1"])
+    with table.open() as file:
+        return code, list(csv.DictReader(file))
+
+
+def completes(self: kills.Round) -> float:
+    """As the real one, but makes the cache that the script has no use for."""
+    (self.here / "cache").mkdir(exist_ok=True)
+    assert self.start().wait() == 0, self.said(20)
+    return 0.8
+
+
+def test_a_run_that_goes_on_where_it_was_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, rows = campaign(tmp_path, monkeypatch, KEEPS)
+    assert code == 0
+    events = [row["event"] for row in rows]
+    assert events[0] == "left alone"
+    assert {event: events.count(event) for event in kills.END} == {
+        "kill -9": 4,
+        "SIGTERM": 1,
+        "Ctrl-C": 1,
+        "kill -9 of a worker": 1,
+    }
+    assert {row["outcome"] for row in rows if row["event"] == "finishes"} == {"identical"}
+    assert {row["exit_code"] for row in rows if row["event"] == "kill -9"} == {"-9"}
+
+
+def test_a_run_that_loses_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, rows = campaign(tmp_path, monkeypatch, LOSES)
+    assert code == 1
+    assert "different: numbers.csv" in {row["outcome"] for row in rows if row["event"] == "finishes"}
+
+
+def test_columns_of_clocks_are_not_compared(tmp_path: Path) -> None:
+    subject = kills.Subject("table", (), (), ("*.csv",))
+    for name, content in {"a": "step,step_seconds\n1,0.5\n", "b": "step,step_seconds\n1,0.6\n"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "table.csv").write_text(content)
+    assert kills.differences(subject, tmp_path / "a", tmp_path / "b") == []
+    (tmp_path / "b/table.csv").write_text("step,step_seconds\n2,0.5\n")
+    assert kills.differences(subject, tmp_path / "a", tmp_path / "b") == ["table.csv"]
