@@ -34,8 +34,8 @@ class Undecodable(Exception):
 def decode(cut: DataCut, min_samples: int = 400) -> Tensor:
     """(sample,) float32 at 16 kHz, the mean of the cut's channels.
 
-    Resampling is scipy's polyphase filter, of at most 10 MB, where torchaudio's kernel (Lhotse's choice) takes 10 GB for
-    a rate that shares no factor with 16 kHz.
+    Resampling is scipy's polyphase filter, of at most 10 MB, where torchaudio's kernel (Lhotse's choice) takes 10 GB
+    for a rate that shares no factor with 16 kHz.
 
     Args:
         min_samples: the extractor's receptive field, the least that gives a frame.

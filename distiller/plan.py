@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,7 +16,6 @@ from upstream.checkpoint import load
 from upstream.config import EncoderConfig
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
-from upstream.errors import UserError
 from upstream.formats import huggingface
 from upstream.formats.files import read_json
 

@@ -3,10 +3,11 @@
 
 python tests/campaigns/fuzz.py                                           # every target, 2000 examples each
 python tests/campaigns/fuzz.py --targets checkpoints --examples 20000 --seed 7
-python tests/campaigns/fuzz.py --table docs/results/fuzz.csv             # rows of the table, failures beside it
+python tests/campaigns/fuzz.py --table docs/results/fuzz.csv             # a row for each target, failures beside it
 
-Each target (tests/campaigns/fuzz_TARGET.py) is tried in a process of its own with little memory and little time, so that
-a crash, a hang or a process that is killed is a failure with its example too. Exit code: 0; 1 when anything failed.
+Each target (tests/campaigns/fuzz_TARGET.py) is tried in a process of its own with little memory and little time, so
+that a crash, a hang or a process that is killed is a failure with its example too.
+Exit code: 0; 1 when anything failed.
 """
 
 import sys
@@ -30,9 +31,10 @@ from typing import Any
 
 TARGETS = ("audio", "manifests", "recipes", "commands", "checkpoints")
 WORKER = Path(__file__).with_name("fuzz_worker.py")
-HANG = 90.0  # seconds without another example: code that no signal reaches
-START = 180.0  # seconds until the first example
+HANG = 600.0  # seconds without another example, though each may take 20 of CPU: code that no signal reaches
+START = 600.0  # seconds until the first example
 POLL = 0.2
+FINISHED = "%Y-%m-%dT%H:%MZ"
 RESTARTS = 20  # of a process that crashes or hangs
 
 
@@ -93,32 +95,13 @@ def _read(path: Path) -> Any:
         return None
 
 
-def record(table: Path, rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, Any]]) -> None:
-    """Replace the targets' rows, and add the failures that FILE-failures.csv does not list yet."""
-    beside = table.with_name(f"{table.stem}-failures.csv")
-    listed = _rows(beside)
-    known = {(one["target"], one["failure"]) for one in listed}
-    listed += [one for one in failures if (one["target"], one["failure"]) not in known]
-    found = {name: sum(one["target"] == name for one in listed) for name in TARGETS}
-    merged = {one["target"]: one for one in _rows(table)} | {one["target"]: one for one in rows}
-    for one in merged.values():
-        one["failures_found"] = found[one["target"]]
-    _write(table, list(merged.values()))
-    _write(beside, listed)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["target"])
-        writer.writeheader()
+def append(table: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Add rows to a CSV, which has a header from its first row on."""
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with table.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+        if rows and file.tell() == 0:
+            writer.writeheader()
         writer.writerows(rows)
 
 
@@ -127,7 +110,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--targets", default=",".join(TARGETS), help=f"with commas between ({','.join(TARGETS)})")
     parser.add_argument("--examples", type=int, default=2000, help="of each target (2000)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed tries the same examples (0)")
-    parser.add_argument("--table", type=Path, help="CSV whose rows of these targets are replaced")
+    parser.add_argument("--table", type=Path, help="CSV that gets a row for each target")
     options = parser.parse_args(argv)
     options.targets = options.targets.split(",")
     unknown = set(options.targets) - set(TARGETS)
@@ -140,27 +123,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     from distiller.report import commit, machine
 
-    facts = {"seed": options.seed, "commit": commit(), "machine": machine()}
-    facts |= {
-        "command": shlex.join(["python", "tests/campaigns/fuzz.py", *(argv if argv is not None else sys.argv[1:])])
-    }
-    rows, failures = [], []
+    command = shlex.join(["python", "tests/campaigns/fuzz.py", *(sys.argv[1:] if argv is None else argv)])
+    facts = {"seed": options.seed, "commit": commit(), "machine": machine(), "command": command}
+    failed = False
     with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as folder:
         for name in options.targets:
             outcome = explore(name, options.examples, options.seed, Path(folder, name))
-            left = len(outcome.failures)
-            print(f"{name}: {outcome.tries} examples in {outcome.seconds:.0f} s, {left} failures", flush=True)
-            for one in outcome.failures:
+            failures = outcome.failures
+            print(f"{name}: {outcome.tries} examples in {outcome.seconds:.0f} s, {len(failures)} failures", flush=True)
+            for one in failures:
                 print(f"  {one['kind']}\n    {one['message']}\n    smallest example: {one['example']}", flush=True)
-                failures.append({"target": name, "failure": one["kind"], "example": one["example"], "mended": ""})
-            rows.append(
-                {"target": name, "examples": outcome.tries, "failures_found": 0, "failures_left": left}
-                | {"seconds": round(outcome.seconds, 1)}
-                | facts
-            )
-    if options.table:
-        record(options.table, rows, failures)
-    return 1 if failures else 0
+            failed |= bool(failures)
+            if options.table:
+                row = {"target": name, "examples": outcome.tries, "failures": len(failures)}
+                row |= {"seconds": round(outcome.seconds, 1), "finished": time.strftime(FINISHED, time.gmtime())}
+                append(options.table, [row | facts])
+                said = [{"failure": one["kind"], "example": one["example"]} for one in failures]
+                known = {"target": name, "commit": facts["commit"]}
+                append(options.table.with_name(f"{options.table.stem}-failures.csv"), [known | one for one in said])
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

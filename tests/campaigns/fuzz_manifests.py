@@ -25,8 +25,9 @@ Files = dict[str, bytes]  # what an example writes, by name
 GOOD = ("../base/good.wav", "../base/better.wav", "../base/stereo.flac")
 NAMES = [
     "a.wav", "A.WAV", "b.Mp3", " .wav", "a b.flac", "é.ogg", "a\nb.wav", ".hidden.wav", "x.wav.txt", "d/e/f.wav",
-    "\U0001f600.opus", "-.wav", "%s.wav", "${a}.wav", "cuts.jsonl", "recordings.jsonl.gz", "list.txt", "a" * 250 + ".wav",
-    "d.wav/e.wav", "\udcff.wav", "a,b.wav", '"q".wav', "cuts.000000.jsonl", "recording.000000.tar", "preparation.json",
+    "\U0001f600.opus", "-.wav", "%s.wav", "${a}.wav", "cuts.jsonl", "recordings.jsonl.gz", "list.txt",
+    "a" * 250 + ".wav", "d.wav/e.wav", "\udcff.wav", "a,b.wav", '"q".wav', "cuts.000000.jsonl", "recording.000000.tar",
+    "preparation.json",
 ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """One target of the fuzzing campaign in a process of its own: its limits, what an example may not do, what it found.
 
-Started by fuzz.py as `python fuzz_worker.py TARGET EXAMPLES SEED FOLDER`. FOLDER/journal.json says at every moment which
-example is being tried, so that a crash or a hang can be laid at its door; FOLDER/failures.json what went wrong so far.
+Started by fuzz.py as `python fuzz_worker.py TARGET EXAMPLES SEED FOLDER`. FOLDER/journal.json says at every moment
+which example is being tried, so that a crash or a hang can be laid at its door; FOLDER/failures.json what went wrong.
 """
 
 import sys
@@ -113,8 +113,8 @@ def limit_memory() -> None:
     """Private memory only: what is mapped from files, or reserved and never touched, is nobody's loss."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     used = int(status["VmData"].split()[0]) * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY, used + MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for which, most in ((resource.RLIMIT_DATA, used + MEMORY), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(which, (most, resource.getrlimit(which)[1]))
 
 
 def kind_of(error: BaseException) -> str:

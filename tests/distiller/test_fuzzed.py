@@ -36,7 +36,7 @@ def noise(path: Path, samples: int = 16_000, rate: int = 16_000) -> Path:
     [
         ("optimizer.betas=[[], 0]", r"optimizer\.betas is \[\[\], 0\], but it must be a list of 2"),
         ("optimizer.betas={a: 1}", r"optimizer\.betas is \{'a': 1\}, but it must be a list of 2"),
-        ("objective.layer_map=[[1]]", r"objective\.layer_map is \[\[1\]\], but it must be a list with each entry an integer"),
+        ("objective.layer_map=[[1]]", r"objective\.layer_map is \[\[1\]\], but it must be a list with each"),
         ("corpus.subsets=[[a]]", r"corpus\.subsets is \[\['a'\]\], but it must be a list with each entry text"),
         ("student.name=[]", r"student\.name is \[\], but it must be one of narrow, pruned"),
         ("seed=!!int x", "the value of seed=!!int x is not valid YAML: invalid literal"),

@@ -256,6 +256,17 @@ def legacy_claim(folder: Path, make: Any) -> Path:
     return path
 
 
+def shared(folder: Path, make: Any) -> Path:
+    """A few kB that claim a gigabyte, in just the shapes of their configuration: every inner weight one zero."""
+
+    def edit(state: dict[str, Any]) -> None:
+        for key, value in state.items():
+            if ".fc" in key:
+                state[key] = torch.zeros(1).expand([2**20 if size == 64 else size for size in value.shape])
+
+    return star(folder, make, edit, encoder_ffn_embed_dim=2**20)
+
+
 META = torch.empty(48, device="meta")
 EXPANDED = torch.zeros(1).expand(2**40)
 CATEGORIES: dict[str, list[tuple[Maker, str]]] = {
@@ -275,6 +286,7 @@ CATEGORIES: dict[str, list[tuple[Maker, str]]] = {
     ],
     "huge shapes in weights": [
         (weight(EXPANDED), r"'layer_norm\.weight' has shape \(1099511627776,\); the configuration asks for \(40,\)"),
+        (shared, r"star\.ckpt: refused, its weights hold \d+ bytes and claim 1\d{9}$"),
         (rewritten(larger_claim), r"star\.ckpt: not a whole PyTorch checkpoint"),
         (legacy_claim, r"model\.pt: not a whole PyTorch checkpoint"),
         (header('{"layer_norm.weight":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'),
@@ -362,7 +374,8 @@ CATEGORIES: dict[str, list[tuple[Maker, str]]] = {
         (lambda folder, make: star(folder, make, conv_feature_layers="__import__('os').system('true')"), "no list of convolutions"),
         (lambda folder, make: star(folder, make, conv_feature_layers="[(1,1,1)]*10**9"), "no list of convolutions"),
         (lambda folder, make: star(folder, make, conv_feature_layers="[(1,1,1)]*999999"), "more than 64 convolutions"),
-        (lambda folder, make: star(folder, make, conv_feature_layers={"a": 1}), "not a list of"),
+        (lambda folder, make: star(folder, make, conv_feature_layers={"a": 1}), "conv_feature_layers is a dict that no setting can be"),
+        (lambda folder, make: star(folder, make, conv_feature_layers=3), "not a list of"),
     ],
     "JSON bombs": [
         (ours_with_config("[" * 500_000), r"config\.json: not JSON"),

@@ -15,6 +15,7 @@ from ..errors import UserError
 
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_LISTED = 20  # keys that one error names
+MAX_SHARED = 2**24  # bytes by which weights that share memory may grow when each gets its own
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,11 @@ def build(config: EncoderConfig, state: Mapping[Any, Any], source: str, table: K
     unexpected = [table.foreign_name(name) for name in found if name not in expected]
     if unexpected:
         raise UserError(f"{source}: {listed(unexpected)} that the configuration has no place for")
-    weights = {
-        name: _weight(found[name], tuple(like.shape), f"{source}: '{table.foreign_name(name)}'")
-        for name, like in expected.items()
-    }
+    places = {name: f"{source}: '{table.foreign_name(name)}'" for name in expected}
+    for name, like in expected.items():
+        _check(found[name], tuple(like.shape), places[name])
+    _check_shared([found[name] for name in expected], source)
+    weights = {name: _weight(found[name], tuple(like.shape), places[name]) for name, like in expected.items()}
     encoder.load_state_dict(weights, assign=True)
     return encoder.eval()
 
@@ -146,8 +148,8 @@ def listed(names: Iterable[str]) -> str:
     return f"key{'s' * (len(names) > 1)} {shown}{more}"
 
 
-def _weight(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
-    """`value` as a float32 tensor of its own memory; it may differ from `shape` by axes of length 1."""
+def _check(value: Any, shape: tuple[int, ...], what: str) -> None:
+    """Refuse what is no dense tensor of floats of `shape`, from which it may differ by axes of length 1."""
     if type(value) not in (Tensor, nn.Parameter) or value.device.type != "cpu":  # a meta tensor has no values
         raise UserError(f"{what} is a {type(value).__name__}, not a tensor with values")
     if value.layout != torch.strided or value.dtype not in WEIGHT_TYPES:
@@ -155,6 +157,19 @@ def _weight(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
         raise UserError(f"{what} holds {str(value.dtype).removeprefix('torch.')} values; allowed are dense {allowed}")
     if _without_ones(value.shape) != _without_ones(shape):
         raise UserError(f"{what} has shape {tuple(value.shape)}; the configuration asks for {shape}")
+
+
+def _check_shared(values: Iterable[Tensor], source: str) -> None:
+    """Refuse weights that take much less memory together than each would alone: a small file of terabytes."""
+    values = list(values)
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in values}
+    claimed = sum(value.numel() * value.element_size() for value in values)
+    if claimed > sum(held.values()) + MAX_SHARED:
+        raise UserError(f"{source}: refused, its weights hold {sum(held.values())} bytes and claim {claimed}")
+
+
+def _weight(value: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
+    """A checked `value` as a float32 tensor of its own memory."""
     weight = value.detach().reshape(shape).to(torch.float32, copy=True).contiguous()
     if not bool(weight.isfinite().all()):
         raise UserError(f"{what} holds values that are not finite")
