@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from distiller.files import expanded
 from distiller.skipped import Skipped, SkippedLog, check_share
 from distiller.strict import require
 from upstream.errors import UserError
@@ -143,7 +144,7 @@ def _scanned(config: CorpusConfig, cache: Path | None) -> "tuple[list[DataCut], 
     """The cuts of the subsets to train and to validate on, and what of either has no readable header."""
     from distiller.scanning import locate, scan_cached
 
-    path = Path(config.path).expanduser().absolute()
+    path = expanded(config.path).absolute()
     root, sources = locate(path, config.subsets + config.validation)
     scans = [scan_cached(source, root, cache) for source in sources]
     of_train = len(sources) - len(config.validation)

@@ -8,6 +8,7 @@ import torch
 
 from distiller.corpus import EMBEDDED, hours, open_corpus
 from distiller.devices import device_count
+from distiller.files import expanded
 from distiller.pruning import Pruning
 from distiller.recipe import Recipe, to_yaml
 from distiller.students import SHAPES
@@ -63,7 +64,7 @@ def _student(recipe: Recipe, teacher: EncoderConfig, known: bool) -> Iterator[tu
 
 def teacher_shape(name: str) -> tuple[EncoderConfig, bool]:
     """The teacher's configuration and True; a Base model's and False when the teacher is not on this machine."""
-    path = EMBEDDED_TEACHER if name == "embedded" else Path(name).expanduser()
+    path = EMBEDDED_TEACHER if name == "embedded" else expanded(name)
     config = path / "config.json" if os.path.exists(path) else _in_hub_cache(name)
     if config is None:
         family = next((family for family in BASE_MODELS if family in name.lower().replace("-", "")), "hubert")
@@ -121,7 +122,7 @@ def _epoch(recipe: Recipe, devices: int, min_samples: int) -> tuple[float | None
         from distiller.synthesis import SPLITS
 
         return SPLITS["train"].utterances * EMBEDDED_SECONDS / 3600, None
-    if not os.path.exists(Path(config.path).expanduser()):
+    if not os.path.exists(expanded(config.path)):
         known = bool(config.subsets) and set(config.subsets) <= set(LIBRISPEECH_HOURS)
         return sum(LIBRISPEECH_HOURS[name] for name in config.subsets) if known else None, None
     from distiller.batching import WindowSampler, windows_per_epoch

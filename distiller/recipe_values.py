@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
+from distiller.files import expanded
 from distiller.strict import one_of
 from upstream.errors import UserError
 
@@ -107,7 +108,7 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any], ignore: Collection[st
 def _locate(name_or_file: str | Path, folder: Path) -> Path:
     text = str(name_or_file)
     if isinstance(name_or_file, Path) or "/" in text or text.endswith((".yaml", ".yml")):
-        path = (folder / Path(text).expanduser()).resolve()
+        path = (folder / expanded(text)).resolve()
         if not path.is_file():
             raise UserError(f"recipe file {text} does not exist; shipped recipes are {', '.join(shipped())}")
         return path

@@ -97,10 +97,12 @@ def _read(path: Path) -> Any:
 
 def append(table: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Add rows to a CSV, which has a header from its first row on."""
+    if not rows:
+        return
     table.parent.mkdir(parents=True, exist_ok=True)
     with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-        if rows and file.tell() == 0:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if file.tell() == 0:
             writer.writeheader()
         writer.writerows(rows)
 
@@ -138,9 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 row = {"target": name, "examples": outcome.tries, "failures": len(failures)}
                 row |= {"seconds": round(outcome.seconds, 1), "finished": time.strftime(FINISHED, time.gmtime())}
                 append(options.table, [row | facts])
-                said = [{"failure": one["kind"], "example": one["example"]} for one in failures]
                 known = {"target": name, "commit": facts["commit"]}
-                append(options.table.with_name(f"{options.table.stem}-failures.csv"), [known | one for one in said])
+                said = [known | {"failure": one["kind"], "example": one["example"]} for one in failures]
+                append(options.table.with_name(f"{options.table.stem}-failures.csv"), said)
     return 1 if failed else 0
 
 

@@ -131,6 +131,7 @@ PATHS = [
     "org/name",
     "\x00",
     "é",
+    "~no-such-user/x",
 ]
 INTEGERS = [
     "1",

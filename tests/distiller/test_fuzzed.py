@@ -11,6 +11,8 @@ import soundfile
 
 from distiller.corpus import CorpusConfig, open_corpus
 from distiller.decoding import Undecodable, decode
+from distiller.files import expanded
+from distiller.plan import teacher_shape
 from distiller.recipe import load_recipe
 from distiller.scanning import scan
 from upstream.errors import UserError
@@ -135,3 +137,17 @@ def test_a_rate_that_shares_no_factor_with_ours_takes_little_memory(rate: int, t
             decode(cut)
     else:
         assert len(decode(cut)) == pytest.approx(16_000 / 30, abs=1)
+
+
+@pytest.mark.parametrize("name", ["~no-such-user/x", "~\0", "\0"])
+def test_a_path_that_cannot_be(name: str) -> None:
+    assert expanded(name) == Path(name)
+    with pytest.raises(UserError, match="does not exist"):
+        open_corpus(CorpusConfig(path=name))
+
+
+@pytest.mark.parametrize(("text", "sentence"), [("[1]", "holds a list, not an object"), ("[" * 10**5, "not JSON")])
+def test_a_teacher_whose_configuration_is_none(text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        teacher_shape(str(tmp_path))

@@ -267,6 +267,20 @@ def shared(folder: Path, make: Any) -> Path:
     return star(folder, make, edit, encoder_ffn_embed_dim=2**20)
 
 
+def fairseq_with(settings: Any) -> Maker:
+    def make_files(folder: Path, make: Any) -> Path:
+        state = starhubert.TABLE.to_foreign(make(conv_layers=LAYERS).state_dict())
+        torch.save({"model": state, "cfg": settings}, folder / "model.pt")
+        return folder / "model.pt"
+
+    return make_files
+
+
+def own_model_of(config: Any) -> Maker:
+    return ours_with_config(json.dumps({"model_type": huggingface.OWN_MODEL_TYPE, "encoder_config": config}))
+
+
+ONES = torch.ones(2)  # whose truth, and equality with anything, torch refuses to tell
 META = torch.empty(48, device="meta")
 EXPANDED = torch.zeros(1).expand(2**40)
 CATEGORIES: dict[str, list[tuple[Maker, str]]] = {
@@ -311,6 +325,17 @@ CATEGORIES: dict[str, list[tuple[Maker, str]]] = {
         (weight(META), "not a tensor with values"),
         (weight([1.0] * 40), r"'layer_norm\.weight' is a list, not a tensor with values"),
         (weight(None), "is a NoneType, not a tensor"),
+    ],
+    "settings of kinds that a pickle can hold": [
+        (dphubert_with(extractor_mode=["group_norm"]), r"extractor_mode is \['group_norm'\]; allowed are group_norm"),
+        (dphubert_with(encoder_num_layers=ONES), "encoder_num_layers is a Tensor that no setting can be"),
+        (lambda folder, make: star(folder, make, extractor_mode=[]), r"extractor_mode is \[\]; allowed are default"),
+        (lambda folder, make: star(folder, make, layer_norm_first=ONES), "layer_norm_first is a Tensor that no setting"),
+        (lambda folder, make: star(folder, make, conv_feature_layers=[[ONES]]), "conv_feature_layers is a list that no setting"),
+        (lambda folder, make: star(folder, make, normalize=ONES), "normalize is a Tensor that no setting can be"),
+        (fairseq_with(SETTINGS | {"_name": ONES}), "_name is a Tensor that no setting can be"),
+        (fairseq_with(ONES), r"model\.pt: its configuration is a Tensor, not a dictionary of settings"),
+        (own_model_of([1]), r"config\.json: holds a list, not an object with keys"),
     ],
     "values that are not finite": [
         (weight(torch.full((40,), float("nan"))), r"'layer_norm\.weight' holds values that are not finite"),

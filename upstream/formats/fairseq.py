@@ -5,6 +5,7 @@ WavLM's authors {"model", "cfg"} with a flat "cfg". The names of parameters and 
 STaR's checkpoints too.
 """
 
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def _settings(content: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any
         whole = content.get("cfg")
         if whole is None or (isinstance(whole, Mapping) and not whole):
             whole = content.get("args")
-        whole = vars(whole) if hasattr(whole, "__dict__") else whole  # an argparse.Namespace
+        whole = vars(whole) if isinstance(whole, Namespace) else whole
         model, task = whole, whole
         if isinstance(whole, Mapping) and isinstance(whole.get("model"), Mapping):
             model, task = whole["model"], whole.get("task")
