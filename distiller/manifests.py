@@ -87,8 +87,9 @@ def wrong_recording(recording: Any) -> str | None:
 
 
 def _is_source(source: Any) -> bool:
-    named = isinstance(source, AudioSource) and isinstance(source.type, str) and isinstance(source.source, str)
-    return named and "\0" not in source.source and _are_integers(source.channels)
+    if not (isinstance(source, AudioSource) and isinstance(source.type, str) and isinstance(source.source, str)):
+        return False
+    return "\0" not in source.source and _are_integers(source.channels)
 
 
 def _is_number(value: Any) -> bool:
