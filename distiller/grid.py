@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 from distiller import run
 from distiller.output import check_same_recipe, is_finished
-from distiller.run import Parser, complain, located, recipe_of
+from distiller.run import Parser, exit_code, located, recipe_of
 from distiller.strict import one_of
 from upstream.errors import UserError
 
@@ -220,17 +219,7 @@ def carry_out(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0; 1 when a run failed; 2 for a mistake of the user's; 130 or 143 when interrupted."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that runs are not left behind
-    try:
-        return carry_out(parse(argv))
-    except UserError as error:
-        complain(f"error: {' '.join(str(error).split())}")
-        return 2
-    except KeyboardInterrupt:
-        complain("interrupted; run the same command to continue")
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return exit_code(lambda: carry_out(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def fit(
         enable_checkpointing=False,
         enable_model_summary=False,
         log_every_n_steps=1,
-        logger=TensorBoardLogger(output, name="tensorboard", version=""),
+        # A signal in the midst of its queue can cost a wake-up: its end is then put off until the next flush.
+        logger=TensorBoardLogger(output, name="tensorboard", version="", flush_secs=10),
         plugins=[AtomicCheckpointIO()],
         callbacks=[
             StepBar(),

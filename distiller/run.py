@@ -224,8 +224,9 @@ def exit_code(command: Callable[[], int | None], continuing: str = "run the same
                     raise
                 for number in INTERRUPTED:
                     signal.signal(number, signal.SIG_IGN)
-                complain(f"interrupted; {continuing}")
-                return INTERRUPTED[signal.Signals(received[0])]
+            # Outside of the handler the command's frames are gone, and their progress bars with them.
+            complain(f"interrupted; {continuing}")
+            return INTERRUPTED[signal.Signals(received[0])]
     except UserError as error:
         complain(f"error: {' '.join(str(error).split())}")
         return 2
