@@ -225,8 +225,7 @@ def spoiled_parts(draw: st.DrawFn, name: str, parts: Parts, write: Callable[[Par
         before, parts[what] = parts[what], draw(spoiled(parts[what], values))
         return Case(name, tuple(changed(before, parts[what])), write(parts))
     state = parts["state"]
-    for _ in range(draw(st.integers(1, 2))):
-        key = draw(st.sampled_from(sorted(state)))
+    for key in draw(st.lists(st.sampled_from(sorted(state)), min_size=1, max_size=2, unique=True)):
         action = draw(st.sampled_from(["replace", "replace", "remove", "rename", "reshape", "swap"]))
         value, new = state.pop(key), key
         if action == "replace":
