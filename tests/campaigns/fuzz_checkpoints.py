@@ -153,8 +153,9 @@ def saved(content: Any, legacy: bool = False) -> bytes:
 def tensors(state: Any) -> bytes:
     """Of a spoiled state what safetensors can hold."""
     plain = {str(key): value for key, value in state.items() if type(value) is Tensor and value.layout == torch.strided}
-    held = {key: value for key, value in plain.items() if value.device.type == "cpu" and value.numel() < 2**20}
-    return to_safetensors({key: value.contiguous().clone() for key, value in held.items() if not value.is_quantized})
+    dense = {key: value for key, value in plain.items() if not (value.is_nested or value.is_quantized)}
+    held = {key: value for key, value in dense.items() if value.device.type == "cpu" and value.numel() < 2**20}
+    return to_safetensors({key: value.contiguous().clone() for key, value in held.items()})
 
 
 def kinds() -> dict[str, tuple[Parts, Callable[[Parts], Files]]]:
@@ -238,7 +239,8 @@ def spoiled_parts(draw: st.DrawFn, name: str, parts: Parts, write: Callable[[Par
             value = draw(st.sampled_from(list(state.values())))
         if action != "remove":
             state[new] = value
-        done.append((action, key, f"{new}: {type(value).__name__} {getattr(value, 'shape', value)!s:.80}"))
+        dense = isinstance(value, Tensor) and not value.is_nested  # a nested tensor has no shape
+        done.append((action, key, f"{new}: {type(value).__name__} {value.shape if dense else value!s:.80}"))
     return Case(name, tuple(done), write(parts))
 
 
