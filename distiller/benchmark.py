@@ -85,7 +85,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def benchmark(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure, print the table, write benchmark.csv and benchmark.png; returns the rows."""
+    """Measure, print the table, write benchmark.csv and benchmark.png; returns the rows.
+
+    Raises:
+        UserError: no GPU where one is asked for, or a path that cannot be opened.
+    """
     import torch
 
     from distiller.timing import Setting, measure
@@ -141,6 +145,7 @@ def write_table(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
 
 
 def origin() -> dict[str, str]:
+    """Columns of every row: machine, torch's version, commit and command line."""
     import torch
 
     from distiller import report
@@ -174,6 +179,7 @@ def rows_of(measured: Sequence[Any], setting: Any) -> list[dict[str, Any]]:
 
 
 def print_table(measured: Sequence[Any], setting: Any) -> None:
+    """A row for each encoder; RTF: seconds per second of audio, speed-up: over the first, at the first batch size."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -206,6 +212,7 @@ def print_table(measured: Sequence[Any], setting: Any) -> None:
 
 
 def write(rows: list[dict[str, Any]], output: Path) -> None:
+    """benchmark.csv, and benchmark.png with a bar of real-time factor for every row."""
     from distiller.figures import plt, save_figure
 
     write_table(rows, output / "benchmark.csv")

@@ -18,9 +18,11 @@ from upstream.errors import UserError
 
 @dataclass(frozen=True)
 class LongSetting:
+    """The wav and its stretches, in seconds."""
+
     seconds: float = 600.0
     chunk: float = 30.0  # new audio of a stretch
-    overlap: float = 5.0
+    overlap: float = 5.0  # context beside it
     threads: int = 1
 
 

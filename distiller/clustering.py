@@ -37,6 +37,13 @@ def layer_tree(cka: np.ndarray, linkage: str = "average", contiguous: bool = Fal
 
     `contiguous` allows merges of neighbouring clusters only, so that every cluster is a run of layers. The child
     with the smaller mean layer is on the left, so that a dendrogram keeps the layers' order wherever it can.
+
+    Args:
+        cka: (n, n), symmetric.
+        linkage: one of LINKAGES.
+
+    Raises:
+        UserError: an unknown linkage.
     """
     if linkage not in LINKAGES:
         raise UserError(f"linkage {linkage!r} is not one of {', '.join(LINKAGES)}")
@@ -48,11 +55,13 @@ def layer_tree(cka: np.ndarray, linkage: str = "average", contiguous: bool = Fal
 
 
 def cut_tree(tree: np.ndarray, count: int) -> list[list[int]]:
-    """Exactly `count` clusters: the tree's first n - count merges. Clusters are sorted, and ordered by their first
-    layer.
+    """Exactly `count` clusters, by the tree's first n - count merges: sorted layers, ordered by the first of each.
 
     SciPy's own fcluster gives fewer clusters when merges tie, and none at all for the inversions that contiguous
     trees can have.
+
+    Raises:
+        UserError: more clusters than layers, or none.
     """
     layers = len(tree) + 1
     if not 1 <= count <= layers:

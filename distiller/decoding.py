@@ -68,6 +68,7 @@ def decode(cut: DataCut, min_samples: int = 400) -> Tensor:
 
 
 def too_few(samples: int, min_samples: int) -> str:
+    """Why a file of so few samples is set aside."""
     return f"{samples} samples at 16 kHz, where one frame takes {min_samples}"
 
 

@@ -128,6 +128,11 @@ class Deviation:
 
 
 def compare(graph: StatesGraph, run: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Deviation:
+    """How far `run`, (waveforms, lengths) -> (states, frame lengths), is from the encoder: wavs in a batch, and alone.
+
+    Raises:
+        UserError: other frame lengths than the encoder's.
+    """
     wavs = test_waveforms()
     batch = (pad_sequence(wavs, batch_first=True), torch.tensor(LENGTHS))
     alone = [(wav[None], torch.tensor([len(wav)])) for wav in wavs]
@@ -207,7 +212,11 @@ def _open(path: Path, threads: int) -> Any:
 
 
 def session(path: Path, threads: int = 0) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """onnxruntime over a file, on the CPU: (waveforms, lengths) -> (states, frame lengths); 0 threads: all cores."""
+    """onnxruntime over a file, on the CPU: (waveforms, lengths) -> (states, frame lengths); 0 threads: all cores.
+
+    Raises:
+        UserError: onnxruntime cannot open the file, or it is no export of this project.
+    """
     opened = _open(path, threads)
     names = {value.name for value in opened.get_inputs()}
     if names != {"waveforms", "lengths"}:

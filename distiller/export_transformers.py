@@ -15,7 +15,7 @@ from upstream.checkpoint import write_folder
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 from upstream.extractor import normalize_waveforms
-from upstream.formats import huggingface
+from upstream.formats import huggingface, huggingface_writing
 
 MODELING = "modeling_speech_encoder"
 TOLERANCE = 1e-4
@@ -24,7 +24,7 @@ LENGTHS = (16_000, 11_231, 7_040)  # of the wavs that an export is checked with,
 
 def needs_own_code(student: SpeechEncoder) -> bool:
     """Whether the folder must bring its own modelling file (`trust_remote_code`)."""
-    return not huggingface.is_plain(student.config)
+    return not huggingface_writing.is_plain(student.config)
 
 
 def to_transformers(student: SpeechEncoder, directory: Path, card: str) -> float:
@@ -49,7 +49,7 @@ def to_transformers(student: SpeechEncoder, directory: Path, card: str) -> float
 
 
 def _plain_files(student: SpeechEncoder) -> dict[str, bytes | str]:
-    values, preprocessor, state = huggingface.write(student)
+    values, preprocessor, state = huggingface_writing.write(student)
     return _files(values, preprocessor, state)
 
 
@@ -65,7 +65,7 @@ def _own_files(student: SpeechEncoder) -> dict[str, bytes | str]:
         "encoder_config": student.config.to_dict(),
     }
     state = huggingface.OWN_TABLE.to_foreign(student.state_dict())
-    files = _files(values, huggingface.preprocessor(student.config), state)
+    files = _files(values, huggingface_writing.preprocessor(student.config), state)
     for module in (attention, config, dropout, encoder, errors, extractor):
         files[Path(inspect.getfile(module)).name] = inspect.getsource(module)
     files[f"{MODELING}.py"] = (Path(__file__).parent / f"{MODELING}.py").read_text()

@@ -48,6 +48,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, whole or not at all."""
     with writing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
 
@@ -96,7 +97,11 @@ class StepTable:
                 path.unlink()
 
     def append(self, row: dict[str, float]) -> None:
-        """Add one row, its first column `step`; the columns are those of the first row."""
+        """Add one row, its first column `step`; the columns are those of the first row.
+
+        Raises:
+            UserError: the disk refuses.
+        """
         try:
             with self.path.open("a") as file:
                 if self.columns is None:

@@ -63,7 +63,11 @@ def _student(recipe: Recipe, teacher: EncoderConfig, known: bool) -> Iterator[tu
 
 
 def teacher_shape(name: str) -> tuple[EncoderConfig, bool]:
-    """The teacher's configuration and True; a Base model's and False when the teacher is not on this machine."""
+    """The teacher's configuration and True; a Base model's and False when the teacher is not on this machine.
+
+    Raises:
+        UserError: its config.json cannot be read, or holds what is not supported.
+    """
     path = EMBEDDED_TEACHER if name == "embedded" else expanded(name)
     config = path / "config.json" if os.path.exists(path) else _in_hub_cache(name)
     if config is None:

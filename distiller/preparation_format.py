@@ -45,6 +45,7 @@ def shard_files(name: str, index: int) -> tuple[str, str]:
 
 
 def record_path(folder: Path, name: str, index: int) -> Path:
+    """Where the record of a finished shard stands: `index` of the subset `name`."""
     return folder / RECORDS / f"{name}.{index:06d}.json"
 
 
@@ -63,6 +64,7 @@ def read_record(path: Path) -> Shard | None:
 
 
 def write_record(shard: Shard) -> str:
+    """The text of a shard's record."""
     return json.dumps(asdict(shard), indent=1) + "\n"
 
 
@@ -76,6 +78,7 @@ def intact(folder: Path, name: str, index: int) -> Shard | None:
 
 
 def is_prepared(folder: Path) -> bool:
+    """Whether a preparation was begun here."""
     return (folder / PREPARATION).is_file()
 
 

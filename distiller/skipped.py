@@ -59,13 +59,18 @@ def append_skipped(path: Path, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def write_skipped(path: Path, rows: Iterable[tuple[str, str]]) -> None:
+    """skipped.csv of (path, reason), whole or not at all."""
     with writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([Skipped._fields, *rows])
 
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """One process at a time in `directory`; the system lets go of the lock however the process ends."""
+    """One process at a time in `directory`; the system lets go of the lock however the process ends.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = (directory / ".busy").open("w")  # not the run's own lock: closing that would let go of it

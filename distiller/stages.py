@@ -166,6 +166,7 @@ def written_files(left: Cut) -> dict[str, bytes | str]:
 
 
 def read_cut(folder: Path) -> Cut:
+    """What `folder`, OUTPUT/pruned, holds: encoder, heads and facts."""
     return Cut(load(folder), load_file(folder / HEADS), json.loads((folder / FACTS).read_text()))
 
 

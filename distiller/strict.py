@@ -20,7 +20,7 @@ UNSET = "???"  # OmegaConf's mark for a value that a recipe leaves to its user
 
 
 def require(holds: bool, key: str, value: object, allowed: str) -> None:
-    """Raise the sentence for an impossible value unless `holds`."""
+    """Raises: UserError: "KEY is VALUE, but it must be ALLOWED", unless `holds`."""
     if not holds:
         raise UserError(f"{key} is {value!r:.200}, but it must be {allowed}")
 
@@ -76,6 +76,7 @@ def typed(cls: type[T], values: Mapping[str, Any] | None, section: str = "") -> 
 
 
 def unknown_key(key: str, allowed: Collection[str]) -> UserError:
+    """The error for a key that there is not, with the nearest of those that there are."""
     return UserError(f"{key} is not a recipe key; it could be {one_of(key, allowed)}")
 
 

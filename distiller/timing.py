@@ -22,7 +22,7 @@ from upstream.config import SAMPLE_RATE, EncoderConfig
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
-from upstream.formats import huggingface
+from upstream.formats import huggingface_writing
 
 TRANSFORMERS = "transformers:"  # in front of a folder or hub name: run it with `transformers`' own classes
 WEIGHTS = (".safetensors", ".bin", ".onnx", ".ckpt", ".pth", ".pt", ".pt2")
@@ -103,6 +103,11 @@ def _in_turns(
 
 
 def receive(connection: Connection, target: str) -> Any:
+    """What the process of `target` sends next.
+
+    Raises:
+        UserError: what it raised, or that it has ended.
+    """
     try:
         answer = connection.recv()
     except EOFError:
@@ -137,6 +142,7 @@ def _work(connection: Connection, target: str, setting: Setting) -> None:
 
 
 def peak_mb(device: str) -> float:
+    """Most memory so far, in MB (10^6 bytes): of the GPU, or resident of this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -182,7 +188,7 @@ def _open_random_transformers(target: str, name: str, setting: Setting) -> tuple
     from transformers import HubertConfig, HubertModel
 
     encoder = open_encoder(name)
-    values, _, state = huggingface.write(encoder)
+    values, _, state = huggingface_writing.write(encoder)
     model = HubertModel(HubertConfig.from_dict(values))
     model.load_state_dict(state, strict=False)
     model.to(torch.device(setting.device)).eval()  # type: ignore[arg-type]  # its decorator hides the signature

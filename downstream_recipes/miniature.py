@@ -59,7 +59,7 @@ def make_miniature(directory: Path, scale: float = 1.0) -> Path:
 
 
 def make_with(studio: Studio, directory: Path) -> Path:
-    """`make_miniature` with a studio at hand."""
+    """`make_miniature`, and its errors, with a studio at hand."""
     directory = directory.absolute()
     corpora_file = directory / CORPORA_FILE
     if corpora_file.exists():

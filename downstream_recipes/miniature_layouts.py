@@ -25,6 +25,7 @@ SPLIT_SPEAKERS = {"train": TRAIN_SPEAKERS, "dev": DEV_SPEAKERS, "valid": DEV_SPE
 
 
 def plain_words(text: str) -> list[str]:
+    """Lower-case words without punctuation, apostrophes kept."""
     return re.sub(r"[^a-z' ]", "", text.lower()).split()
 
 

@@ -19,6 +19,8 @@ GRACE = 20.0  # seconds that a process has to end when it is asked to
 
 @dataclass(frozen=True)
 class Running:
+    """A task at work, and where its output goes."""
+
     task: Task
     process: subprocess.Popen
     log: Path

@@ -35,7 +35,11 @@ def apply_effects_file(
 def apply_effects_tensor(
     tensor: Tensor, sample_rate: int, effects: Effects, channels_first: bool = True
 ) -> tuple[Tensor, int]:
-    """As `apply_effects_file`, for audio at hand."""
+    """As `apply_effects_file`, for audio at hand: (channel, sample), or (sample, channel), and its rate.
+
+    Raises:
+        UserError: an effect that is not here.
+    """
     audio = (tensor if channels_first else tensor.T).detach().cpu().numpy().astype(np.float64)  # (channel, sample)
     for name, *arguments in effects:
         if name not in EFFECTS:

@@ -62,6 +62,7 @@ def _dev_score(task: Task, trained: Mapping[str, Any]) -> float:
 
 
 def splits(task: Task) -> tuple[str, str]:
+    """s3prl's names of the task's dev and test parts."""
     return SPLITS.get(task.code, ("dev", "test"))
 
 
@@ -170,7 +171,11 @@ def run_emotion(suite: Suite, task: Task, folder: Path, changes: Mapping[str, An
 
 
 def run_verification(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
-    """ASV: every kept checkpoint on the test trials, the best one reported (SUPERB's rule: there is no dev set)."""
+    """ASV: every kept checkpoint on the test trials, the best one reported (SUPERB's rule: there is no dev set).
+
+    Raises:
+        UserError: the training kept no checkpoint.
+    """
     trained = train(suite, task, folder, changes)
     checkpoints = sorted(folder.glob("states-*.ckpt"), key=_step)
     if not checkpoints:

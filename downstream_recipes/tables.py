@@ -81,6 +81,8 @@ def used_metrics(rows: Sequence[Row]) -> list[Metric]:
 
 
 def cells(row: Row, metrics: Sequence[Metric], with_summary: bool) -> list[str]:
+    """A row as text: name, millions of parameters, scores (four digits for MTWV and STOI, two for others)."""
+
     def number(value: float | None, digits: int) -> str:
         return MISSING if value is None else f"{value:.{digits}f}"
 
@@ -95,6 +97,7 @@ def title(task: str) -> str:
 
 
 def header(metrics: Sequence[Metric], with_summary: bool) -> list[str]:
+    """The titles of what `cells` gives, with the direction that is better."""
     names = [f"{title(metric.task)} {TITLES[metric.name]} {'↑' if metric.higher_better else '↓'}" for metric in metrics]
     return ["Upstream", "Params (M)", *names, *(["Overall ↑", "General. ↑"] if with_summary else [])]
 

@@ -12,7 +12,9 @@ SEPARATION = ("asteroid", "pesq", "pystoi")
 
 @dataclass(frozen=True)
 class Task:
-    code: str
+    """A task of SUPERB."""
+
+    code: str  # SUPERB's
     downstream: str  # s3prl's -d
     trained: bool = True
     extra: bool = False  # not one of the ten of the SUPERB table

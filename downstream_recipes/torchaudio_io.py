@@ -13,6 +13,8 @@ BITS = {"PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "PCM_U8": 8, "PCM_S8": 8, "FLO
 
 @dataclass
 class AudioMetaData:
+    """What torchaudio.info gave; `num_frames` are samples of each channel."""
+
     sample_rate: int
     num_frames: int
     num_channels: int

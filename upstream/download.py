@@ -43,6 +43,7 @@ def is_url(text: object) -> bool:
 
 
 def cache_directory() -> Path:
+    """Where published checkpoints are kept: below torch.hub's own directory."""
     return Path(torch.hub.get_dir()) / "checkpoints" / "speech-distiller"
 
 

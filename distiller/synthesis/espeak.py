@@ -227,7 +227,11 @@ def speak(text: str, voice: Voice, prosody: Prosody | None = None) -> tuple[np.n
 
 
 def phones_of(ipa: str) -> list[str]:
-    """The phone classes of one of the library's phonemes: "ˈɑːɹ" is AA R, what has no name is SILENCE."""
+    """The phone classes of one of the library's phonemes: "ˈɑːɹ" is AA R, what has no name is SILENCE.
+
+    Raises:
+        UserError: a sound that is in none of the classes.
+    """
     if _MARKS.sub("", _UNIT.sub("", ipa)):
         raise UserError(f"the sound {ipa!r} is none of the {len(PHONES)} phone classes")
     return [_UNITS[unit] for unit in _UNIT.findall(ipa)] or [SILENCE]

@@ -60,7 +60,11 @@ def load_split(
 
 
 def plan(name: str, utterances: int | None = None) -> list[Utterance]:
-    """The utterances of a split of SPLITS."""
+    """The utterances of a split of SPLITS, or only its first `utterances`.
+
+    Raises:
+        UserError: no such split.
+    """
     if name not in SPLITS:
         raise UserError(f"the embedded corpus has no split {name!r}; its splits are {', '.join(SPLITS)}")
     split, number = SPLITS[name], list(SPLITS).index(name)

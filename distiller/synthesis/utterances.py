@@ -31,6 +31,8 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Utterance:
+    """All that determines one recording."""
+
     id: str
     speaker: str
     text: str

@@ -71,7 +71,7 @@ def set_voice(library: ctypes.CDLL, definition: str) -> None:
 
 
 def speak(library: ctypes.CDLL, request: dict) -> tuple[bytes, list[tuple[str, int]]]:
-    """The samples of one text and where each phone begins."""
+    """One text as 16-bit samples at the library's rate, and each phone's IPA with the sample at which it begins."""
     audio: list[bytes] = []
     phones: list[tuple[str, int]] = []
 
@@ -99,12 +99,14 @@ def speak(library: ctypes.CDLL, request: dict) -> tuple[bytes, list[tuple[str, i
 
 
 def write_all(descriptor: int, data: bytes) -> None:
+    """os.write may take a part only, of a pipe."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def answer(library: ctypes.CDLL, line: str) -> bytes:
+    """One request, a line of JSON, answered by a line of JSON and the samples that it announces."""
     try:
         audio, phones = speak(library, json.loads(line))
         header = {"samples": len(audio) // 2, "phones": phones}

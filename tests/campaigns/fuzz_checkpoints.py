@@ -22,7 +22,7 @@ from upstream.checkpoint import load
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
-from upstream.formats import dphubert, fairseq, huggingface, starhubert
+from upstream.formats import dphubert, fairseq, huggingface_writing, starhubert
 
 Files = dict[str, bytes]
 LAYERS = ((8, 10, 5), *((8, 3, 2),) * 4, (8, 2, 2), (16, 2, 2))
@@ -164,7 +164,7 @@ def kinds() -> dict[str, tuple[Parts, Callable[[Parts], Files]]]:
     for name, one in {"own": base, "own, WavLM": wavlm(), "own, pre-LN": large}.items():
         found[name] = {"config": json.loads(json.dumps(one.config.to_dict())), "state": one.state_dict()}, own
     for name, one in {"Hugging Face": base, "Hugging Face, WavLM": wavlm(), "Hugging Face, Large": large}.items():
-        config, preprocessor, state = huggingface.write(one)
+        config, preprocessor, state = huggingface_writing.write(one)
         parts = {"config": config, "preprocessor": preprocessor, "state": state}
         found[name] = parts, hugging_face
         found[f"{name}, .bin"] = parts, hugging_face_bin

@@ -1,4 +1,4 @@
-"""A studio without a synthesiser: fast, for what depends on the layout of a corpus and not on its sound."""
+"""A studio without a synthesiser, and a suite without s3prl: fast, for what depends on neither sound nor training."""
 
 import zlib
 from pathlib import Path
@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from downstream_recipes.miniature import make_with
+from downstream_recipes.recipes import read_corpora
 from downstream_recipes.studio import Studio
+from downstream_recipes.suite import Suite
+from tests.downstream_recipes.pretender import Pretender
 
 SCALE = 0.05
 
@@ -47,3 +50,20 @@ def own_cache(tmp_path_factory, monkeypatch) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("SPEECH_DISTILLER_CACHE", str(folder))
     return folder / "superb"
+
+
+@pytest.fixture
+def pretender(monkeypatch) -> Pretender:
+    pretender = Pretender()
+    monkeypatch.setattr(Suite, "run", lambda suite, arguments, log: pretender(suite, arguments, log))
+    monkeypatch.setattr(Suite, "_describe", lambda suite: {"states": 3, "parameters": 603_136})
+    return pretender
+
+
+@pytest.fixture
+def suite(miniature, tmp_path, pretender) -> Suite:
+    pretender.corpora = read_corpora(miniature)
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "model.safetensors").write_bytes(b"weights")
+    student = str(tmp_path / "student")
+    return Suite("starhubert", student, None, pretender.corpora, tmp_path / "out", "cpu")

@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from upstream import checkpoint
-from upstream.checkpoint import load, write_folder
+from upstream.checkpoint import load
 from upstream.errors import UserError
-from upstream.formats import huggingface
 
 FAMILIES = ("hubert", "wav2vec2", "wavlm")
 TOLERANCE = 1e-4
@@ -235,67 +234,6 @@ def test_an_index_that_names_a_path_is_refused(huggingface_folder) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"refused, weight_map names '\.\./outside\.safetensors'"):
         load(folder)
-
-
-def write_huggingface(encoder, folder: Path) -> None:
-    config, preprocessor, state = huggingface.write(encoder)
-    write_folder(folder, {"config.json": json.dumps(config), "preprocessor_config.json": json.dumps(preprocessor)})
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"conv_layers": ((16, 10, 5), *((24, 3, 2),) * 4, *((48, 2, 2),) * 2), "projection": False},
-        {"family": "wavlm"},
-        {"family": "wav2vec2", "conv_norm": "layer", "conv_bias": True, "layer_norm_first": True},
-        {"feature_norm": False, "normalize_waveform": True, "hidden_dropout": 0.1},
-        {"family": "wavlm", "conv_norm": "layer", "layer_norm_first": True, "normalize_waveform": True},
-    ],
-    ids=["no projection", "wavlm", "large", "distilhubert", "wavlm large"],
-)
-def test_ours_to_hugging_face_and_back_is_bit_identical(changes, tiny_encoder, tmp_path, waveforms) -> None:
-    from transformers import AutoFeatureExtractor, AutoModel
-
-    encoder = tiny_encoder(**changes)
-    write_huggingface(encoder, tmp_path / "export")
-    back = load(tmp_path / "export")
-    assert back.config == encoder.config
-    assert all(torch.equal(value, back.state_dict()[name]) for name, value in encoder.state_dict().items())
-    model = AutoModel.from_pretrained(tmp_path / "export").eval()
-    prepare = AutoFeatureExtractor.from_pretrained(tmp_path / "export")
-    with torch.no_grad():
-        inputs = prepare(waveforms[0].numpy(), sampling_rate=16000, return_tensors="pt").input_values
-        theirs = model(inputs, output_hidden_states=True)
-        ours = encoder(waveforms[:1])
-    mine = [*ours.hidden_states, ours.last_hidden_state]
-    reference = [*theirs.hidden_states, theirs.last_hidden_state]
-    assert max((a - b).abs().max() for a, b in zip(mine, reference, strict=True)) < TOLERANCE
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"attention_heads": ((0, 1), (0, 1, 2, 3), None)}, "different heads"),
-        ({"ffn_dims": (64, 60, 64)}, "different feed-forward widths"),
-        ({"ffn_dims": (None,) * 3}, "different feed-forward widths"),
-        ({"feature_scale": True}, "scaled per channel"),
-        ({"family": "wavlm", "feature_norm": False}, "no norm in front of the projection"),
-        ({"unpruned_channels": (16, 24, 24, 24, 24, 24, 44, 48)}, "count over pruned channels"),
-        ({"head_dim": 10}, "not embed_dim / num_heads wide"),
-    ],
-)
-def test_what_transformers_cannot_hold_is_said(changes, reason, tiny_encoder) -> None:
-    with pytest.raises(UserError, match=reason):
-        huggingface.write(tiny_encoder(**changes))
-
-
-def test_a_false_identity_projection_is_refused(tiny_encoder, tmp_path) -> None:
-    encoder = tiny_encoder(conv_layers=((16, 10, 5), *((24, 3, 2),) * 4, *((48, 2, 2),) * 2), projection=False)
-    write_huggingface(encoder, tmp_path / "export")
-    edit_weights(tmp_path / "export", lambda state: state["feature_projection.projection.weight"].mul_(2))
-    with pytest.raises(UserError, match="is no identity"):
-        load(tmp_path / "export")
 
 
 def hub_of(folder: Path, monkeypatch) -> list[str]:

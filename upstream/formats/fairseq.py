@@ -144,6 +144,7 @@ def _family(settings: Mapping[str, Any], state: Mapping[Any, Any]) -> str:
 
 
 def has_relative_positions(state: Mapping[Any, Any]) -> bool:
+    """Whether the weights are a WavLM's."""
     return any(str(key).endswith("self_attn.relative_attention_bias.weight") for key in state)
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face folders of HuBERT, WavLM and wav2vec 2.0, read and written.
+"""Hugging Face folders of HuBERT, WavLM and wav2vec 2.0: key tables and reading; `huggingface_writing` writes them.
 
 The names are those of `transformers`' HubertModel, WavLMModel and Wav2Vec2Model; Base has a group norm after the first
 convolution and post-LN layers, Large (XLS-R included) layer norms and pre-LN layers, DistilHuBERT two layers and no
@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, equal, eye, zeros
+from torch import Tensor, equal, eye
 
-from ..config import FAMILIES, SAMPLE_RATE, EncoderConfig
+from ..config import FAMILIES, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError
 from .files import read_json, read_safetensors, read_torch
@@ -243,101 +243,9 @@ def _read_shard(path: Path) -> dict[str, Any]:
 
 
 def _without_identity(state: dict[str, Any], width: int, source: Path) -> dict[str, Any]:
-    """Leave out the projection that `write` put where the encoder has none."""
+    """Leave out the projection that `huggingface_writing` put where the encoder has none."""
     weight, bias = (state.pop(f"feature_projection.projection.{name}", None) for name in ("weight", "bias"))
     is_identity = isinstance(weight, Tensor) and isinstance(bias, Tensor) and not bias.any()
     if not is_identity or weight.shape != (width, width) or not equal(weight.float(), eye(width)):
         raise UserError(f"{source}: {IDENTITY_PROJECTION} is set but feature_projection.projection is no identity")
     return state
-
-
-def write(encoder: SpeechEncoder) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """config.json, preprocessor_config.json and weights with which `transformers` opens the encoder without our code.
-
-    Where the encoder has no projection the weights have an identity.
-
-    Raises:
-        UserError: the encoder has a structure that the plain classes lack; the sentence says which.
-    """
-    config = encoder.config
-    _check_plain(config)
-    state = TABLE.to_foreign(encoder.state_dict())
-    own: dict[str, Any] = {NORMALIZE_WAVEFORM: config.normalize_waveform, NORMALIZE_EPS: config.normalize_eps}
-    if not config.projection:
-        own[IDENTITY_PROJECTION] = True
-        state["feature_projection.projection.weight"] = eye(config.embed_dim)
-        state["feature_projection.projection.bias"] = zeros(config.embed_dim)
-    return {**_config_values(config), **own}, preprocessor(config), state
-
-
-def preprocessor(config: EncoderConfig) -> dict[str, Any]:
-    """preprocessor_config.json: what `AutoFeatureExtractor` needs to prepare waveforms."""
-    return {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "feature_size": 1,
-        "sampling_rate": SAMPLE_RATE,
-        "padding_value": 0.0,
-        "padding_side": "right",
-        "do_normalize": config.normalize_waveform,
-        "return_attention_mask": True,
-    }
-
-
-def _config_values(config: EncoderConfig) -> dict[str, Any]:
-    channels, kernels, strides = (list(column) for column in zip(*config.conv_layers, strict=True))
-    class_name = {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}[config.family]
-    values = {
-        "architectures": [class_name],
-        "model_type": config.family,
-        "hidden_size": config.embed_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.ffn_dims[0],
-        "hidden_act": "gelu",
-        "conv_dim": channels,
-        "conv_kernel": kernels,
-        "conv_stride": strides,
-        "conv_bias": config.conv_bias,
-        "feat_extract_norm": config.conv_norm,
-        "feat_extract_activation": "gelu",
-        "do_stable_layer_norm": config.layer_norm_first,
-        "num_conv_pos_embeddings": config.positional_kernel,
-        "num_conv_pos_embedding_groups": config.positional_groups,
-        "layer_norm_eps": config.layer_norm_eps,
-        "feat_proj_dropout": config.feature_dropout,
-        "hidden_dropout": config.hidden_dropout,
-        "attention_dropout": config.attention_dropout,
-        "activation_dropout": config.activation_dropout,
-        "layerdrop": 0.0,
-        "mask_time_prob": 0.0,  # students are trained without masks and have no mask embedding
-    }
-    if config.family == "hubert":
-        values["feat_proj_layer_norm"] = config.feature_norm
-    if config.relative_position:
-        values |= {"num_buckets": config.relative_buckets, "max_bucket_distance": config.relative_max_distance}
-    return values
-
-
-def is_plain(config: EncoderConfig) -> bool:
-    """Whether `transformers`' own classes can hold the encoder."""
-    return not _obstacles(config)
-
-
-def _check_plain(config: EncoderConfig) -> None:
-    found = _obstacles(config)
-    if found:
-        raise UserError(f"the plain classes of transformers cannot hold this encoder: {' and '.join(found)}")
-
-
-def _obstacles(config: EncoderConfig) -> list[str]:
-    every_head = tuple(range(config.num_heads))
-    obstacles = {
-        "its layers have different heads": set(config.attention_heads) != {every_head},
-        "its layers have different feed-forward widths": len(set(config.ffn_dims)) > 1 or not config.ffn_dims[0],
-        "its heads are not embed_dim / num_heads wide": config.num_heads * config.head_dim != config.embed_dim,
-        "its last convolution is scaled per channel": config.feature_scale,
-        "it drops frames beyond a multiple": config.frame_multiple != 1,
-        "its layer norms count over pruned channels": bool(config.unpruned_channels),
-        "it has no norm in front of the projection": not config.feature_norm and config.family != "hubert",
-    }
-    return [reason for reason, holds in obstacles.items() if holds]
