@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from distiller.files import expanded
 from distiller.skipped import Skipped, SkippedLog, check_share
 from distiller.strict import require
 from upstream.errors import UserError
@@ -113,9 +114,10 @@ def open_corpus(config: CorpusConfig, cache: Path | None = None, min_samples: in
     if not config.validation and config.path != EMBEDDED:
         train, validation = _hold_out(train, config.validation_share)
     if not train or not validation:
+        shortest, longest = min(durations, default=0), max(durations, default=0)
         raise UserError(
             f"{config.path} has too little to train and validate on: {len(train)} and {len(validation)} of its "
-            f"{len(durations)} utterances ({min(durations):.3g} to {max(durations):.3g} s long) last "
+            f"{len(durations)} utterances ({shortest:.3g} to {longest:.3g} s long) last "
             f"from {config.min_seconds:g} to {config.longest:g} s (corpus.min_seconds, .max_seconds, .batch_seconds)"
         )
     return Corpus(
@@ -142,7 +144,7 @@ def _scanned(config: CorpusConfig, cache: Path | None) -> "tuple[list[DataCut], 
     """The cuts of the subsets to train and to validate on, and what of either has no readable header."""
     from distiller.scanning import locate, scan_cached
 
-    path = Path(config.path).expanduser().absolute()
+    path = expanded(config.path).absolute()
     root, sources = locate(path, config.subsets + config.validation)
     scans = [scan_cached(source, root, cache) for source in sources]
     of_train = len(sources) - len(config.validation)

@@ -1,7 +1,7 @@
 """Audio files to 16 kHz mono samples, or the reason why not."""
 
 import warnings
-from math import gcd
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 from distiller.progress import quiet_stderr
 
 SAMPLE_RATE = 16_000
+MAX_RATE = 1_048_575  # Hz: the highest that FLAC knows, and beyond any recorder
+MAX_DENOMINATOR = 2**16  # of the ratio of two rates: the filter is 20 times as long; off by less than 2e-5 beyond it
 TOLERANCE = 0.025  # seconds by which a file's samples may differ from what its header or manifest says
 
 # libsndfile reads every format promised here; Lhotse's own choice would try decoders that are not installed.
@@ -32,16 +34,18 @@ class Undecodable(Exception):
 def decode(cut: DataCut, min_samples: int = 400) -> Tensor:
     """(sample,) float32 at 16 kHz, the mean of the cut's channels.
 
-    Resampling is scipy's polyphase filter: its memory does not grow with the ratio, where torchaudio's kernel (Lhotse's
-    choice) takes 10 GB for a rate that shares no factor with 16 kHz.
+    Resampling is scipy's polyphase filter, of at most 10 MB, where torchaudio's kernel (Lhotse's choice) takes 10 GB
+    for a rate that shares no factor with 16 kHz.
 
     Args:
         min_samples: the extractor's receptive field, the least that gives a frame.
 
     Raises:
-        Undecodable: the file is broken, its length is not what was declared, or its samples are not finite, all zero or
-            too few.
+        Undecodable: the file is broken, its length is not what was declared, its rate is none of a recorder, or its
+            samples are not finite, all zero or too few.
     """
+    if cut.sampling_rate > MAX_RATE:
+        raise Undecodable(f"its sampling rate is {cut.sampling_rate} Hz, above {MAX_RATE} Hz")
     try:
         with quiet_stderr():
             channels = _in_memory(cut).load_audio()
@@ -56,8 +60,8 @@ def decode(cut: DataCut, min_samples: int = 400) -> Tensor:
         raise Undecodable("all its samples are zero")
     resampled = samples
     if cut.sampling_rate != SAMPLE_RATE:
-        divisor = gcd(SAMPLE_RATE, cut.sampling_rate)
-        resampled = resample_poly(samples, SAMPLE_RATE // divisor, cut.sampling_rate // divisor)
+        ratio = Fraction(SAMPLE_RATE, cut.sampling_rate).limit_denominator(MAX_DENOMINATOR)
+        resampled = resample_poly(samples, ratio.numerator, ratio.denominator)
     if resampled.size < min_samples:
         raise Undecodable(too_few(resampled.size, min_samples))
     return torch.from_numpy(np.ascontiguousarray(resampled, dtype=np.float32))

@@ -16,6 +16,14 @@ from upstream.files import sync_directory
 PART = ".part-"  # begins the names of files being written
 
 
+def expanded(path: str | Path) -> Path:
+    """`path` with a leading ~ or ~USER as the home folder; as it is where there is no such folder."""
+    try:
+        return Path(path).expanduser()
+    except (RuntimeError, ValueError):  # no such user, or a name that none can have
+        return Path(path)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, with the same ending, that becomes `path` when the block ends well.

@@ -1,15 +1,14 @@
 """What a recipe would do and cost, said without doing any of it: nothing is trained, downloaded or written."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from distiller.corpus import EMBEDDED, hours, open_corpus
 from distiller.devices import device_count
+from distiller.files import expanded
 from distiller.pruning import Pruning
 from distiller.recipe import Recipe, to_yaml
 from distiller.students import SHAPES
@@ -18,8 +17,8 @@ from upstream.checkpoint import load
 from upstream.config import EncoderConfig
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
-from upstream.errors import UserError
 from upstream.formats import huggingface
+from upstream.formats.files import read_json
 
 FAMILIES = {"hubert": "HuBERT", "wavlm": "WavLM", "wav2vec2": "wav2vec 2.0"}
 LARGE: dict[str, Any] = {  # settings of transformers
@@ -74,7 +73,7 @@ def teacher_shape(name: str) -> tuple[EncoderConfig, bool]:
     Raises:
         UserError: its config.json cannot be read, or holds what is not supported.
     """
-    path = EMBEDDED_TEACHER if name == "embedded" else Path(name).expanduser()
+    path = EMBEDDED_TEACHER if name == "embedded" else expanded(name)
     config = path / "config.json" if os.path.exists(path) else _in_hub_cache(name)
     if config is None:
         plain = name.lower().replace("-", "")
@@ -83,10 +82,7 @@ def teacher_shape(name: str) -> tuple[EncoderConfig, bool]:
         return huggingface.parse_config({"model_type": family, **size}, False, name), False
     if not config.is_file():  # one of the formats that keep the shape beside the weights
         return load(path).config, True
-    try:
-        values: Any = json.loads(config.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{config} cannot be read: {error}") from error
+    values = read_json(config)
     if huggingface.matches(values):
         return huggingface.parse_config(values, False, str(config)), True
     return EncoderConfig.from_dict(values, str(config)), True
@@ -141,7 +137,7 @@ def _epoch(recipe: Recipe, devices: int, min_samples: int) -> tuple[float | None
         from distiller.synthesis import SPLITS
 
         return SPLITS["train"].utterances * EMBEDDED_SECONDS / 3600, None
-    if not os.path.exists(Path(config.path).expanduser()):
+    if not os.path.exists(expanded(config.path)):
         known = bool(config.subsets) and set(config.subsets) <= set(LIBRISPEECH_HOURS)
         return sum(LIBRISPEECH_HOURS[name] for name in config.subsets) if known else None, None
     from distiller.batching import WindowSampler, windows_per_epoch

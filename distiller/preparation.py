@@ -13,7 +13,7 @@ from lhotse.cut.data import DataCut
 from torch.utils.data import DataLoader, Dataset
 
 from distiller import preparation_format as layout
-from distiller.files import sweep, write_json
+from distiller.files import expanded, sweep, write_json
 from distiller.output import claimed
 from distiller.preparation_format import ALL, PREPARATION, SKIPPED, Shard, is_prepared
 from distiller.preparation_shards import Format, Work, write_shard
@@ -58,7 +58,7 @@ def prepare(
         UserError: as `open_corpus`; `output` cannot be written, or holds another corpus or other files; the corpus, or
             a worker, went away.
     """
-    corpus = corpus.expanduser().absolute()
+    corpus = expanded(corpus).absolute()
     asked = {
         "version": layout.VERSION, "corpus": str(corpus), "subsets": subsets or [], "format": format,
         "shard_seconds": shard_seconds,

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from distiller.batching import Batch, load_batch
 from distiller.corpus import EMBEDDED, CorpusConfig, open_corpus
 from distiller.decoding import SAMPLE_RATE, decode
+from distiller.files import expanded
 from distiller.preparation import prepare
 from distiller.preparation_shards import FULL_SCALE
 from distiller.progress import progress
@@ -68,7 +69,7 @@ def benchmark(
         UserError: as `open_corpus`; no room for the files in the system's temporary folder.
     """
     torch.set_num_threads(1)
-    path = EMBEDDED if corpus is None else str(corpus.expanduser().absolute())
+    path = EMBEDDED if corpus is None else str(expanded(corpus).absolute())
     cuts = some(list(open_corpus(CorpusConfig(path=path, subsets=subsets)).train), 60 * minutes)
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -263,7 +263,7 @@ def _section_type(name: str, values: Mapping[str, Any]) -> type | None:
         known, chosen = reference(), _chosen(name, values)
         if chosen == UNSET:
             raise UserError(f"{CHOICES[name]} is not set; it must be {one_of(chosen, known)}")
-        require(chosen in known, CHOICES[name], chosen, one_of(chosen, known))
+        require(isinstance(chosen, str) and chosen in known, CHOICES[name], chosen, one_of(chosen, known))
         reference = known[chosen]
     if not isinstance(reference, str):
         return reference

@@ -9,9 +9,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
+from distiller.files import expanded
 from distiller.strict import one_of
 from upstream.errors import UserError
 
+# What reading YAML raises: ValueError is for text that is not UTF-8, and for dates and numbers that are none.
+INVALID = (YAMLError, OmegaConfBaseException, ValueError, RecursionError)
 RECIPES = Path(__file__).parent / "recipes"
 
 # Sections whose keys depend on a name, and the key that holds it.
@@ -48,7 +51,7 @@ def read(name_or_file: str | Path, extended_by: tuple[Path, ...] = ()) -> dict[s
         values: Any = OmegaConf.to_container(OmegaConf.load(path))
     except OSError as error:
         raise UserError(f"recipe {path} cannot be read: {error.strerror or error}") from error
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except INVALID as error:
         raise UserError(f"recipe {path} is not valid YAML: {_reason(error)}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"recipe {path} is not a mapping of sections")
@@ -66,11 +69,11 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
-            raise UserError(f"argument {override!r} is not of the form key=value, such as optimizer.lr=1e-3")
+            raise UserError(f"argument {override!r:.200} is not of the form key=value, such as optimizer.lr=1e-3")
         try:
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-        except (YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"the value of {override} is not valid YAML: {_reason(error)}") from error
+        except INVALID as error:
+            raise UserError(f"the value of {override:.200} is not valid YAML: {_reason(error)}") from error
         values = _merge(values, _named(parsed))
     return values
 
@@ -105,7 +108,7 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any], ignore: Collection[st
 def _locate(name_or_file: str | Path, folder: Path) -> Path:
     text = str(name_or_file)
     if isinstance(name_or_file, Path) or "/" in text or text.endswith((".yaml", ".yml")):
-        path = (folder / Path(text).expanduser()).resolve()
+        path = (folder / expanded(text)).resolve()
         if not path.is_file():
             raise UserError(f"recipe file {text} does not exist; shipped recipes are {', '.join(shipped())}")
         return path

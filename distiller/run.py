@@ -20,6 +20,7 @@ from types import FrameType
 from typing import NoReturn
 
 from distiller.devices import place, rank
+from distiller.files import expanded
 from distiller.output import check_same_recipe, claimed, is_finished, prepare
 from distiller.recipe import Recipe, resolve
 from distiller.recipe_values import methods, shipped
@@ -131,13 +132,13 @@ def located(recipe: Recipe, dry: bool = False) -> Recipe:
 
 def _absolute(name: str) -> str | None:
     """`embedded` itself, the absolute path of something that exists, or None."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     return name if name == "embedded" else str(path.resolve()) if os.path.exists(path) else None
 
 
 def _expected(name: str, third: str) -> str:
     """What could stand for a path that is not there: its nearest neighbour in the folder, if any."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     siblings = os.listdir(path.parent) if os.path.isdir(path.parent) and os.access(path.parent, os.R_OK) else []
     meant = nearest(path.name, ["embedded", *siblings])
     suggestion = f"; did you mean {meant if meant == 'embedded' else path.with_name(meant)}?" if meant else ""

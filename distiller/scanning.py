@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import soundfile
 from lhotse import AudioSource, CutSet, Recording
-from lhotse.cut import Cut
 from lhotse.cut.data import DataCut
 from lhotse.lazy import LazyManifestIterator
 from lhotse.serialization import deserialize_item
@@ -25,6 +24,7 @@ from lhotse.utils import fastcopy
 
 from distiller.decoding import reason, sources
 from distiller.files import write_with
+from distiller.manifests import plain, read_items, wrong, wrong_recording
 from distiller.preparation_format import is_prepared, read_prepared
 from distiller.preparation_format import sources as prepared_sources
 from distiller.progress import progress, quiet_stderr
@@ -116,7 +116,7 @@ def scan(source: Path, root: Path) -> tuple[list[DataCut], list[Skipped]]:
     return [item for item in found if isinstance(item, DataCut)], [item for item in found if isinstance(item, Skipped)]
 
 
-def _scan(source: Path, root: Path) -> Iterable[DataCut | Skipped]:
+def _scan(source: Path, root: Path, listed_in: tuple[Path, ...] = ()) -> Iterable[DataCut | Skipped]:
     if is_prepared(root):
         return read_prepared(source)
     if source.is_dir():
@@ -124,16 +124,32 @@ def _scan(source: Path, root: Path) -> Iterable[DataCut | Skipped]:
         if shards and any(source.glob("recording*.tar")):
             return chain.from_iterable(_in_threads(_shard, shards, f"Shards of {source.name}"))
         return _in_threads(lambda path: _file(path, root), _audio_files(source), f"Headers of {source.name}")
-    if source.name.lower().endswith(AUDIO):
+    if _is_audio(source):
         return _in_threads(lambda path: _file(path, root), [source], source.name)
     if source.name.endswith(MANIFEST):
         return _manifest(source)
     if source.name.endswith(LIST):
-        lines = [line.strip() for line in _read(source).splitlines()]
-        return chain.from_iterable(_scan(source.parent / line, root) for line in lines if line)
+        return _listed(source, root, listed_in)
     endings = ", ".join((*AUDIO, *MANIFEST, *LIST))
     problem = "is no corpus" if source.exists() else "does not exist"
     raise UserError(f"{source} {problem}; it could be a folder, or a file that ends in one of {endings}")
+
+
+def _is_audio(path: Path) -> bool:
+    return path.name.lower().endswith(AUDIO) and not path.is_dir()
+
+
+def _listed(source: Path, root: Path, listed_in: tuple[Path, ...]) -> Iterable[DataCut | Skipped]:
+    """What a list names, in its order; the headers of all its audio files are read together."""
+    if source.resolve() in listed_in:
+        raise UserError(f"list {source} lists itself")
+    lines = [line.strip() for line in _read(source).splitlines()]
+    paths = [source.parent / line for line in lines if line]
+    audio = list(dict.fromkeys(filter(_is_audio, paths)))
+    headers = _in_threads(lambda path: _file(path, root), audio, f"Headers of {source.name}")
+    found = dict(zip(audio, headers, strict=True))
+    inside = (*listed_in, source.resolve())
+    return chain.from_iterable([found[path]] if path in found else _scan(path, root, inside) for path in paths)
 
 
 def _audio_files(folder: Path) -> list[Path]:
@@ -184,7 +200,7 @@ def _header(path: str) -> Any:
 
 def _manifest(path: Path) -> list[DataCut | Skipped]:
     """The cuts of a Lhotse manifest; of its recordings, the whole of each."""
-    candidates = [_plain(item, path) for item in _items(path)]
+    candidates = [plain(item, path) for item in read_items(path)]
     cuts = [candidate for candidate in candidates if isinstance(candidate, DataCut)]
     paths = sorted({source.source for cut in cuts for source in sources(cut)})
     headers = _in_threads(_header, paths, f"Headers of {path.name}")
@@ -196,42 +212,30 @@ def _manifest(path: Path) -> list[DataCut | Skipped]:
     return [checked(candidate) if isinstance(candidate, DataCut) else candidate for candidate in candidates]
 
 
-def _plain(item: Any, manifest: Path) -> DataCut | Skipped:
-    """A cut without what distillation does not use; only audio files are opened, no address and no shell command."""
-    if not isinstance(item, (Recording, Cut)):
-        raise UserError(f"manifest {manifest} holds a {type(item).__name__}; it must hold recordings or cuts")
-    cut = item.to_cut() if isinstance(item, Recording) else item
-    if not isinstance(cut, DataCut) or cut.recording is None:
-        return Skipped(f"{manifest}:{cut.id}", f"a {type(cut).__name__} that is not a part of one recording")
-    other = {source.type for source in sources(cut)} - {"file"}
-    if other:
-        return Skipped(f"{manifest}:{cut.id}", f"its audio is of type {other.pop()!r}; only files are read")
-    files = [fastcopy(source, source=os.path.abspath(str(source.source))) for source in sources(cut)]
-    recording = fastcopy(cut.recording, sources=files)
-    return fastcopy(cut, recording=recording, supervisions=[], features=None, custom=None)
-
-
 def _shard(manifest: Path) -> list[DataCut | Skipped]:
     """The cuts of one Shar manifest, each with the place of its audio in the tar beside it."""
     archive = manifest.with_name(re.sub(r"^cuts(.*)\.jsonl(\.gz)?$", r"recording\1.tar", manifest.name))
     members = _members(archive)
 
-    def located(cut: DataCut) -> DataCut | Skipped:
-        if cut.id not in members:
-            return Skipped(f"{archive}/{cut.id}", "the archive does not hold it whole")
+    def located(cut: Any) -> DataCut | Skipped:
+        if not isinstance(cut, DataCut) or not isinstance(cut.id, str) or cut.id not in members:
+            return Skipped(f"{archive}/{getattr(cut, 'id', '')}", "the archive does not hold it whole")
         recording, member = members[cut.id]
-        source = fastcopy(recording.sources[0], type="file", source=f"{archive}/{member.name}")
+        if wrong_recording(recording) is None:
+            source = fastcopy(recording.sources[0], type="file", source=f"{archive}/{member.name}")
+            recording = fastcopy(recording, sources=[source])
         span = {"archive": str(archive), "offset": member.offset_data, "size": member.size}
-        recording = fastcopy(recording, sources=[source])
-        return fastcopy(cut, recording=recording, supervisions=[], features=None, custom={"span": span})
+        cut = fastcopy(cut, recording=recording, supervisions=[], features=None, custom={"span": span})
+        problem = wrong(cut)
+        return cut if problem is None else Skipped(f"{archive}/{cut.id}", problem)
 
-    return [located(cut) for cut in _items(manifest)]
+    return [located(cut) for cut in read_items(manifest)]
 
 
-def _members(archive: Path) -> dict[str, tuple[Recording, tarfile.TarInfo]]:
+def _members(archive: Path) -> dict[str, tuple[Any, tarfile.TarInfo]]:
     """By cut id: recording and audio member of a Shar tar; of a damaged one, what comes before the damage."""
     audio: dict[str, tarfile.TarInfo] = {}
-    members: dict[str, tuple[Recording, tarfile.TarInfo]] = {}
+    members: dict[str, tuple[Any, tarfile.TarInfo]] = {}
     try:
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
@@ -240,18 +244,9 @@ def _members(archive: Path) -> dict[str, tuple[Recording, tarfile.TarInfo]]:
                     members[name] = (deserialize_item(json.load(file)), audio[name])
                 else:
                     audio[name] = member
-    except (OSError, tarfile.TarError, ValueError, KeyError):
+    except Exception:  # tarfile's, JSON's and Lhotse's, each its own
         pass  # each cut that is missing now is reported by name
     return members
-
-
-def _items(manifest: Path) -> list[Any]:
-    try:
-        return list(LazyManifestIterator(manifest))
-    except OSError as error:
-        raise UserError(f"manifest {manifest} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # not gzip, not JSON, not Lhotse's: each raises its own
-        raise UserError(f"manifest {manifest} is not a Lhotse manifest: {str(error).splitlines()[0]}") from error
 
 
 def _read(path: Path) -> str:

@@ -10,18 +10,19 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from upstream.errors import UserError
 
 T = TypeVar("T")
+_REFUSED = (OmegaConfBaseException, TypeError)  # the latter where a mapping is given for a list
 UNSET = "???"  # OmegaConf's mark for a value that a recipe leaves to its user
 
 
 def require(holds: bool, key: str, value: object, allowed: str) -> None:
     """Raises: UserError: "KEY is VALUE, but it must be ALLOWED", unless `holds`."""
     if not holds:
-        raise UserError(f"{key} is {value!r}, but it must be {allowed}")
+        raise UserError(f"{key} is {value!r:.200}, but it must be {allowed}")
 
 
 def nearest(value: object, allowed: Collection[str]) -> str | None:
@@ -86,21 +87,40 @@ def _converted(cls: type, values: Mapping[str, Any], prefix: str) -> dict[str, A
 
     def convert(some: Mapping[str, Any]) -> dict[str, Any]:
         merged: Any = OmegaConf.merge(schema, some)
-        return {
+        plain = {
             key: OmegaConf.to_object(merged[key]) if OmegaConf.is_config(merged[key]) else merged[key] for key in some
         }
+        if not all(_fits(value, hints[key]) for key, value in plain.items()):
+            raise ValidationError
+        return plain
 
+    hints = get_type_hints(cls)
     try:
         return convert(values)
-    except OmegaConfBaseException:  # which of them it was, it does not always say
+    except _REFUSED:  # which of them it was, it does not always say
         for key, value in values.items():
             try:
                 convert({key: value})
-            except OmegaConfBaseException as error:
-                hint = get_type_hints(cls)[key]
+            except _REFUSED as error:
+                hint = hints[key]
                 allowed = one_of(value, get_args(hint)) if get_origin(hint) is Literal else _describe(hint)
-                raise UserError(f"{prefix}{key} is {value!r}, but it must be {allowed}") from error
+                raise UserError(f"{prefix}{key} is {value!r:.200}, but it must be {allowed}") from error
         raise
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a converted value is what its type says, to the last entry: OmegaConf takes a list for any entry."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in args)
+    if origin in (list, tuple):
+        if not isinstance(value, origin):
+            return False
+        entries = args if origin is tuple and ... not in args else args[:1] * len(value)
+        return len(value) == len(entries) and all(map(_fits, value, entries))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(one, args[1]) for one in value.values())
+    return value in args if origin is Literal else hint is Any or isinstance(value, hint)
 
 
 def _describe(hint: Any) -> str:

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from distiller.files import expanded
+
 
 def cache_directory() -> Path:
     """$SPEECH_DISTILLER_CACHE, else speech-distiller/ in the user's cache directory, and there superb/."""
     chosen = os.environ.get("SPEECH_DISTILLER_CACHE")
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     root = Path(chosen) if chosen else Path(caches) / "speech-distiller"
-    return root.expanduser().absolute() / "superb"
+    return expanded(root).absolute() / "superb"
 
 
 def corpus_key(root: str | Path) -> str:

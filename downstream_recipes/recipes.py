@@ -15,6 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from distiller.files import expanded
 from downstream_recipes import preparation
 from upstream.errors import UserError
 
@@ -74,7 +75,7 @@ def _absolute(value: Any, folder: Path) -> Any:
     """Paths of the file, relative to its folder."""
     if isinstance(value, list):
         return [_absolute(item, folder) for item in value]
-    return None if value is None else str((folder / Path(str(value)).expanduser()).resolve())
+    return None if value is None else str((folder / expanded(str(value))).resolve())
 
 
 def resolve(

@@ -98,6 +98,8 @@ class EncoderConfig:
         Raises:
             UserError: an unknown or missing key or a value of the wrong type, naming `source` and the key.
         """
+        if not isinstance(values, Mapping):
+            raise UserError(f"{source}: holds a {type(values).__name__}, not an object with keys")
         known = {field.name: field for field in fields(cls)}
         for key in values:
             if key not in known:

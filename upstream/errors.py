@@ -1,5 +1,15 @@
 """The one exception that stands for a mistake of the user's: command lines print it as a single line."""
 
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
 
 class UserError(ValueError):
-    """A wrong input (file, key, value, path), said in one sentence that names it and what is allowed."""
+    """A wrong input (file, key, value, path), said in one sentence that names it and what is allowed.
+
+    Names and values may come from anywhere: what would break the line, or steer a terminal, becomes a space.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(_CONTROL.sub(" ", sentence))

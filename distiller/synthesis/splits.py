@@ -9,6 +9,7 @@ import numpy as np
 from lhotse import CutSet
 from lhotse.cut import Cut
 
+from distiller.files import expanded
 from distiller.synthesis.espeak import PHONES, SAMPLE_RATE
 from distiller.synthesis.sentences import sentence
 from distiller.synthesis.shards import synthesise
@@ -96,7 +97,7 @@ def cache_directory() -> Path:
     chosen = os.environ.get("SPEECH_DISTILLER_CACHE")
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     root = Path(chosen) if chosen else Path(caches) / "speech-distiller"
-    return root.expanduser().absolute() / "synthesis"
+    return expanded(root).absolute() / "synthesis"
 
 
 def phone_targets(cut: Cut, frames: int) -> np.ndarray:

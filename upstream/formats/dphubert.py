@@ -13,7 +13,7 @@ from torch import Tensor, tensor, zeros
 from ..config import EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError
-from .keys import Key, KeyTable, build, listed
+from .keys import Key, KeyTable, build, chosen, listed, plain_settings
 
 NAME = "DPHuBERT or DPWavLM .pth"
 
@@ -105,7 +105,7 @@ def read(content: Mapping[str, Any], path: Path, model_config: Path | None) -> S
         _select_heads(config, state)
         if RELATIVE_TABLE not in state and config.attention_heads[0] is None:
             # The table went with its layer's attention, and without it later layers attend without a bias.
-            state[RELATIVE_TABLE] = zeros(config.relative_buckets, config.num_heads)
+            state[RELATIVE_TABLE] = zeros(1).expand(config.relative_buckets, config.num_heads)
     if config.layer_norm_first:
         _drop_unused_norms(config, state)
     return build(config, state, str(path), TABLE)
@@ -120,14 +120,12 @@ def parse_config(values: Mapping[str, Any], feature_scale: bool, source: str) ->
     unknown = [str(key) for key in values if key not in (*REQUIRED, *WAVLM, *OPTIONAL)]
     if unknown:
         raise UserError(f"{source}: its config has unknown {listed(unknown)}")
+    values = plain_settings(values, (*REQUIRED, *WAVLM, *OPTIONAL), source)
     relative = any(key in values for key in WAVLM)
     needed = (*REQUIRED, *(WAVLM if relative else ("encoder_num_heads",)))
     missing = [key for key in needed if key not in values]
     if missing:
         raise UserError(f"{source}: its config lacks {listed(missing)}")
-    if values["extractor_mode"] not in EXTRACTORS:
-        allowed = ", ".join(EXTRACTORS)
-        raise UserError(f"{source}: extractor_mode is {values['extractor_mode']!r:.60}; allowed are {allowed}")
     width = values["encoder_embed_dim"]
     num_heads, head_dim, attention = (_wavlm_heads if relative else _hubert_heads)(values, source)
     used = _per_layer(values, "encoder_use_feed_forward", source, default=True)
@@ -142,7 +140,7 @@ def parse_config(values: Mapping[str, Any], feature_scale: bool, source: str) ->
             "ffn_dims": [units if there and units else None for units, there in zip(inner, used, strict=True)],
             "conv_layers": values["extractor_conv_layer_config"],
             "conv_bias": values["extractor_conv_bias"],
-            "conv_norm": EXTRACTORS[values["extractor_mode"]],
+            "conv_norm": chosen(values["extractor_mode"], EXTRACTORS, f"{source}: extractor_mode"),
             "feature_scale": feature_scale,
             "positional_kernel": values["encoder_pos_conv_kernel"],
             "positional_groups": values["encoder_pos_conv_groups"],

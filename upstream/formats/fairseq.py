@@ -5,6 +5,7 @@ WavLM's authors {"model", "cfg"} with a flat "cfg". The names of parameters and 
 STaR's checkpoints too.
 """
 
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ..config import BASE_CONV_LAYERS, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError
 from .convolutions import parse_conv_layers
-from .keys import Key, KeyTable, build
+from .keys import Key, KeyTable, build, chosen, plain_settings
 
 NAME = "fairseq or s3prl-converted .pt of HuBERT, WavLM and wav2vec 2.0"
 
@@ -87,6 +88,9 @@ REQUIRED: Mapping[str, tuple[Any, ...]] = {
     "deep_norm": (False,),
 }
 
+# All settings that are looked at.
+SETTINGS = (*REQUIRED, *DEFAULTS, "_name", "arch", "relative_position_embedding")
+
 EXTRACTORS = {"default": "group", "layer_norm": "layer"}
 
 
@@ -109,6 +113,7 @@ def read(content: Mapping[str, Any], path: Path, model_config: Path | None) -> S
     state = content.get("model_weight", content.get("model"))
     if not isinstance(state, Mapping):
         raise UserError(f"{path}: its model is a {type(state).__name__}, not a dictionary of weights")
+    settings = plain_settings(settings, SETTINGS, str(path))
     family = _family(settings, state)
     return build(parse_settings(settings, family, normalize, str(path)), state, str(path), TABLE)
 
@@ -118,8 +123,10 @@ def _settings(content: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any
     if "model_weight" in content:
         model, task = content.get("model_cfg"), content.get("task_cfg")
     else:
-        whole = content.get("cfg") or content.get("args")
-        whole = vars(whole) if hasattr(whole, "__dict__") else whole  # an argparse.Namespace
+        whole = content.get("cfg")
+        if whole is None or (isinstance(whole, Mapping) and not whole):
+            whole = content.get("args")
+        whole = vars(whole) if isinstance(whole, Namespace) else whole
         model, task = whole, whole
         if isinstance(whole, Mapping) and isinstance(whole.get("model"), Mapping):
             model, task = whole["model"], whole.get("task")
@@ -151,9 +158,6 @@ def parse_settings(settings: Mapping[str, Any], family: str, normalize: bool, so
         if key in settings and settings[key] not in allowed:
             raise UserError(f"{source}: {key} is {settings[key]!r:.60}; only {allowed[0]!r} is supported")
     known = {**DEFAULTS, **{key: settings[key] for key in DEFAULTS if settings.get(key) is not None}}
-    if known["extractor_mode"] not in EXTRACTORS:
-        allowed = ", ".join(EXTRACTORS)
-        raise UserError(f"{source}: extractor_mode is {known['extractor_mode']!r:.60}; allowed are {allowed}")
     layers, heads, width = (
         _counted(known, key, source) for key in ("encoder_layers", "encoder_attention_heads", "encoder_embed_dim")
     )
@@ -170,7 +174,7 @@ def parse_settings(settings: Mapping[str, Any], family: str, normalize: bool, so
             "ffn_dims": [known["encoder_ffn_embed_dim"]] * layers,
             "conv_layers": conv_layers,
             "conv_bias": known["conv_bias"],
-            "conv_norm": EXTRACTORS[known["extractor_mode"]],
+            "conv_norm": chosen(known["extractor_mode"], EXTRACTORS, f"{source}: extractor_mode"),
             "frame_multiple": known["crop_seq_to_multiple"],
             "projection": conv_layers[-1][0] != width,  # fairseq has one only where the widths differ
             "positional_kernel": known["conv_pos"],

@@ -15,6 +15,7 @@ from ..errors import UserError
 
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_LISTED = 20  # keys that one error names
+MAX_SHARED = 2**24  # bytes by which weights that share memory may grow when each gets its own
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,43 @@ def build(config: EncoderConfig, state: Mapping[Any, Any], source: str, table: K
     unexpected = [table.foreign_name(name) for name in found if name not in expected]
     if unexpected:
         raise UserError(f"{source}: {listed(unexpected)} that the configuration has no place for")
-    weights = {
-        name: _weight(found[name], tuple(like.shape), f"{source}: '{table.foreign_name(name)}'")
-        for name, like in expected.items()
-    }
+    places = {name: f"{source}: '{table.foreign_name(name)}'" for name in expected}
+    for name, like in expected.items():
+        _check(found[name], tuple(like.shape), places[name])
+    _check_shared([found[name] for name in expected], source)
+    weights = {name: _weight(found[name], tuple(like.shape), places[name]) for name, like in expected.items()}
     encoder.load_state_dict(weights, assign=True)
     return encoder.eval()
+
+
+def plain_settings(values: Mapping[Any, Any], keys: Iterable[str], source: str) -> dict[str, Any]:
+    """Those of `keys` that a configuration has: numbers, text and lists of them, though a pickle may hold anything.
+
+    Raises:
+        UserError: a value that no setting can be.
+    """
+    found = {key: values[key] for key in keys if key in values}
+    for key, value in found.items():
+        if not _is_plain(value):
+            raise UserError(f"{source}: {key} is a {type(value).__name__} that no setting can be")
+    return found
+
+
+def _is_plain(value: Any, depth: int = 3) -> bool:
+    if isinstance(value, (list, tuple)):
+        return depth > 0 and all(_is_plain(entry, depth - 1) for entry in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def chosen(value: Any, among: Mapping[str, str], what: str) -> str:
+    """Our word for one of a format's.
+
+    Raises:
+        UserError: `value`, which may be anything that a file can hold, is none of them.
+    """
+    if not isinstance(value, str) or value not in among:
+        raise UserError(f"{what} is {value!r:.60}; allowed are {', '.join(among)}")
+    return among[value]
 
 
 def listed(names: Iterable[str]) -> str:
@@ -116,8 +148,8 @@ def listed(names: Iterable[str]) -> str:
     return f"key{'s' * (len(names) > 1)} {shown}{more}"
 
 
-def _weight(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
-    """`value` as a float32 tensor of its own memory; it may differ from `shape` by axes of length 1."""
+def _check(value: Any, shape: tuple[int, ...], what: str) -> None:
+    """Refuse what is no dense tensor of floats of `shape`, from which it may differ by axes of length 1."""
     if type(value) not in (Tensor, nn.Parameter) or value.device.type != "cpu":  # a meta tensor has no values
         raise UserError(f"{what} is a {type(value).__name__}, not a tensor with values")
     if value.layout != torch.strided or value.dtype not in WEIGHT_TYPES:
@@ -125,6 +157,19 @@ def _weight(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
         raise UserError(f"{what} holds {str(value.dtype).removeprefix('torch.')} values; allowed are dense {allowed}")
     if _without_ones(value.shape) != _without_ones(shape):
         raise UserError(f"{what} has shape {tuple(value.shape)}; the configuration asks for {shape}")
+
+
+def _check_shared(values: Iterable[Tensor], source: str) -> None:
+    """Refuse weights that take much less memory together than each would alone: a small file of terabytes."""
+    values = list(values)
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in values}
+    claimed = sum(value.numel() * value.element_size() for value in values)
+    if claimed > sum(held.values()) + MAX_SHARED:
+        raise UserError(f"{source}: refused, its weights hold {sum(held.values())} bytes and claim {claimed}")
+
+
+def _weight(value: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
+    """A checked `value` as a float32 tensor of its own memory."""
     weight = value.detach().reshape(shape).to(torch.float32, copy=True).contiguous()
     if not bool(weight.isfinite().all()):
         raise UserError(f"{what} holds values that are not finite")

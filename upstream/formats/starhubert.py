@@ -7,9 +7,9 @@ from typing import Any
 
 from ..encoder import SpeechEncoder
 from ..errors import UserError
-from .fairseq import KEYS, TRAINING_KEYS, has_relative_positions, parse_settings
+from .fairseq import KEYS, SETTINGS, TRAINING_KEYS, has_relative_positions, parse_settings
 from .files import read_yaml
-from .keys import KeyTable, build
+from .keys import KeyTable, build, plain_settings
 
 NAME = "STaRHuBERT or STaRWavLM .ckpt with its .yaml"
 PREFIX = "student_model."
@@ -56,6 +56,7 @@ def read(content: Mapping[str, Any], path: Path, model_config: Path | None) -> S
     if missing:
         raise UserError(f"{source}: its distiller block lacks {', '.join(missing)}")
     state = content["state_dict"]
+    settings = plain_settings(settings, (*SETTINGS, "normalize"), str(source))
     family = "wavlm" if has_relative_positions(state) else "hubert"
     config = parse_settings(settings, family, settings.get("normalize") is True, str(source))
     return build(config, state, str(path), TABLE)
