@@ -21,7 +21,7 @@ from upstream.formats import huggingface
 from upstream.formats.files import read_json
 
 FAMILIES = {"hubert": "HuBERT", "wavlm": "WavLM", "wav2vec2": "wav2vec 2.0"}
-LARGE: dict[str, Any] = {  # settings of transformers
+LARGE: dict[str, int | bool | str] = {  # settings of transformers
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
     "do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True,
 }  # fmt: skip
