@@ -46,6 +46,7 @@ class Subject:
     command: tuple[str, ...]
     artefacts: tuple[str, ...]  # patterns of files
     tables: tuple[str, ...]  # those that hold times as well
+    lists: tuple[str, ...] = ()  # those whose lines come in any order
 
 
 SKILL = Subject(
@@ -64,8 +65,9 @@ SUITE = Subject(
         "downstream_recipes/superb.py", "-u", "starhubert", "-k", "{student}", "--corpora", "mini", "--tasks",
         "ks,ic,qbe", "--output", "suite", "--device", "cpu",
     ),
-    ("suite/**/*-best.ckpt", "suite/**/states-*.ckpt", "suite/**/*_predict.txt", "suite/**/benchmark.stdlist.xml"),
+    ("suite/**/*-best.ckpt", "suite/**/states-*.ckpt", "suite/**/*_predict.txt"),
     ("suite/scores.csv",),
+    ("suite/**/benchmark.stdlist.xml",),  # by s3prl's threads, each when it is ready
 )  # fmt: skip
 SUBJECTS = {subject.name: subject for subject in (SKILL, SUITE)}
 
@@ -156,6 +158,8 @@ def contents(subject: Subject, folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for pattern in subject.artefacts:
         found |= {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob(pattern)}
+    for path in (path for pattern in subject.lists for path in folder.glob(pattern)):
+        found[str(path.relative_to(folder))] = sorted(path.read_text().splitlines())
     for path in (path for pattern in subject.tables for path in folder.glob(pattern)):
         with path.open() as file:
             rows = [{key: line[key] for key in line if key not in CLOCKS} for line in csv.DictReader(file)]

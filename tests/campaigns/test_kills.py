@@ -71,3 +71,13 @@ def test_columns_of_clocks_are_not_compared(tmp_path: Path) -> None:
     assert kills.differences(subject, tmp_path / "a", tmp_path / "b") == []
     (tmp_path / "b/table.csv").write_text("step,step_seconds\n2,0.5\n")
     assert kills.differences(subject, tmp_path / "a", tmp_path / "b") == ["table.csv"]
+
+
+def test_lines_of_lists_may_change_places_and_nothing_else(tmp_path: Path) -> None:
+    subject = kills.Subject("list", (), (), (), ("*.xml",))
+    for name, content in {"a": "x\ny\n", "b": "y\nx\n"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "list.xml").write_text(content)
+    assert kills.differences(subject, tmp_path / "a", tmp_path / "b") == []
+    (tmp_path / "b/list.xml").write_text("y\nx\nx\n")
+    assert kills.differences(subject, tmp_path / "a", tmp_path / "b") == ["list.xml"]
