@@ -115,7 +115,10 @@ class Round:
         script, *arguments = self.command
         with (self.here / "log.txt").open("ab") as log:  # no pipe: orphaned workers would keep it open
             command = [sys.executable, str(ROOT / script), *arguments]
-            return subprocess.Popen(command, cwd=self.here, env=environment, stdout=log, stderr=log)
+            # started in the background, a campaign ignores Ctrl-C, and would hand that down
+            return subprocess.Popen(
+                command, cwd=self.here, env=environment, stdout=log, stderr=log, preexec_fn=_heed_interrupts
+            )
 
     def completes(self) -> float:
         """Seconds of a run that nobody ends.
@@ -128,11 +131,15 @@ class Round:
             raise RuntimeError(f"{self.subject.name} fails by itself:\n{self.said(20)}")
         return time.monotonic() - begun
 
-    def ended_by(self, cause: str, delay: float) -> tuple[int, float]:
-        """Exit code of a run that meets `cause` after `delay` seconds, and the seconds it still took."""
+    def ended_by(self, cause: str, delay: float) -> tuple[int, float] | None:
+        """Exit code of a run that meets `cause` after `delay` seconds, and the seconds it still took.
+
+        None when it finished before.
+        """
         process = self.start()
         try:
-            return process.wait(timeout=delay), 0.0
+            process.wait(timeout=delay)
+            return None
         except subprocess.TimeoutExpired:
             END[cause](process)
         begun = time.monotonic()
@@ -151,6 +158,10 @@ class Round:
     def keep(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.here.rename(self.folder)
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def contents(subject: Subject, folder: Path) -> dict[str, object]:
@@ -198,11 +209,12 @@ def campaign(subject: Subject, causes: Sequence[str], output: Path, student: str
             one.is_given_corpora(first)
         for cause in waiting[:PER_ROUND]:
             delay = chance.uniform(0, whole if number == 1 else shorter)
-            code, after = one.ended_by(cause, delay)
-            if code == 0:  # it finished before
+            ended = one.ended_by(cause, delay)
+            if ended is None:
                 break
             waiting.pop(0)
-            outcome = one.said()[:200] if code > 0 else f"dead after {after:.1f} s"
+            code, after = ended
+            outcome = one.said()[:200] if code >= 0 else f"dead after {after:.1f} s"
             yield row(subject, number, cause, delay, code, outcome)
         seconds, compared = _completes(one, first)
         yield row(subject, number, "finishes", seconds, 0, compared)
