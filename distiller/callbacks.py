@@ -181,6 +181,10 @@ class StepBar(TQDMProgressBar):
         self.rate = rate if not self.rate else 0.9 * self.rate + 0.1 * rate
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self._train_progress_bar is not None:
+            self._train_progress_bar.close()  # so that what is said of the exception has a line of its own
+
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         assert isinstance(pl_module, WindowTraining)
         if not pl_module.row:

@@ -202,6 +202,14 @@ def run_fit(noise: Path, output: Path, recipe: Recipe, interrupt_after: int = 0)
     return module
 
 
+def test_an_interrupted_bar_ends_its_line(noise: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Interrupted) as held:  # and with it the frames that the bar is known to
+        run_fit(noise, tmp_path, smoke_recipe(), interrupt_after=3)
+    printed = capfd.readouterr().out
+    assert "training:" in printed.splitlines()[-1]
+    assert printed.endswith("\n"), held
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_a_resumed_run_is_the_uninterrupted_run(noise: Path, tmp_path: Path, ema: float) -> None:
     recipe = smoke_recipe(f"trainer.ema={ema}", "trainer.validate_every=2")
