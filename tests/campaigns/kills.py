@@ -67,7 +67,7 @@ SUITE = Subject(
     ),
     ("suite/**/*-best.ckpt", "suite/**/states-*.ckpt", "suite/**/*_predict.txt"),
     ("suite/scores.csv",),
-    ("suite/**/benchmark.stdlist.xml",),  # by s3prl's threads, each when it is ready
+    ("suite/**/benchmark.stdlist.xml",),  # by s3prl's processes, each when it is ready
 )  # fmt: skip
 SUBJECTS = {subject.name: subject for subject in (SKILL, SUITE)}
 
