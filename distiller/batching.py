@@ -5,6 +5,7 @@ known without reading audio, so that a run continues exactly where it stopped.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -230,3 +231,26 @@ def _validation_batch(group: list[DataCut], others: list[DataCut], index: int, m
             f"the validation audio cannot be decoded: {batch.skipped[-1].path} ({batch.skipped[-1].reason})"
         )
     return batch
+
+
+@contextmanager
+def lost_workers(setting: str) -> Iterator[None]:
+    """Around whatever takes from a DataLoader with workers, one of which the system may kill.
+
+    Args:
+        setting: what says how many there are, for the user.
+
+    Raises:
+        UserError: one was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(
+            error
+        ):  # an error of its own is said to be caught "in DataLoader worker"
+            raise
+        raise UserError(
+            "a worker process was killed, perhaps for want of memory; run the same command again to continue, "
+            f"with fewer {setting}"
+        ) from error

@@ -50,7 +50,7 @@ class Checkpoints(Callback):
         step = trainer.global_step
         if step % self.every and step != pl_module.steps:
             return
-        trainer.save_checkpoint(self.directory / f"step-{step:08d}.ckpt", weights_only=False)
+        trainer.save_checkpoint(self.directory / f"step-{step:08d}.ckpt")
         if trainer.is_global_zero:
             for path in sorted(self.directory.glob("step-*.ckpt"))[:-KEPT]:
                 remove(path)

@@ -177,7 +177,7 @@ def _check_skipped(config: CorpusConfig, skipped: list[Skipped], usable: int) ->
 
 
 def _hold_out(cuts: "list[DataCut]", share: float) -> "tuple[list[DataCut], list[DataCut]]":
-    """What is left, and about `share` of the cuts but at least one.
+    """What is left, and about `share` of the cuts: at least one, and one at least is left.
 
     The ids decide, each on its own: files that come or go move no others.
     """
@@ -185,5 +185,6 @@ def _hold_out(cuts: "list[DataCut]", share: float) -> "tuple[list[DataCut], list
     def position(cut: "DataCut") -> float:
         return int.from_bytes(hashlib.sha256(cut.id.encode()).digest()[:8]) / 2**64  # uniform over [0, 1)
 
-    bound = max(share, min(map(position, cuts), default=0.0))
+    positions = sorted(map(position, cuts))
+    bound = min([max([share, *positions[:1]]), *positions[-2:-1]])
     return [cut for cut in cuts if position(cut) > bound], [cut for cut in cuts if position(cut) <= bound]

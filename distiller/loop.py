@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader
 
-from distiller.batching import AudioDataset, Batch, WindowSampler, windows_per_epoch
+from distiller.batching import AudioDataset, Batch, WindowSampler, lost_workers, windows_per_epoch
 from distiller.callbacks import AtomicCheckpointIO, Checkpoints, HeldOut, StepBar, StepRows
 from distiller.corpus import SkippedLog
 from distiller.devices import device_count
@@ -125,7 +125,7 @@ def fit(
         pin_memory=trainer.strategy.root_device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
-    with lost_ranks(trainer):
+    with lost_ranks(trainer), lost_workers("corpus.workers"):
         trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
     return trainer.is_global_zero
 

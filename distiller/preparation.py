@@ -13,6 +13,7 @@ from lhotse.cut.data import DataCut
 from torch.utils.data import DataLoader, Dataset
 
 from distiller import preparation_format as layout
+from distiller.batching import lost_workers
 from distiller.files import expanded, sweep, write_json
 from distiller.output import claimed
 from distiller.preparation_format import ALL, PREPARATION, SKIPPED, Shard, is_prepared
@@ -195,15 +196,8 @@ def _in_processes(dataset: _Checker, workers: int, title: str) -> Any:
         UserError: a worker was killed.
     """
     loader = DataLoader(dataset, batch_size=None, num_workers=min(workers, len(dataset)))
-    try:
+    with lost_workers("--workers"):
         yield from progress(loader, title, len(dataset))
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            "a worker process was killed, perhaps for want of memory; run the same command again to continue, "
-            "with fewer --workers"
-        ) from error
 
 
 def _summary(folder: Path, shards: list[Shard]) -> Prepared:

@@ -187,7 +187,7 @@ class Synthesizer:
             phones: (symbol, start, end) in seconds, gapless from the first sample to the last.
 
         Raises:
-            UserError: the text has no speech in it, or a sound outside PHONES.
+            UserError: the text has no speech in it, or a sound outside PHONES; the process was killed.
             RuntimeError: the library failed.
         """
         prosody = prosody or Prosody()
@@ -212,7 +212,13 @@ class Synthesizer:
             pass  # the worker is gone; the empty answer below says so
         line = stdout.readline()
         if not line:
-            raise RuntimeError(f"the speech process ended with status {self.process.wait()}")
+            status = self.process.wait()
+            if status < 0:
+                raise UserError(
+                    f"the speech process was ended by signal {-status}, perhaps for want of memory; "
+                    "run the same command again to continue"
+                )
+            raise RuntimeError(f"the speech process ended with status {status}")
         answer = json.loads(line)
         if "error" in answer:
             raise RuntimeError(answer["error"])

@@ -85,9 +85,13 @@ def interrupt(process: subprocess.Popen) -> None:
 
 
 def kill_worker(process: subprocess.Popen) -> None:
-    """`kill -9` of one of its processes; of itself when it has none."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(random.choice(children)) if children else process.pid, signal.SIGKILL)
+    """`kill -9` of one of its processes, as soon as it has one."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None:
+        if found := children.read_text().split():
+            os.kill(int(random.choice(found)), signal.SIGKILL)
+            return
+        time.sleep(0.05)
 
 
 END: dict[str, Callable[[subprocess.Popen], None]] = {

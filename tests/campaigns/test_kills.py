@@ -63,21 +63,25 @@ def test_a_run_that_loses_something(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "different: numbers.csv" in {row["outcome"] for row in rows if row["event"] == "finishes"}
 
 
-def test_columns_of_clocks_are_not_compared(tmp_path: Path) -> None:
-    subject = kills.Subject("table", (), (), ("*.csv",))
-    for name, content in {"a": "step,step_seconds\n1,0.5\n", "b": "step,step_seconds\n1,0.6\n"}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "table.csv").write_text(content)
+@pytest.mark.parametrize(
+    ("subject", "name", "content", "same", "different"),
+    [
+        (
+            kills.Subject("clocks", (), (), ("*.csv",)),
+            "table.csv",
+            "step,step_seconds\n1,0.5\n",
+            "step,step_seconds\n1,0.6\n",
+            "step,step_seconds\n2,0.5\n",
+        ),
+        (kills.Subject("lists", (), (), (), ("*.xml",)), "list.xml", "x\ny\n", "y\nx\n", "y\nx\nx\n"),
+    ],
+    ids=lambda value: value.name if isinstance(value, kills.Subject) else "",
+)
+def test_clocks_and_the_order_of_lists_may_differ_and_nothing_else(
+    tmp_path: Path, subject: kills.Subject, name: str, content: str, same: str, different: str
+) -> None:
+    for folder, text in {"a": content, "b": same, "c": different}.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(text)
     assert kills.differences(subject, tmp_path / "a", tmp_path / "b") == []
-    (tmp_path / "b/table.csv").write_text("step,step_seconds\n2,0.5\n")
-    assert kills.differences(subject, tmp_path / "a", tmp_path / "b") == ["table.csv"]
-
-
-def test_lines_of_lists_may_change_places_and_nothing_else(tmp_path: Path) -> None:
-    subject = kills.Subject("list", (), (), (), ("*.xml",))
-    for name, content in {"a": "x\ny\n", "b": "y\nx\n"}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "list.xml").write_text(content)
-    assert kills.differences(subject, tmp_path / "a", tmp_path / "b") == []
-    (tmp_path / "b/list.xml").write_text("y\nx\nx\n")
-    assert kills.differences(subject, tmp_path / "a", tmp_path / "b") == ["list.xml"]
+    assert kills.differences(subject, tmp_path / "a", tmp_path / "c") == [name]

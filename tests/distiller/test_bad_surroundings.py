@@ -4,6 +4,7 @@ import ctypes
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lhotse.cut.data import DataCut
+from torch import Tensor
+from torch.utils.data import get_worker_info
 
+from distiller import batching
+from distiller.decoding import decode
 from distiller.files import remove
 from distiller.skipped import read_skipped
 from upstream.checkpoint import load
@@ -62,6 +68,42 @@ def test_a_corpus_that_disappears(small_run, losses: dict) -> None:
     shutil.rmtree("corpus")
     Path("moved").rename("corpus")
     assert small_run.completes()[0]["losses"] == losses
+
+
+# --- workers
+
+
+@pytest.fixture
+def in_a_worker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Has a worker of the run do something in place of the fifth utterance."""
+
+    def replace(act: Callable[[], None]) -> None:
+        def decoded(cut: DataCut, min_samples: int) -> Tensor:
+            if get_worker_info() and cut.id.endswith("4.wav"):
+                act()
+            return decode(cut, min_samples)
+
+        monkeypatch.setattr(batching, "decode", decoded)
+
+    return replace
+
+
+def test_a_killed_worker(small_run, in_a_worker, losses: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_a_worker(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    line = small_run.refused("corpus.workers=1")
+    assert "a worker process was killed, perhaps for want of memory; run the same command again" in line
+    assert "with fewer corpus.workers" in line
+    monkeypatch.setattr(batching, "decode", decode)
+    assert small_run.completes("corpus.workers=1")[0]["losses"] == losses
+
+
+def test_what_a_worker_raises_is_not_called_a_kill(small_run, in_a_worker) -> None:
+    def fails() -> None:
+        raise RuntimeError("a defect")
+
+    in_a_worker(fails)
+    with pytest.raises(RuntimeError, match="a defect"):
+        small_run.refused("corpus.workers=1")
 
 
 # --- permissions

@@ -89,11 +89,12 @@ def test_holding_out_is_stable(tmp_path):
     assert set(ids(first.validation)) - {"07.wav"} == set(ids(second.validation)) - {"new.wav"}
 
 
-def test_at_least_one_utterance_is_held_out(tmp_path):
+@pytest.mark.parametrize(("share", "train", "validation"), [(1e-9, 2, 1), (1 - 1e-9, 1, 2)])
+def test_at_least_one_utterance_is_held_out_and_one_is_left(tmp_path, share, train, validation):
     for name in ("a", "b", "c"):
         write(tmp_path / f"{name}.wav")
-    corpus = open_corpus(CorpusConfig(str(tmp_path), validation_share=1e-9))
-    assert (len(corpus.train), len(corpus.validation)) == (2, 1)
+    corpus = open_corpus(CorpusConfig(str(tmp_path), validation_share=share))
+    assert (len(corpus.train), len(corpus.validation)) == (train, validation)
 
 
 def test_one_utterance_is_too_little(tmp_path):

@@ -72,7 +72,7 @@ def test_a_manifest(corpus: Path, tmp_path: Path) -> None:
     """Of its cuts, the parts that they are."""
     recordings = [Recording.from_file(path) for path in sorted(corpus.rglob("*.flac"))]
     RecordingSet.from_recordings(recordings[:2]).to_file(tmp_path / "recordings.jsonl.gz")
-    cuts = [recording.to_cut().truncate(offset=0.1, duration=0.25) for recording in recordings]
+    cuts = [recording.to_cut().truncate(offset=0.1, duration=0.25, preserve_id=True) for recording in recordings]
     CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
     for name in ("recordings", "cuts"):
         prepare(tmp_path / f"{name}.jsonl.gz", tmp_path / f"out-{name}")

@@ -121,5 +121,5 @@ def test_a_dead_speech_process_is_an_error_not_silence():
     with Synthesizer() as synthesizer:
         synthesizer.process.kill()
         synthesizer.process.wait()
-        with pytest.raises(RuntimeError, match="ended with status -9"):
+        with pytest.raises(UserError, match="the speech process was ended by signal 9, perhaps for want of memory"):
             synthesizer.speak("One.", Voice())

@@ -236,5 +236,7 @@ def test_the_same_files_unharmed_do_open(tmp_path, tiny_encoder) -> None:
         (tmp_path / name).mkdir()
         assert load(maker(tmp_path / name, tiny_encoder)).config.embed_dim == 48
     buffer = io.BytesIO()
-    torch.save({"state_dict": {"a": Runs(os.getpid)}}, buffer)
+    torch.save(
+        {"state_dict": {"a": Runs(os.getpid)}}, buffer
+    )  # opened as no one should: the payload above is a live one
     assert torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)["state_dict"]["a"] == os.getpid()
