@@ -7,8 +7,12 @@ question, so that no task's dependencies are needed before the task is.
 import argparse
 import hashlib
 import importlib.util
+import multiprocessing
 import os
 import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -54,6 +58,7 @@ def install() -> None:
             "s3prl.hub": add_upstreams,
             "s3prl.utility.helper": leave_isinstance_alone,
             "s3prl.downstream.ctc.data": complete_ctc,
+            "s3prl.downstream.quesst14_dtw.expert": leave_no_searcher_behind,
             "s3prl.downstream.voxceleb1.dataset": move_identification_cache,
             "s3prl.downstream.sv_voxceleb1.dataset": move_verification_cache,
             **{f"s3prl.downstream.{name}": need_packages for name in ("enhancement_stft", "separation_stft")},
@@ -150,6 +155,22 @@ def complete_ctc(data: ModuleType) -> None:
             sys.modules[module.__name__] = module
     load_dataset = data.load_dataset
     data.__dict__["load_dataset"] = lambda split, tokenizer, corpus: load_dataset(split, tokenizer, dict(corpus))
+
+
+def leave_no_searcher_behind(expert: ModuleType) -> None:
+    """When QbE is killed, the processes that search for it would wait for their next query for ever."""
+    expert.__dict__["ProcessPoolExecutor"] = partial(ProcessPoolExecutor, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def need_packages(package: ModuleType) -> None:

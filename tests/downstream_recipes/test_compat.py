@@ -1,5 +1,7 @@
 import argparse
 import importlib
+import select
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -196,6 +198,32 @@ def test_a_changed_corpus_has_another_key(tmp_path):
     write_whole(tmp_path / "dev" / "new.wav", "")
     assert len({first, second, corpus_key(tmp_path)}) == 3
     assert [path.name for path in (tmp_path / "dev").iterdir()] == ["new.wav"]
+
+
+SEARCHES = """\
+import time
+from downstream_recipes import compat
+
+compat.install()
+from s3prl.downstream.quesst14_dtw import expert
+
+with expert.ProcessPoolExecutor(max_workers=3) as executor:
+    list(executor.map(time.sleep, [0.1] * 3))
+    print(*executor._processes, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_search_leaves_no_process_behind():
+    process = subprocess.Popen([sys.executable, "-c", SEARCHES], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout as output:
+        assert len(output.readline().split()) == 3
+        process.kill()
+        process.wait()
+        ended, _, _ = select.select([output], [], [], 30)
+        assert ended, "somebody can still write"
+        assert output.read() == b""
 
 
 def test_packages_that_a_task_lacks_are_named(monkeypatch):
