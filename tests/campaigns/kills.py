@@ -218,7 +218,10 @@ def campaign(subject: Subject, causes: Sequence[str], output: Path, student: str
                 break
             waiting.pop(0)
             code, after = ended
-            outcome = one.said()[:200] if code >= 0 else f"dead after {after:.1f} s"
+            if code == 0:
+                outcome = "finished all the same"
+            else:
+                outcome = one.said()[:200] if code > 0 else f"dead after {after:.1f} s"
             yield row(subject, number, cause, delay, code, outcome)
         seconds, compared = _completes(one, first)
         yield row(subject, number, "finishes", seconds, 0, compared)
