@@ -116,6 +116,7 @@ class GatedEncoder(nn.Module):
         self.encoder = encoder
         self.sites = gated_sites(encoder.config, drops)
         self.gates = nn.ModuleList(HardConcrete(count, drops[site.unit]) for site, count in self.sites.items())
+        self.shift = 0.0  # of every log alpha in evaluation, see `Pruning.fix`
         last = self.by_site().get(_last(encoder.config))
         if last is not None:  # what it hands on meets a layer norm, and no weight
             encoder.feature_extractor.register_forward_hook(last.on_features)
@@ -162,9 +163,11 @@ class GatedEncoder(nn.Module):
             return self.fixed()
         return {site: gate.sample() for site, gate in self.by_site().items()}
 
-    def fixed(self, shift: float = 0.0) -> Values:
+    def fixed(self) -> Values:
         """The gate values of evaluation, see `HardConcrete.deterministic`; every convolution keeps a channel."""
-        return {site: gate.deterministic(int(site.unit == "channels"), shift) for site, gate in self.by_site().items()}
+        return {
+            site: gate.deterministic(int(site.unit == "channels"), self.shift) for site, gate in self.by_site().items()
+        }
 
     def probabilities(self) -> Values:
         """P(z > 0) of every unit."""

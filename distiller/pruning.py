@@ -131,27 +131,28 @@ class Pruning(nn.Module):
         return [{"betas": (0.9**damping, 0.999**damping), "weight_decay": 0.0} | group for group in groups]
 
     @torch.no_grad()
-    def fix(self, student: GatedEncoder) -> tuple[Values, float]:
-        """The gate values to cut with, and the sparsity that the cut will have.
+    def fix(self, student: GatedEncoder) -> float:
+        """Settle the gates that `student` has in evaluation; returns the sparsity that a cut with them has.
 
-        They are those of evaluation. Where rounding the zeros of each site takes the whole off the target by more than
-        ROUNDING, though its expectation is on it (few heads, gates that are half open), all counts are rounded after a
-        common shift of log alpha that ends on the target (our choice).
+        Where rounding the zeros of each site takes the whole off the target by more than ROUNDING, though its
+        expectation is on it (few heads, gates that are half open), all counts are rounded after a common shift of log
+        alpha that ends on the target (our choice); it becomes the student's `shift`.
         """
-        values, sparsity = self._at(student, 0.0)
-        expected = float(self.sparsity(student.probabilities()))
-        if abs(sparsity - self.config.target) <= ROUNDING or abs(expected - self.config.target) > TOLERANCE:
-            return values, sparsity
+        target = self.config.target
+        expected, sparsity = float(self.sparsity(student.probabilities())), self._shifted(student, 0.0)
+        if abs(sparsity - target) <= ROUNDING or abs(expected - target) > TOLERANCE:
+            return sparsity
         low, high = -ROUNDING_SHIFT, ROUNDING_SHIFT
         for _ in range(40):
             middle = (low + high) / 2
-            low, high = (middle, high) if self._at(student, middle)[1] > self.config.target else (low, middle)
-        candidates = [(values, sparsity), self._at(student, low), self._at(student, high)]
-        return min(candidates, key=lambda candidate: abs(candidate[1] - self.config.target))
+            low, high = (middle, high) if self._shifted(student, middle) > target else (low, middle)
+        best = min((0.0, low, high), key=lambda shift: abs(self._shifted(student, shift) - target))
+        return self._shifted(student, best)
 
-    def _at(self, student: GatedEncoder, shift: float) -> tuple[Values, float]:
-        values = student.fixed(shift)
-        return values, float(self.sparsity(opened(values)))
+    def _shifted(self, student: GatedEncoder, shift: float) -> float:
+        """The sparsity of a cut after this shift, which the student keeps."""
+        student.shift = shift
+        return float(self.sparsity(opened(student.fixed())))
 
     def met(self, sparsity: float) -> bool:
         """Whether a sparsity is on the target, within TOLERANCE."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
@@ -33,6 +34,7 @@ from distiller.students import build_student
 from distiller.training import WindowTraining
 from upstream.checkpoint import finished, load, save
 from upstream.encoder import SpeechEncoder
+from upstream.errors import UserError
 
 JOINT, PRUNED, FINAL = "joint", "pruned", "final"
 HEADS, FACTS = "objective.safetensors", "pruning.json"  # beside the cut student
@@ -62,10 +64,8 @@ class Run:
         if not isinstance(section, ClustersConfig):
             return section
         layers = section.layers if section.layers is not None else range(self.teacher.config.num_layers + 1)
-        possible = f"auto or at most {len(layers)}, the teacher's layers"
-        require(
-            section.count == "auto" or int(section.count) <= len(layers), "objective.count", section.count, possible
-        )
+        possible = section.clusters is not None or section.count == "auto" or int(section.count) <= len(layers)
+        require(possible, "objective.count", section.count, f"auto or at most {len(layers)}, the teacher's layers")
         accelerator = self.recipe.trainer.accelerator
         device = accelerator if accelerator in ("cuda", "mps") else "cpu"
         title = f"Layers of {Path(self.recipe.teacher).name}"
@@ -143,15 +143,16 @@ def joint(run: Run) -> Cut:
 
 @torch.no_grad()
 def cut_out(module: JointDistillation) -> Cut:
-    """What is left of a gated student, and how much that is."""
+    """What is left of a gated student, which computes the same in eval mode from now on, and how much that is."""
     pruning = module.pruning
-    values, sparsity = pruning.fix(module.gated)
-    encoder = cut(module.gated, values)
+    sparsity = pruning.fix(module.gated)
+    encoder = cut(module.gated)
     heads = {name: value.detach().cpu().clone() for name, value in module.objective.state_dict().items()}
     facts = {
         "target": pruning.config.target,
         "sparsity": sparsity,
         "expected_sparsity": float(pruning.sparsity(module.gated.probabilities())),
+        "log_alpha_shift": module.gated.shift,
         "met": pruning.met(sparsity),
         "parameters_before": pruning.parameters_before,
         "steps": module.steps,
@@ -166,8 +167,15 @@ def written_files(left: Cut) -> dict[str, bytes | str]:
 
 
 def read_cut(folder: Path) -> Cut:
-    """What `folder`, OUTPUT/pruned, holds: encoder, heads and facts."""
-    return Cut(load(folder), load_file(folder / HEADS), json.loads((folder / FACTS).read_text()))
+    """What `folder`, OUTPUT/pruned, holds: encoder, heads and facts.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return Cut(load(folder), load_file(folder / HEADS), json.loads((folder / FACTS).read_text()))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder} is damaged ({error}); remove it, and the same command cuts once more") from error
 
 
 def train(

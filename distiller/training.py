@@ -25,6 +25,7 @@ from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
 DIVERGED = 100.0  # times the first loss: nothing that learns gets there
+SMALL_LOSS = 0.1  # a first loss below counts as this: with a cosine in it, it may begin at 0 by chance
 
 
 class WindowTraining(L.LightningModule):
@@ -157,7 +158,7 @@ class WindowTraining(L.LightningModule):
         if what == "loss" and self.first_loss is None:
             self.first_loss = abs(value)
         scaled = what != "loss" and getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        diverged = what == "loss" and abs(value) > DIVERGED * max(self.first_loss or 0.0, 1e-6)
+        diverged = what == "loss" and abs(value) > DIVERGED * max(self.first_loss or 0.0, SMALL_LOSS)
         if (math.isfinite(value) or scaled) and not diverged:  # a gradient scaler skips infinite gradients itself
             return
         files = [path for batch in window.batches for path in batch.paths]

@@ -9,6 +9,7 @@ from torch import nn
 
 from distiller.cut import cut
 from distiller.gates import GatedEncoder, Site
+from distiller.pruning import Pruning, PruningConfig
 from distiller.size import expected_parameters, opened
 from upstream.checkpoint import load, save
 from upstream.config import EncoderConfig
@@ -133,10 +134,20 @@ def test_exact_when_a_sublayer_is_emptied(shape, unit, layer):
     assert emptied[unit][0] == emptied[unit][1]
 
 
-def test_the_evaluation_rules_gates_are_the_default():
+@torch.no_grad()
+@pytest.mark.parametrize("settled", [False, True])
+def test_the_gates_of_evaluation_are_the_default(settled):
+    """Also those that `Pruning.fix` has settled by a shift, where rounding each site would miss the target."""
     student = gated(BASE)
     for gate in student.by_site().values():
-        nn.init.normal_(gate.log_alpha, std=3.0)
+        nn.init.normal_(gate.log_alpha, std=1.0)
+    rule, total = student.fixed(), parameters(student.encoder)
+    if settled:
+        target = 1 - float(expected_parameters(BASE, student.probabilities())) / total
+        sparsity = Pruning(PruningConfig(target=target, units=list(UNITS)), BASE, total, steps=1).fix(student)
+        assert abs(sparsity - target) < abs(1 - float(expected_parameters(BASE, opened(rule))) / total - target)
+        assert 1 - parameters(cut(student)) / total == pytest.approx(sparsity, abs=1e-6)
+    assert settled == any(not torch.equal(value, rule[site]) for site, value in student.fixed().items())
     left = cut(student)
     assert_same_output(student, student.fixed(), left)
     waveforms = torch.randn(1, 500)

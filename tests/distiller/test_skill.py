@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from distiller import stages
 from distiller.distillation import distil
+from distiller.files import remove
 from distiller.modules import JointDistillation
 from distiller.recipe import Recipe, load_recipe
 from distiller.training import WindowTraining
@@ -118,6 +119,11 @@ def test_clusters_with_a_narrow_student_is_one_stage_straight_below_the_output(m
     assert "pruning" not in json.loads((tmp_path / "report.json").read_text())
 
 
+def test_clusters_by_hand_may_be_fewer_than_the_recipes_count(material: Path, tmp_path: Path) -> None:
+    asked = recipe(material, "skill", "objective.layers=[1,2]", "objective.clusters=[[1],[2]]")
+    assert stages.Run(asked, tmp_path, SpeechEncoder(TEACHER)).objective.clusters == [[1], [2]]
+
+
 class Interrupted(Exception):
     pass
 
@@ -166,6 +172,24 @@ def test_interrupted_in_either_stage_and_between_it_is_the_uninterrupted_run(
     reports = [json.loads((tmp_path / run / "report.json").read_text()) for run in ("whole", "parts")]
     assert reports[0]["pruning"] == reports[1]["pruning"]
     assert reports[0]["losses"] == reports[1]["losses"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "objective.safetensors", "pruning.json"])
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_damaged_cut_is_made_again(name: str, missing: bool, material: Path, tmp_path: Path) -> None:
+    asked = recipe(material, "dphubert", "trainer.steps=2")
+    distil(asked, tmp_path)
+    before = weights(tmp_path / "student")
+    for leftover in ("report.json", "student", "final"):
+        remove(tmp_path / leftover)
+    (tmp_path / "pruned" / name).write_bytes(b"\0" * 100)
+    if missing:
+        (tmp_path / "pruned" / name).unlink()
+    with pytest.raises(UserError, match=r"pruned is damaged \(.*\); remove it"):
+        distil(asked, tmp_path)
+    remove(tmp_path / "pruned")
+    distil(asked, tmp_path)
+    assert all(torch.equal(value, before[key]) for key, value in weights(tmp_path / "student").items())
 
 
 @pytest.mark.parametrize(

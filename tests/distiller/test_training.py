@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,17 @@ def test_a_loss_that_is_not_a_number_names_the_step_and_the_files() -> None:
     with pytest.raises(
         UserError, match=r"the loss is nan at step 1 \(files 9000\.wav, 6000\.wav, 2500\.wav and 2 more\)"
     ):
+        one_step(module, [batch(LENGTHS)])
+
+
+@pytest.mark.parametrize(("weight", "first", "diverges"), [(1e4, None, False), (1e4, 5.0, True), (1.0, 5e-7, False)])
+def test_a_loss_far_beyond_the_first_has_diverged(weight: float, first: float | None, diverges: bool) -> None:
+    """Unless the first was next to nothing, as one with a cosine in it may be."""
+    module = distillation(smoke_recipe())
+    module.first_loss, losses = first, module.losses
+    weighted = lambda batch: [replace(term, weight=weight * term.weight) for term in losses(batch)]  # noqa: E731
+    module.losses = weighted  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"try a lower optimizer\.lr") if diverges else nullcontext():
         one_step(module, [batch(LENGTHS)])
 
 
