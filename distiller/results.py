@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Rows of docs/results from finished runs: `python distiller/results.py --table docs/results/star.csv exp/star ...`.
 
-A run that the table has (same command, commit and time) is not added again. Everything is copied from report.json.
+A run that the table has (same command, commit and time) has its row brought up to date. All is copied from report.json.
 """
 
 import argparse
@@ -59,19 +59,24 @@ def distances(table: Path) -> dict[str, float]:
 
 
 def append(table: Path, rows: list[dict[str, Any]]) -> int:
-    """Add what the table lacks, and columns that it lacks; returns the number of rows added."""
+    """Add the rows that the table lacks, and to those it has what they now hold; returns the number of rows added."""
+
+    def identity(one: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(one[key] for key in IDENTITY)
+
     known: list[dict[str, Any]] = []
     if table.exists():
         with table.open(newline="") as file:
             known = list(csv.DictReader(file))
-    seen = {tuple(one[key] for key in IDENTITY) for one in known}
-    new = [one for one in rows if tuple(one[key] for key in IDENTITY) not in seen]
-    columns = list(dict.fromkeys(key for one in [*known, *new] for key in one))
+    merged = {identity(one): one for one in known}
+    for one in rows:
+        merged[identity(one)] = merged.get(identity(one), {}) | one
+    columns = list(dict.fromkeys(key for one in merged.values() for key in one))
     with writing(table) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows([*known, *new])
-    return len(new)
+        writer.writerows(merged.values())
+    return len(merged) - len(known)
 
 
 def main() -> None:

@@ -1,3 +1,4 @@
+import csv
 import json
 from pathlib import Path
 
@@ -31,6 +32,10 @@ def test_runs_become_rows_once(tmp_path: Path) -> None:
     assert lines[1].startswith("run seed=1,abc,now,m,60.5,900,5,7,0,1,12,0.25,")
     assert lines[2].startswith("run seed=2,abc,now,m,60.5,900,5,7,0,2,12,0.25,50.0,50.0,50.0,50.0,50.0,0.123,")
     assert len(lines) == 3
+    assert append(table, [row(tmp_path / "1") | {"speed_up": 2.5}]) == 0  # measured later, or once more
+    assert append(table, [row(tmp_path / "1") | {"speed_up": 1.5}]) == 0
+    with table.open() as file:
+        assert [(one["seed"], one["speed_up"]) for one in csv.DictReader(file)] == [("1", "1.5"), ("2", "")]
 
 
 def test_an_unfinished_run_is_no_row(tmp_path: Path) -> None:
