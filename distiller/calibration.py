@@ -18,7 +18,7 @@ from lhotse import CutSet
 from distiller.batching import Batch, validation_batches
 from distiller.cka import StateBatch, stream_cka
 from distiller.clustering import Clustering, automatic_count, cut_tree, layer_tree, representative, separation
-from distiller.corpus import CorpusConfig, open_corpus
+from distiller.corpus import CorpusConfig, open_audio, open_corpus
 from distiller.figures_similarity import similarity_figure
 from distiller.files import write_json, write_text
 from distiller.objectives.clusters import ClustersConfig
@@ -56,7 +56,8 @@ def cluster_layers(
     Processes that start together find them once; OUTPUT/clusters.json says that they are found.
 
     Args:
-        corpus: of the recipe; `config.calibration.corpus` takes the place of its path and subsets.
+        corpus: of the recipe, whose training part is taken unless `config.calibration.corpus` names another, which is
+            taken whole, what is longer than a batch in windows.
         seed: of the choice of utterances.
 
     Raises:
@@ -83,15 +84,20 @@ def calibrate(
     seed: int = 1,
     device: torch.device | str = "cpu",
 ) -> Similarity:
-    """CKA between the teacher's layers, on as much of the corpus's training part as `config.calibration` asks for.
+    """CKA between the teacher's layers, on as much of the audio as `config.calibration` asks for.
+
+    Args:
+        corpus: as `cluster_layers`.
 
     Raises:
         UserError: as `cluster_layers`.
     """
     calibration, shape = config.calibration, teacher.config
-    if calibration.corpus is not None:
-        corpus = replace(corpus, path=calibration.corpus, subsets=[], validation=[])
-    cuts = list(open_corpus(corpus, cache, shape.min_samples).train)
+    if calibration.corpus is None:
+        cuts = list(open_corpus(corpus, cache, shape.min_samples).train)
+    else:
+        key = "objective.calibration.corpus"
+        cuts = open_audio(calibration.corpus, key, corpus.batch_seconds, cache, shape.min_samples)
     wanted = calibration.frames if calibration.frames is not None else ENOUGH * shape.embed_dim
     chosen, frames = [], 0
     for index in np.random.default_rng(seed).permutation(len(cuts)):
@@ -101,7 +107,9 @@ def calibrate(
         frames += -(-shape.frame_count(round(cuts[index].duration * 16_000)) // calibration.stride)
     batches = validation_batches(CutSet.from_cuts(chosen), corpus.batch_seconds, shape.min_samples)
     similarity = measure(config, teacher, batches, device)
-    return replace(similarity, calibration={"corpus": corpus.path, "seed": seed} | similarity.calibration)
+    return replace(
+        similarity, calibration={"corpus": calibration.corpus or corpus.path, "seed": seed} | similarity.calibration
+    )
 
 
 def measure(

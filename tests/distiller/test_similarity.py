@@ -168,8 +168,14 @@ def test_clusters_by_hand_need_no_audio(tmp_path):
 
 def test_another_domain_to_calibrate_on(audio, tmp_path):
     config = ClustersConfig(count=2, calibration=CalibrationConfig(corpus=str(audio)))
-    elsewhere = CorpusConfig(path="/nowhere", subsets=["a"])
-    assert len(cluster_layers(config, SpeechEncoder(CONFIG), elsewhere, tmp_path).clusters) == 2
+    elsewhere = CorpusConfig(path="/nowhere", subsets=["a"], min_seconds=0.2, max_seconds=0.3, batch_seconds=0.3)
+    encoder = SpeechEncoder(CONFIG)
+    assert len(cluster_layers(config, encoder, elsewhere, tmp_path).clusters) == 2  # files of 0.5 s and more
+    missing = ClustersConfig(calibration=CalibrationConfig(corpus="/none"))
+    with pytest.raises(UserError, match=r"^objective.calibration.corpus is '/none', which does not exist$"):
+        calibrate(missing, encoder, elsewhere)
+    with pytest.raises(UserError, match=r"^objective.calibration.corpus is '', but it must be embedded, a folder"):
+        CalibrationConfig(corpus="").validate()
 
 
 def test_a_damaged_clusters_file_is_named(tmp_path):
