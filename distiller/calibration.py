@@ -21,7 +21,7 @@ from distiller.clustering import Clustering, automatic_count, cut_tree, layer_tr
 from distiller.corpus import CorpusConfig, open_audio, open_corpus
 from distiller.figures_similarity import similarity_figure
 from distiller.files import write_json, write_text
-from distiller.objectives.clusters import ClustersConfig
+from distiller.objectives.clusters import CalibrationConfig, ClustersConfig
 from distiller.objectives.layers import Zeroth, check_layers
 from distiller.progress import progress
 from distiller.skipped import locked
@@ -120,7 +120,7 @@ def measure(
 ) -> Similarity:
     """CKA between the layers that `config` names, over every `stride`-th frame of `batches`.
 
-    Warns below 20 frames per channel: two layers then look alike by chance.
+    Warns below 20 frames per channel, where two layers look alike by chance, and below the frames asked for.
 
     Raises:
         UserError: layers that the teacher lacks, or no more frames than channels for the plain estimator.
@@ -143,7 +143,7 @@ def measure(
             yield [representation(output, layer, config.zeroth) for layer in layers], mask
 
     cka, frames = stream_cka(states, [width] * len(layers), None, calibration.debiased, calibration.stride)
-    _check_frames(frames, width, calibration.debiased)
+    _check_frames(frames, width, calibration)
     facts = {"frames": frames, "seconds": round(sum(seconds), 1)}
     settings = {"stride": calibration.stride, "debiased": calibration.debiased, "zeroth": config.zeroth}
     return Similarity(layers, cka, facts | settings)
@@ -154,8 +154,14 @@ def representation(output: EncoderOutput, layer: int, zeroth: Zeroth) -> torch.T
     return output.projected if layer == 0 and zeroth == "projected" else output.hidden_states[layer]
 
 
-def _check_frames(frames: int, width: int, debiased: bool) -> None:
-    if debiased or frames >= ENOUGH * width:
+def _check_frames(frames: int, width: int, calibration: CalibrationConfig) -> None:
+    if calibration.debiased or frames >= ENOUGH * width:
+        if calibration.frames is not None and frames < calibration.frames:
+            warnings.warn(
+                f"the calibration set gives {frames} frames, fewer than the {calibration.frames} asked for: there is "
+                "no more audio",
+                stacklevel=3,
+            )
         return
     remedy = "give more audio, or take the debiased estimator"
     if frames <= width:
