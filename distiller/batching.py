@@ -228,7 +228,7 @@ def _validation_batch(group: list[DataCut], others: list[DataCut], index: int, m
     batch = load_batch(group, others, np.random.default_rng(index), min_samples)
     if not batch.ids:
         raise UserError(
-            f"the validation audio cannot be decoded: {batch.skipped[-1].path} ({batch.skipped[-1].reason})"
+            f"audio to validate or to compare on cannot be read: {batch.skipped[-1].path} ({batch.skipped[-1].reason})"
         )
     return batch
 

@@ -18,10 +18,10 @@ from lhotse import CutSet
 from distiller.batching import Batch, validation_batches
 from distiller.cka import StateBatch, stream_cka
 from distiller.clustering import Clustering, automatic_count, cut_tree, layer_tree, representative, separation
-from distiller.corpus import CorpusConfig, open_corpus
+from distiller.corpus import CorpusConfig, open_audio, open_corpus
 from distiller.figures_similarity import similarity_figure
 from distiller.files import write_json, write_text
-from distiller.objectives.clusters import ClustersConfig
+from distiller.objectives.clusters import CalibrationConfig, ClustersConfig
 from distiller.objectives.layers import Zeroth, check_layers
 from distiller.progress import progress
 from distiller.skipped import locked
@@ -56,7 +56,8 @@ def cluster_layers(
     Processes that start together find them once; OUTPUT/clusters.json says that they are found.
 
     Args:
-        corpus: of the recipe; `config.calibration.corpus` takes the place of its path and subsets.
+        corpus: of the recipe, whose training part is taken unless `config.calibration.corpus` names another, which is
+            taken whole, what is longer than a batch in windows.
         seed: of the choice of utterances.
 
     Raises:
@@ -83,15 +84,20 @@ def calibrate(
     seed: int = 1,
     device: torch.device | str = "cpu",
 ) -> Similarity:
-    """CKA between the teacher's layers, on as much of the corpus's training part as `config.calibration` asks for.
+    """CKA between the teacher's layers, on as much of the audio as `config.calibration` asks for.
+
+    Args:
+        corpus: as `cluster_layers`.
 
     Raises:
         UserError: as `cluster_layers`.
     """
     calibration, shape = config.calibration, teacher.config
-    if calibration.corpus is not None:
-        corpus = replace(corpus, path=calibration.corpus, subsets=[], validation=[])
-    cuts = list(open_corpus(corpus, cache, shape.min_samples).train)
+    if calibration.corpus is None:
+        cuts = list(open_corpus(corpus, cache, shape.min_samples).train)
+    else:
+        key = "objective.calibration.corpus"
+        cuts = open_audio(calibration.corpus, key, corpus.batch_seconds, cache, shape.min_samples)
     wanted = calibration.frames if calibration.frames is not None else ENOUGH * shape.embed_dim
     chosen, frames = [], 0
     for index in np.random.default_rng(seed).permutation(len(cuts)):
@@ -101,7 +107,9 @@ def calibrate(
         frames += -(-shape.frame_count(round(cuts[index].duration * 16_000)) // calibration.stride)
     batches = validation_batches(CutSet.from_cuts(chosen), corpus.batch_seconds, shape.min_samples)
     similarity = measure(config, teacher, batches, device)
-    return replace(similarity, calibration={"corpus": corpus.path, "seed": seed} | similarity.calibration)
+    return replace(
+        similarity, calibration={"corpus": calibration.corpus or corpus.path, "seed": seed} | similarity.calibration
+    )
 
 
 def measure(
@@ -112,7 +120,7 @@ def measure(
 ) -> Similarity:
     """CKA between the layers that `config` names, over every `stride`-th frame of `batches`.
 
-    Warns below 20 frames per channel: two layers then look alike by chance.
+    Warns below 20 frames per channel, where two layers look alike by chance, and below the frames asked for.
 
     Raises:
         UserError: layers that the teacher lacks, or no more frames than channels for the plain estimator.
@@ -135,7 +143,7 @@ def measure(
             yield [representation(output, layer, config.zeroth) for layer in layers], mask
 
     cka, frames = stream_cka(states, [width] * len(layers), None, calibration.debiased, calibration.stride)
-    _check_frames(frames, width, calibration.debiased)
+    _check_frames(frames, width, calibration)
     facts = {"frames": frames, "seconds": round(sum(seconds), 1)}
     settings = {"stride": calibration.stride, "debiased": calibration.debiased, "zeroth": config.zeroth}
     return Similarity(layers, cka, facts | settings)
@@ -146,8 +154,14 @@ def representation(output: EncoderOutput, layer: int, zeroth: Zeroth) -> torch.T
     return output.projected if layer == 0 and zeroth == "projected" else output.hidden_states[layer]
 
 
-def _check_frames(frames: int, width: int, debiased: bool) -> None:
-    if debiased or frames >= ENOUGH * width:
+def _check_frames(frames: int, width: int, calibration: CalibrationConfig) -> None:
+    if calibration.debiased or frames >= ENOUGH * width:
+        if calibration.frames is not None and frames < calibration.frames:
+            warnings.warn(
+                f"the calibration set gives {frames} frames, fewer than the {calibration.frames} asked for: there is "
+                "no more audio",
+                stacklevel=3,
+            )
         return
     remedy = "give more audio, or take the debiased estimator"
     if frames <= width:

@@ -16,6 +16,7 @@ if __name__ == "__main__":  # runs uninstalled and from any directory; nothing o
 
 import hashlib
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:  # Lhotse and torch are loaded when a corpus is opened, not wh
     from lhotse import CutSet
     from lhotse.cut.data import DataCut
 
-__all__ = ["EMBEDDED", "Corpus", "CorpusConfig", "Skipped", "SkippedLog", "hours", "open_corpus"]
+__all__ = ["EMBEDDED", "Corpus", "CorpusConfig", "Skipped", "SkippedLog", "hours", "open_audio", "open_corpus"]
 
 EMBEDDED = "embedded"
 
@@ -129,6 +130,36 @@ def open_corpus(config: CorpusConfig, cache: Path | None = None, min_samples: in
     )
 
 
+def open_audio(
+    path: str, key: str, longest: float, cache: Path | None = None, min_samples: int = 400
+) -> "list[DataCut]":
+    """All audio of a corpus, to measure something on: nothing is held out, and no length is too long.
+
+    A cut of more than `longest` seconds comes in windows of that length, ID-0, ID-1, ... The embedded corpus gives its
+    training part. Warns when some of the audio cannot be used.
+
+    Args:
+        path, key: where the audio is, as CorpusConfig.path, and what the user named that by.
+        cache, min_samples: as `open_corpus`.
+
+    Raises:
+        UserError: no such corpus, no audio in it, no permission.
+    """
+    config = CorpusConfig(path=path, max_skipped=1.0)
+    cuts, _, skipped = _embedded() if path == EMBEDDED else _scanned(config, cache, key)
+    usable = _whole(cuts, skipped, min_samples)
+    _check_skipped(config, skipped, len(usable))
+    if not usable:
+        raise UserError(f"{key} is {path!r}, which holds no audio")
+    if skipped:
+        first = f"{skipped[0].path} ({skipped[0].reason})"
+        total = len(usable) + len(skipped)
+        warnings.warn(
+            f"{len(skipped)} of {total} utterances of {path} cannot be used; the first is {first}", stacklevel=2
+        )
+    return _whole([window for cut in usable for window in _windows(cut, longest)], [], min_samples)
+
+
 def hours(cuts: "CutSet") -> float:
     """Hours of audio."""
     return math.fsum(cut.duration for cut in list(cuts)) / 3600
@@ -140,12 +171,14 @@ def _embedded() -> "tuple[list[DataCut], list[DataCut], list[Skipped]]":
     return list(load_split("train")), list(load_split("validation")), []
 
 
-def _scanned(config: CorpusConfig, cache: Path | None) -> "tuple[list[DataCut], list[DataCut], list[Skipped]]":
+def _scanned(
+    config: CorpusConfig, cache: Path | None, key: str = "corpus.path"
+) -> "tuple[list[DataCut], list[DataCut], list[Skipped]]":
     """The cuts of the subsets to train and to validate on, and what of either has no readable header."""
     from distiller.scanning import locate, scan_cached
 
     path = expanded(config.path).absolute()
-    root, sources = locate(path, config.subsets + config.validation)
+    root, sources = locate(path, config.subsets + config.validation, key)
     scans = [scan_cached(source, root, cache) for source in sources]
     of_train = len(sources) - len(config.validation)
     train = [cut for cuts, _ in scans[:of_train] for cut in cuts]
@@ -165,6 +198,17 @@ def _whole(cuts: "list[DataCut]", skipped: list[Skipped], min_samples: int) -> "
         else:
             kept.append(cut)
     return kept
+
+
+def _windows(cut: "DataCut", longest: float) -> "list[DataCut]":
+    """A cut that is too long in parts, the last of them the shortest; any other as it is."""
+    if cut.duration <= longest:
+        return [cut]
+    parts: list[DataCut] = list(cut.cut_into_windows(longest))  # type: ignore[arg-type]
+    for part in parts:
+        if span := (part.custom or {}).get("span"):  # of a prepared corpus: no longer the whole of a member
+            part.custom = {"span": span | {"whole": False}}
+    return parts
 
 
 def _check_skipped(config: CorpusConfig, skipped: list[Skipped], usable: int) -> None:

@@ -40,16 +40,16 @@ VERSION = 1  # raise it when the same source would give other cuts
 Item = TypeVar("Item")
 
 
-def locate(path: Path, subsets: list[str]) -> tuple[Path, list[Path]]:
+def locate(path: Path, subsets: list[str], key: str = "corpus.path") -> tuple[Path, list[Path]]:
     """The folder that ids are relative to, and the source of each subset (the path itself when none is named).
 
-    A subset is a folder or a manifest in `path` or in `path`/LibriSpeech.
+    A subset is a folder or a manifest in `path` or in `path`/LibriSpeech. `key` is what the user named `path` by.
 
     Raises:
         UserError: the path or a subset does not exist, or may not be read.
     """
     if not os.path.lexists(path):
-        raise UserError(f"corpus.path is {str(path)!r}, which does not exist")
+        raise UserError(f"{key} is {str(path)!r}, which does not exist")
     if is_prepared(path):
         return path, prepared_sources(path, subsets)
     if not subsets:

@@ -45,7 +45,11 @@ def parser() -> Parser:
     built.add_argument(
         "--teacher", default="embedded", help="embedded, a hub name, a folder or file (default: embedded)"
     )
-    built.add_argument("--corpus", default="embedded", help="embedded, a folder or a manifest (default: embedded)")
+    built.add_argument(
+        "--corpus",
+        default="embedded",
+        help="embedded, a folder or a manifest, of which all is taken (default: embedded)",
+    )
     built.add_argument("--clusters", default="auto", metavar="4,6,8|auto", help="counts (default: the best silhouette)")
     built.add_argument("--linkage", default="average", help="average, complete, single or weighted (default: average)")
     built.add_argument("--contiguous", action="store_true", help="only clusters that are runs of layers")
@@ -82,12 +86,11 @@ def _carry_out(options: argparse.Namespace) -> None:
     from distiller.strict import typed
     from distiller.teacher import load_teacher
 
-    estimator = {"frames": options.frames, "stride": options.stride, "debiased": options.debiased}
+    estimator = {name: getattr(options, name) for name in ("corpus", "frames", "stride", "debiased")}
     section = {"layers": layers, "linkage": options.linkage, "contiguous": options.contiguous}
     config = typed(ClustersConfig, section | {"zeroth": options.zeroth, "calibration": estimator}, "objective")
-    corpus = CorpusConfig(path=options.corpus)
     teacher = load_teacher(options.teacher)
-    similarity = calibrate(config, teacher, corpus, None, options.seed, _device(options.device))
+    similarity = calibrate(config, teacher, CorpusConfig(), None, options.seed, _device(options.device))
     tree = layer_tree(similarity.cka, config.linkage, config.contiguous)
     counts = counts or [automatic_count(similarity.cka, tree)]
     chosen = [separation(similarity.cka, cut_tree(tree, count)) for count in counts]

@@ -20,13 +20,15 @@ from upstream.errors import UserError
 class CalibrationConfig:
     """What the teacher's layers are compared on."""
 
-    corpus: str | None = None  # embedded, a folder or a manifest; left out: the audio that is trained on
+    corpus: str | None = None  # embedded, a folder or a manifest, all of it; left out: the audio that is trained on
     frames: int | None = None  # at least so many, after the stride; left out: 20 times the teacher's width
     stride: int = 5  # every n-th frame is taken
     debiased: bool = False  # the debiased estimator of CKA, for few frames
 
     def validate(self) -> None:
         key = "objective.calibration"
+        places = "embedded, a folder, a file, or null for the audio that is trained on"
+        require(self.corpus != "", f"{key}.corpus", self.corpus, places)
         require(self.frames is None or self.frames >= 4, f"{key}.frames", self.frames, "an integer of at least 4")
         require(self.stride >= 1, f"{key}.stride", self.stride, "an integer of at least 1")
 

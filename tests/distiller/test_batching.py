@@ -281,5 +281,5 @@ def test_broken_validation_audio(folder):
     damage(folder, ["00.wav"])
     assert sum(len(load().ids) for load in loads) == 23
     damage(folder, [f"{i:02d}.wav" for i in range(24)])
-    with pytest.raises(UserError, match="the validation audio cannot be decoded"):
+    with pytest.raises(UserError, match="audio to validate or to compare on cannot be read"):
         loads[0]()

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from lhotse import CutSet
 
-from distiller.corpus import CorpusConfig, hours, open_corpus
+from distiller.corpus import CorpusConfig, hours, open_audio, open_corpus
+from distiller.decoding import decode
 from upstream.errors import UserError
 
 RATE = 16_000
@@ -101,6 +103,37 @@ def test_one_utterance_is_too_little(tmp_path):
     write(tmp_path / "a.wav")
     with pytest.raises(UserError, match="too little to train and validate on: 0 and 1 of its 1 utterances"):
         open_corpus(CorpusConfig(str(tmp_path)))
+
+
+def test_audio_to_measure_on_is_all_there_is(tmp_path):
+    write(tmp_path / "long.wav", 2.51)
+    write(tmp_path / "short.wav", 0.1)
+    write(tmp_path / "windows.wav", 2.001)  # of its last window there is less than a frame
+    cuts = open_audio(str(tmp_path), "--corpus", longest=1.0)
+    assert [cut.id for cut in cuts] == [
+        "long.wav-0",
+        "long.wav-1",
+        "long.wav-2",
+        "short.wav",
+        "windows.wav-0",
+        "windows.wav-1",
+    ]
+    heard = torch.cat([decode(cut) for cut in cuts[:3]])
+    assert torch.equal(heard, decode(open_audio(str(tmp_path), "--corpus", longest=9.0)[0]))
+
+
+def test_audio_to_measure_on_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"^--corpus is '/nowhere', which does not exist$"):
+        open_audio("/nowhere", "--corpus", 1.0)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(UserError, match=r"^--corpus is '\S+/empty.jsonl', which holds no audio$"):
+        open_audio(str(tmp_path / "empty.jsonl"), "--corpus", 1.0)
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(UserError, match=r"none of the 1 utterances of \S+ can be used; the first is \S+a.wav"):
+        open_audio(str(tmp_path), "--corpus", 1.0)
+    write(tmp_path / "b.wav")
+    with pytest.warns(UserWarning, match=r"^1 of 2 utterances of \S+ cannot be used; the first is \S+a.wav"):
+        assert len(open_audio(str(tmp_path), "--corpus", 1.0)) == 1
 
 
 def test_bounds_on_duration_are_counted_apart(tmp_path):

@@ -106,6 +106,23 @@ def test_few_frames_warn_and_fewer_are_refused():
     assert similarity.calibration["frames"] == 8
 
 
+@pytest.mark.parametrize("debiased", [False, True])
+def test_fewer_frames_than_asked_for_warn(debiased):
+    asked = ClustersConfig(calibration=CalibrationConfig(frames=400, debiased=debiased))
+    with pytest.warns(UserWarning, match="gives 360 frames, fewer than the 400 asked for") as caught:
+        measure(asked, Planted(), planted_batches())
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match="90 frames, fewer than") as caught:
+        measure(asked, Planted(), planted_batches(count=1))
+    assert len(caught) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_as_many_frames_as_asked_for_do_not_warn():
+    measure(ClustersConfig(calibration=CalibrationConfig(frames=360)), Planted(), planted_batches())
+    measure(ClustersConfig(), Planted(), planted_batches())
+
+
 @pytest.fixture(scope="module")
 def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("audio")
@@ -168,8 +185,14 @@ def test_clusters_by_hand_need_no_audio(tmp_path):
 
 def test_another_domain_to_calibrate_on(audio, tmp_path):
     config = ClustersConfig(count=2, calibration=CalibrationConfig(corpus=str(audio)))
-    elsewhere = CorpusConfig(path="/nowhere", subsets=["a"])
-    assert len(cluster_layers(config, SpeechEncoder(CONFIG), elsewhere, tmp_path).clusters) == 2
+    elsewhere = CorpusConfig(path="/nowhere", subsets=["a"], min_seconds=0.2, max_seconds=0.3, batch_seconds=0.3)
+    encoder = SpeechEncoder(CONFIG)
+    assert len(cluster_layers(config, encoder, elsewhere, tmp_path).clusters) == 2  # files of 0.5 s and more
+    missing = ClustersConfig(calibration=CalibrationConfig(corpus="/none"))
+    with pytest.raises(UserError, match=r"^objective.calibration.corpus is '/none', which does not exist$"):
+        calibrate(missing, encoder, elsewhere)
+    with pytest.raises(UserError, match=r"^objective.calibration.corpus is '', but it must be embedded, a folder"):
+        CalibrationConfig(corpus="").validate()
 
 
 def test_a_damaged_clusters_file_is_named(tmp_path):
@@ -234,11 +257,27 @@ def test_mistakes_are_one_line(audio, teacher, tmp_path, capsys, options, senten
 def test_one_utterance_is_one_sentence(teacher, tmp_path, capsys):
     (tmp_path / "audio").mkdir()
     generator = np.random.default_rng(0)
-    for name in ("a", "b"):  # one to validate on, one to calibrate on
-        soundfile.write(tmp_path / "audio" / f"{name}.wav", generator.standard_normal(700) * 0.1, 16_000)
+    soundfile.write(tmp_path / "audio" / "a.wav", generator.standard_normal(700) * 0.1, 16_000)
     arguments = ["--teacher", str(teacher), "--corpus", str(tmp_path / "audio"), "--output", str(tmp_path / "out")]
     assert main(arguments) == 2
     assert "frames" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", [(120.0,), (110.0, 7.5)])
+def test_all_of_a_corpus_is_used_however_long_its_files(seconds, tiny_teacher, tmp_path, capsys):
+    (tmp_path / "audio").mkdir()
+    generator = np.random.default_rng(0)
+    for index, length in enumerate(seconds):
+        samples = generator.standard_normal(round(16_000 * length)) * 0.1
+        soundfile.write(tmp_path / "audio" / f"{index}.wav", samples, 16_000)
+    arguments = ["--teacher", str(tiny_teacher), "--corpus", str(tmp_path / "audio"), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--frames=99999"]) == 0
+    calibration = json.loads((tmp_path / "out" / "clusters.json").read_text())["calibration"]
+    assert calibration["seconds"] == pytest.approx(sum(seconds))
+    frames = calibration["frames"]
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: the calibration set gives {frames} frames, fewer than the 99999 asked for: there is no more audio"
+    ]
 
 
 def test_runs_uninstalled_from_any_directory(tmp_path):
