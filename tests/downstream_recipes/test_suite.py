@@ -84,6 +84,43 @@ def test_an_unfinished_task_of_another_checkpoint_is_refused_too(suite, miniatur
     assert superb.main(line(suite, miniature, "--tasks", "pr", "--overwrite")) == 0
 
 
+def test_a_row_is_of_one_model(suite, miniature, pretender, tmp_path, capsys):
+    """Whatever tasks are chosen, and none at all: every kept one would be in the row."""
+    assert superb.main(line(suite, miniature, "--tasks", "ic")) == 0
+    real = tmp_path / "real.yaml"
+    real.write_text(json.dumps({key: value for key, value in suite.corpora.items() if key != "miniature"}))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"other weights")
+    for change, message in (
+        (["-k", str(tmp_path / "other")], f"ic was made with checkpoint {suite.checkpoint}"),
+        (["-u", "dphubert"], "ic was made with upstream starhubert, not dphubert"),
+        (["-g", "states=all"], "ic was made with model_config None, not states=all"),
+        (["--corpora", str(real)], "ic was made with kind of corpora miniature, not real"),
+    ):
+        for tasks in (["--tasks", "qbe"], ["--tasks", ","], ["--tasks", "qbe", "--overwrite"]):
+            calls = len(pretender.calls)
+            assert superb.main([*line(suite, miniature), *change, *tasks]) == 2
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert message in error
+            assert error.endswith("another --output, or --tasks ic --overwrite to start afresh what does not fit")
+            assert len(pretender.calls) == calls
+    assert superb.main(line(suite, miniature, "--tasks", "ic,qbe")) == 0
+    other = [*line(suite, miniature), "-k", str(tmp_path / "other"), "--overwrite", "--tasks"]
+    assert superb.main([*other, "qbe"]) == 2  # what it advises is enough
+    assert "--tasks qbe,ic --overwrite" in capsys.readouterr().err
+    assert superb.main([*other, "qbe,ic"]) == 0
+
+
+def test_overwrite_removes_nothing_when_the_rest_of_the_command_is_wrong(suite, miniature, monkeypatch, capsys):
+    assert superb.main(line(suite, miniature, "--tasks", "ic")) == 0
+    assert superb.main(line(suite, miniature, "--tasks", "ic", "--overwrite", "--gpus", "0,0")) == 2
+    for path in suite.output.glob("upstream-*.json"):
+        path.unlink()
+    monkeypatch.setattr(Suite, "_describe", lambda suite: (_ for _ in ()).throw(UserError("cannot be opened")))
+    assert superb.main(line(suite, miniature, "--tasks", "ic", "--overwrite")) == 2
+    assert finished(suite, TASKS["ic"]) is not None
+
+
 def test_an_upstream_that_cannot_be_opened_stops_everything_at_once(suite, miniature, pretender, monkeypatch, capsys):
     def describe(suite):
         raise UserError("nowhere: no such checkpoint")
