@@ -172,6 +172,9 @@ def stage(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def check_kept(suite: Suite, tasks: Sequence[Task], overwrite: bool) -> None:
     """What is there, finished or not, is this suite's: `tasks` in all respects, the others of the same model.
 
+    A task without a checkpoint or a stage that is done begins again anyway, whose ever it was: one that failed for a
+    mistyped path needs no more than the right one.
+
     Args:
         overwrite: `tasks` are about to be started afresh, whatever there is of them.
 
@@ -180,7 +183,8 @@ def check_kept(suite: Suite, tasks: Sequence[Task], overwrite: bool) -> None:
     """
     differences = dict[Task, str]()
     for task in TASKS.values():
-        if kept := read_state(suite.output, task):
+        kept = read_state(suite.output, task)
+        if kept and (kept["scores"] is not None or _has_results(suite.output / task.code)):
             before, now = kept["identity"], suite.identity(task)
             keys = [key for key in (now if task in tasks else MODEL) if before.get(key, now[key]) != now[key]]
             if keys:
@@ -191,6 +195,11 @@ def check_kept(suite: Suite, tasks: Sequence[Task], overwrite: bool) -> None:
                 f"{suite.output}: {task.code} was made with {differences[task]}; give another --output, or "
                 f"--tasks {','.join(other.code for other in differences)} --overwrite to start afresh what does not fit"
             )
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether anything in a task's folder would be gone on with."""
+    return any(path.suffix in (".ckpt", ".json") for path in folder.rglob("*"))
 
 
 def finished(suite: Suite, task: Task) -> list[Score] | None:

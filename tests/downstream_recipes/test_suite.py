@@ -8,7 +8,7 @@ import pytest
 
 from downstream_recipes import superb
 from downstream_recipes.recipes import read_corpora
-from downstream_recipes.suite import Suite, finished, keep, read_state
+from downstream_recipes.suite import Suite, TaskFailed, finished, keep, read_state
 from downstream_recipes.suite_report import write_report, write_submission_of
 from downstream_recipes.suite_tasks import run_task
 from downstream_recipes.tasks import TASKS
@@ -74,13 +74,16 @@ def test_an_output_of_another_checkpoint_is_refused(suite, miniature, capsys):
     assert not (suite.output / "ic").exists()
 
 
-def test_an_unfinished_task_of_another_checkpoint_is_refused_too(suite, miniature, pretender, capsys):
-    pretender.failing = {"pr"}
-    assert superb.main(line(suite, miniature, "--tasks", "pr")) == 1
+def test_an_unfinished_task_of_another_checkpoint_is_refused_too(suite, miniature, pretender, monkeypatch, capsys):
+    def fail(*args):
+        raise TaskFailed("a full disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretender, "evaluate", fail)
+        assert superb.main(line(suite, miniature, "--tasks", "pr")) == 1
     Path(suite.checkpoint, "model.safetensors").write_bytes(b"other weights")
     assert superb.main(line(suite, miniature, "--tasks", "pr")) == 2
     assert "made with checkpoint" in capsys.readouterr().err
-    pretender.failing = set()
     assert superb.main(line(suite, miniature, "--tasks", "pr", "--overwrite")) == 0
 
 
@@ -180,3 +183,18 @@ def test_a_missing_corpus_fails_its_task_only(suite, miniature, tmp_path, capsys
     assert superb.main([*line(suite, miniature, "--tasks", "sf,ic"), "--corpora", str(file)]) == 1
     assert re.search(r"superb.py: sf: sf needs the corpus 'snips': .*absent does not exist", capsys.readouterr().err)
     assert read_state(suite.output, TASKS["ic"])["scores"] is not None
+
+
+def test_a_mistyped_corpus_can_be_mended(suite, miniature, pretender, tmp_path, capsys):
+    file = tmp_path / "corpora.yaml"
+
+    def run(folder: str) -> int:
+        file.write_text(json.dumps({**suite.corpora, "fluent_commands": folder}))
+        return superb.main([*line(suite, miniature, "--tasks", "ks,ic"), "--corpora", str(file)])
+
+    assert run("/data/typo") == 1
+    pretender.calls = []
+    assert run(suite.corpora["fluent_commands"]) == 0
+    assert {call["-d"] for call in pretender.calls if "-d" in call} == {"ic"}
+    assert run("/data/typo") == 2  # what has been made is of the corpus that it was made of
+    assert "ic was made with corpora" in capsys.readouterr().err.splitlines()[-1]
