@@ -21,7 +21,7 @@ from distiller.run import exit_code
 from downstream_recipes.recipes import read_corpora
 from downstream_recipes.side_by_side import run_on_gpus
 from downstream_recipes.suite import Suite, TaskFailed, check_kept, finished, forget, keep, say
-from downstream_recipes.suite_report import done_tasks, write_report, write_submission_of
+from downstream_recipes.suite_report import done_tasks, rows_beside, write_report, write_submission_of
 from downstream_recipes.suite_tasks import run_task
 from downstream_recipes.tasks import TASKS, Task
 from upstream.errors import UserError
@@ -148,6 +148,8 @@ def run_suite(arguments: argparse.Namespace, output: Path, argv: Sequence[str]) 
     gpus = chosen_gpus(arguments.gpus) if arguments.gpus else []
     overwrite = arguments.overwrite and not arguments.no_report
     check_kept(suite, tasks, overwrite)
+    if not arguments.no_report:
+        rows_beside(arguments.beside, suite.miniature)  # a wrong one is said now, not when the tasks are done
     unfinished = [task for task in tasks if overwrite or finished(suite, task) is None]
     if unfinished:
         say(f"{suite.upstream}: {suite.described['parameters'] / 1e6:.2f} M parameters")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,12 @@ from downstream_recipes.suite_tasks import run_task
 from downstream_recipes.tasks import TASKS
 from tests.downstream_recipes.pretender import line
 from upstream.errors import UserError
+
+
+def written(file: Path, corpora: Mapping, without: str) -> Path:
+    """A corpora file without one of the keys."""
+    file.write_text(json.dumps({key: value for key, value in corpora.items() if key != without}))
+    return file
 
 
 def test_the_whole_table_is_filled(suite, miniature, capsys):
@@ -90,8 +97,7 @@ def test_an_unfinished_task_of_another_checkpoint_is_refused_too(suite, miniatur
 def test_a_row_is_of_one_model(suite, miniature, pretender, tmp_path, capsys):
     """Whatever tasks are chosen, and none at all: every kept one would be in the row."""
     assert superb.main(line(suite, miniature, "--tasks", "ic")) == 0
-    real = tmp_path / "real.yaml"
-    real.write_text(json.dumps({key: value for key, value in suite.corpora.items() if key != "miniature"}))
+    real = written(tmp_path / "real.yaml", suite.corpora, "miniature")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model.safetensors").write_bytes(b"other weights")
     for change, message in (
@@ -134,15 +140,21 @@ def test_an_upstream_that_cannot_be_opened_stops_everything_at_once(suite, minia
     assert pretender.calls == []
 
 
-def test_rows_of_other_outputs_stand_beside_ours(suite, miniature, tmp_path, capsys):
+def test_rows_of_other_outputs_stand_beside_ours(suite, miniature, tmp_path, pretender, capsys):
     assert superb.main(line(suite, miniature, "--tasks", "pr")) == 0
     other = tmp_path / "teacher"
     given = line(suite, miniature, "--tasks", "pr", "--beside", str(suite.output))
     assert superb.main([*given, "--output", str(other)]) == 0
     rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("| starhubert")]
     assert [row.split("|")[1].strip() for row in rows[-2:]] == ["starhubert (out)", "starhubert (teacher)"]
-    assert superb.main([*given, "--beside", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith("no output of superb.py")
+    pretender.calls = []  # a wrong one is said before anything is trained
+    assert superb.main([*given, "--tasks", "ic", "--beside", str(tmp_path)]) == 2
+    complaint = f"superb.py: --beside {tmp_path}: no output of superb.py that has a table"
+    assert capsys.readouterr().err.splitlines() == [complaint]
+    real = ["--corpora", str(written(tmp_path / "real.yaml", suite.corpora, "miniature"))]
+    assert superb.main([*given, *real, "--output", str(tmp_path / "real")]) == 2
+    assert capsys.readouterr().err.endswith("its scores are of miniature corpora, this table's of real ones\n")
+    assert pretender.calls == []
 
 
 def test_real_corpora_have_overall_scores_and_published_rows(suite, tmp_path):
