@@ -100,13 +100,13 @@ def _draw(output: Path, rows: Sequence[Row], done: Mapping[str, Score]) -> dict[
 
 
 def _layer_weights(score: Score) -> list[float] | None:
-    """Of the checkpoint that a score comes from (ER: of its last fold); None where nothing is trained."""
+    """Of the checkpoint that a score comes from (ER: of its first fold); None where nothing is trained."""
     checkpoint = _option(score, "-e")
     return figures.layer_weights(Path(checkpoint)) if checkpoint else None
 
 
 def _option(score: Score, flag: str) -> str | None:
-    """What a flag of the command behind a score says."""
+    """What a flag of the (first) command behind a score says."""
     words = shlex.split(score.command)
     return words[words.index(flag) + 1] if flag in words else None
 
