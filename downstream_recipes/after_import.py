@@ -21,7 +21,7 @@ class AfterImport(MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname not in self.actions:
             return None
-        others = [finder for finder in sys.meta_path if finder is not self]
+        others = sys.meta_path[sys.meta_path.index(self) + 1 :]  # which may have an action for the same module
         spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None)
         if spec is not None and spec.loader is not None:
             execute, action = spec.loader.exec_module, self.actions[fullname]

@@ -5,7 +5,7 @@ python downstream_recipes/run_downstream.py -u starhubert -k exp/star/student -d
 Every flag of s3prl's is passed on. What is added: -m defaults to train (QbE: evaluate, it trains nothing), -n to
 <upstream>_<task>, -c to our recipe of the task, --device to cuda where there is one; -d takes SUPERB's codes (pr asr ks
 qbe sid asv sd ic sf er se ss) beside s3prl's names. The recipe with its paths filled in is written to the experiment
-folder as <task>.yaml, where an unmodified s3prl can take it with -c.
+folder as <task>.yaml, where an unmodified s3prl can take it with -c. Evaluations of QbE and SD print SUPERB's score.
 """
 
 import argparse
@@ -153,6 +153,9 @@ def main() -> int:
 def _carry_out() -> int:
     if "--device" in sys.argv and sys.argv[sys.argv.index("--device") + 1 :][:1] == ["cpu"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # s3prl enters torch.cuda.device(--device) wherever it sees a GPU
+    from downstream_recipes import own_scores
+
+    own_scores.announce()
     try:
         run(sys.argv[1:])
     except UserError as error:

@@ -103,6 +103,22 @@ def maximum_term_weighted_value(
     return (float(values[best]), float(score[order][ends[best]])) if values[best] > 0 else (0.0, float("inf"))
 
 
+def score_search(folder: Path, corpus: Path, split: str) -> tuple[float, float]:
+    """MTWV and its threshold of a search that s3prl left in `folder`.
+
+    Args:
+        corpus: QUESST 2014.
+        split: dev; whatever else s3prl is given, it searches for eval's queries.
+
+    Raises:
+        UserError: the search or the ground truth is missing.
+    """
+    name = "dev" if split == "dev" else "eval"
+    truth = read_query_truth(corpus / "scoring" / f"groundtruth_quesst14_{name}" / f"quesst14_{name}.rttm")
+    documents = [Path(fields[0]).stem for fields in _read_fields(corpus / "scoring" / "language_key_utterances.lst")]
+    return maximum_term_weighted_value(read_detections(folder / "benchmark.stdlist.xml"), truth, documents)
+
+
 def read_rttm(path: Path) -> dict[str, list[Segment]]:
     """`SPEAKER recording channel start duration <NA> <NA> speaker ...` lines as recording -> segments.
 
@@ -158,6 +174,19 @@ def sweep_diarization(predictions: Path, rttm: Path, frame_seconds: float) -> di
         for median in DIARIZATION_MEDIANS
         for threshold in DIARIZATION_THRESHOLDS
     }
+
+
+def score_diarization(folder: Path, test: Path) -> dict[tuple[int, float], float]:
+    """`sweep_diarization` of the test predictions that s3prl left in `folder`.
+
+    Args:
+        test: the corpus's folder of that name, with `rttm`.
+
+    Raises:
+        UserError: a prediction or the reference is missing.
+    """
+    frame_seconds = int((folder / "frame_shift").read_text()) / 16_000
+    return sweep_diarization(folder / "scoring" / "predictions", test / "rttm", frame_seconds)
 
 
 def _read_prediction(path: Path) -> np.ndarray:  # (frame, speaker)

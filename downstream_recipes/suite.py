@@ -19,10 +19,11 @@ import yaml
 from downstream_recipes import run_downstream
 from downstream_recipes.cache import write_whole
 from downstream_recipes.recipes import resolve
-from downstream_recipes.tasks import Task
+from downstream_recipes.tasks import TASKS, Task
 from upstream.errors import UserError
 
 MINIATURE = Path(__file__).with_name("miniature.yaml")
+MODEL = ("upstream", "checkpoint", "model_config", "kind of corpora")  # what all tasks of a row have in common
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Suite:
             "upstream": self.upstream,
             "checkpoint": _fingerprint(self.checkpoint),
             "model_config": str(self.model_config),
+            "kind of corpora": "miniature" if self.miniature else "real",
             "recipe": hashlib.sha256(recipe).hexdigest()[:16],
             "corpora": repr(sorted(corpora.items())),
             "learning rate": "searched" if self.lr_search and task.trained else "of the recipe",
@@ -167,20 +169,42 @@ def stage(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def finished(suite: Suite, task: Task) -> list[Score] | None:
-    """A task's scores when it is done, None when there is something to do.
+def check_kept(suite: Suite, tasks: Sequence[Task], overwrite: bool) -> None:
+    """What is there, finished or not, is this suite's: `tasks` in all respects, the others of the same model.
+
+    A task without a checkpoint or a stage that is done begins again anyway, whose ever it was: one that failed for a
+    mistyped path needs no more than the right one.
+
+    Args:
+        overwrite: `tasks` are about to be started afresh, whatever there is of them.
 
     Raises:
-        UserError: what is there, finished or not, belongs to another upstream, recipe or corpus.
+        UserError: it is not; names what differs, and every task that does not fit.
     """
-    kept = read_state(suite.output, task)
-    for key, value in suite.identity(task).items() if kept else ():
-        if kept["identity"].get(key) != value:
+    differences = dict[Task, str]()
+    for task in TASKS.values():
+        kept = read_state(suite.output, task)
+        if kept and (kept["scores"] is not None or _has_results(suite.output / task.code)):
+            before, now = kept["identity"], suite.identity(task)
+            keys = [key for key in (now if task in tasks else MODEL) if before.get(key, now[key]) != now[key]]
+            if keys:
+                differences[task] = f"{keys[0]} {before[keys[0]]}, not {now[keys[0]]}"
+    for task in differences:
+        if not (overwrite and task in tasks):
             raise UserError(
-                f"{suite.output / task.code}: made with {key} {kept['identity'].get(key)}, not {value}; "
-                "--overwrite starts afresh, or give another --output"
+                f"{suite.output}: {task.code} was made with {differences[task]}; give another --output, or "
+                f"--tasks {','.join(other.code for other in differences)} --overwrite to start afresh what does not fit"
             )
-    return kept["scores"] if kept else None
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether anything in a task's folder would be gone on with."""
+    return any(path.suffix in (".ckpt", ".json") for path in folder.rglob("*"))
+
+
+def finished(suite: Suite, task: Task) -> list[Score] | None:
+    """A task's scores when it is done, None when there is something to do."""
+    return read_state(suite.output, task).get("scores")
 
 
 def keep(suite: Suite, task: Task, scores: Sequence[Score] | None, note: str = "") -> None:

@@ -29,7 +29,7 @@ def write_report(suite: Suite, beside: Sequence[Path] = ()) -> str:
         beside: outputs of other suites, for further rows.
 
     Raises:
-        UserError: no task is finished, or an output of `beside` is none.
+        UserError: no task is finished, or as `rows_beside`.
     """
     done = done_tasks(suite.output)
     if not done:
@@ -39,7 +39,7 @@ def write_report(suite: Suite, beside: Sequence[Path] = ()) -> str:
     own = tables.own_row(_title(suite.upstream, suite.output), parameters, scores, suite.miniature)
     summary = {"name": own.name, "params_m": parameters, "miniature": suite.miniature}
     write_whole(suite.output / "model.json", json.dumps(summary) + "\n")
-    rows = [*(_row_of(folder) for folder in beside), own]
+    rows = [*rows_beside(beside, suite.miniature), own]
     rows += [] if suite.miniature else tables.published_rows()
     notes = [entry["note"] for entry in done.values() if entry["note"]]
     notes += [MINIATURE_NOTE] if suite.miniature else [DEPARTURES]
@@ -65,11 +65,23 @@ def _title(upstream: str, output: Path) -> str:
     return upstream if output.name == upstream else f"{upstream} ({output.name})"
 
 
-def _row_of(folder: Path) -> Row:
+def rows_beside(folders: Sequence[Path], miniature: bool) -> list[Row]:
+    """The rows of other outputs, for a table of miniature corpora or of real ones.
+
+    Raises:
+        UserError: one of them is no output with a table, or its corpora are of the other kind.
+    """
+    return [_row_of(folder, miniature) for folder in folders]
+
+
+def _row_of(folder: Path, miniature: bool) -> Row:
     path = folder / "model.json"
     if not path.exists():
-        raise UserError(f"{folder}: no output of superb.py")
+        raise UserError(f"--beside {folder}: no output of superb.py that has a table")
     model = json.loads(path.read_text())
+    if model["miniature"] != miniature:
+        kinds = ("miniature", "real") if model["miniature"] else ("real", "miniature")
+        raise UserError(f"--beside {folder}: its scores are of {kinds[0]} corpora, this table's of {kinds[1]} ones")
     scores = [score for entry in done_tasks(folder).values() for score in entry["scores"]]
     return tables.own_row(model["name"], model["params_m"], scores, model["miniature"])
 
@@ -88,13 +100,13 @@ def _draw(output: Path, rows: Sequence[Row], done: Mapping[str, Score]) -> dict[
 
 
 def _layer_weights(score: Score) -> list[float] | None:
-    """Of the checkpoint that a score comes from (ER: of its last fold); None where nothing is trained."""
+    """Of the checkpoint that a score comes from (ER: of its first fold); None where nothing is trained."""
     checkpoint = _option(score, "-e")
     return figures.layer_weights(Path(checkpoint)) if checkpoint else None
 
 
 def _option(score: Score, flag: str) -> str | None:
-    """What a flag of the command behind a score says."""
+    """What a flag of the (first) command behind a score says."""
     words = shlex.split(score.command)
     return words[words.index(flag) + 1] if flag in words else None
 

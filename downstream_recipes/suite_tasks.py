@@ -160,14 +160,16 @@ def _score(task: Task, metric: str, value: float, tested: Mapping[str, Any], sec
 
 def run_emotion(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
     """ER: the mean over the five folds."""
-    accuracies, seconds, tested = [], 0.0, {}
+    accuracies, commands, seconds = [], [], 0.0
     for fold in FOLDS:
         trained = train(suite, task, folder / fold, changes, fold)
         tested = evaluate(suite, task, folder / fold, best_checkpoint(task, folder / fold), "test")
         accuracies.append(tested["scores"]["acc"])
+        commands.append(tested["command"])
         seconds += trained["seconds"] + tested["seconds"]
     note = "ER: folds " + ", ".join(f"{accuracy:.1f}" for accuracy in accuracies) + "."
-    return [_score(task, "acc", sum(accuracies) / len(accuracies), tested, seconds)], note
+    together = {"command": " && ".join(commands)}
+    return [_score(task, "acc", sum(accuracies) / len(accuracies), together, seconds)], note
 
 
 def run_verification(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
@@ -191,9 +193,7 @@ def run_diarization(suite: Suite, task: Task, folder: Path, changes: Mapping[str
     """SD: the lowest DER over the ways of turning the test predictions into segments (SUPERB's rule)."""
     trained = train(suite, task, folder, changes)
     tested = evaluate(suite, task, folder, best_checkpoint(task, folder), "test")
-    frame_seconds = int((folder / "frame_shift").read_text()) / 16_000
-    rttm = Path(suite.corpora["libri2mix_diarization"]) / "test" / "rttm"
-    rates = scoring.sweep_diarization(folder / "scoring" / "predictions", rttm, frame_seconds)
+    rates = scoring.score_diarization(folder, Path(suite.corpora["libri2mix_diarization"]) / "test")
     median, threshold = min(rates, key=lambda key: rates[key])
     note = f"SD: the lowest of {len(rates)} settings on test (median {median}, threshold {threshold}), as SUPERB does."
     seconds = trained["seconds"] + tested["seconds"]
@@ -217,13 +217,7 @@ def _search(suite: Suite, task: Task, folder: Path, split: str, layer: int) -> d
         arguments = ["-m", "evaluate", "-t", split, *suite.upstream_arguments(), "-d", task.code]
         arguments += ["-l", str(layer), "-c", str(recipe), "-p", str(folder)]
         suite.run(arguments, folder / "search.log")
-        database = Path(suite.corpora["quesst14"]) / "scoring"
-        name = "dev" if split == "dev" else "eval"
-        truth = scoring.read_query_truth(database / f"groundtruth_quesst14_{name}" / f"quesst14_{name}.rttm")
-        listing = (database / "language_key_utterances.lst").read_text().split("\n")
-        documents = [Path(line.split()[0]).stem for line in listing if line.strip()]
-        detections = scoring.read_detections(folder / "benchmark.stdlist.xml")
-        value, threshold = scoring.maximum_term_weighted_value(detections, truth, documents)
+        value, threshold = scoring.score_search(folder, Path(suite.corpora["quesst14"]), split)
         return {"mtwv": value, "threshold": threshold, "command": suite.command(arguments)}
 
     return stage(folder / "search.json", work)

@@ -20,8 +20,8 @@ from distiller.output import claimed
 from distiller.run import exit_code
 from downstream_recipes.recipes import read_corpora
 from downstream_recipes.side_by_side import run_on_gpus
-from downstream_recipes.suite import Suite, TaskFailed, finished, forget, keep, say
-from downstream_recipes.suite_report import done_tasks, write_report, write_submission_of
+from downstream_recipes.suite import Suite, TaskFailed, check_kept, finished, forget, keep, say
+from downstream_recipes.suite_report import done_tasks, rows_beside, write_report, write_submission_of
 from downstream_recipes.suite_tasks import run_task
 from downstream_recipes.tasks import TASKS, Task
 from upstream.errors import UserError
@@ -145,16 +145,17 @@ def _carry_out(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
 def run_suite(arguments: argparse.Namespace, output: Path, argv: Sequence[str]) -> list[str]:
     """The tasks and the table; what went wrong in tasks, a line each."""
     tasks, suite = chosen_tasks(arguments.tasks), open_suite(arguments, output)
-    if arguments.overwrite and not arguments.no_report:
-        for task in tasks:
-            forget(suite, task)
-    unfinished = [task for task in tasks if finished(suite, task) is None]  # all are looked at before any work
+    gpus = chosen_gpus(arguments.gpus) if arguments.gpus else []
+    overwrite = arguments.overwrite and not arguments.no_report
+    check_kept(suite, tasks, overwrite)
+    if not arguments.no_report:
+        rows_beside(arguments.beside, suite.miniature)  # a wrong one is said now, not when the tasks are done
+    unfinished = [task for task in tasks if overwrite or finished(suite, task) is None]
     if unfinished:
         say(f"{suite.upstream}: {suite.described['parameters'] / 1e6:.2f} M parameters")
-    if arguments.gpus:
-        failures = run_on_gpus(output, unfinished, chosen_gpus(arguments.gpus), argv)
-    else:
-        failures = run_here(suite, tasks)
+    for task in tasks if overwrite else ():  # nothing is removed before all of the above is right
+        forget(suite, task)
+    failures = run_on_gpus(output, unfinished, gpus, argv) if gpus else run_here(suite, tasks)
     if not arguments.no_report and (done_tasks(output) or not failures):
         print(write_report(suite, arguments.beside))
         if arguments.submission:

@@ -42,13 +42,14 @@ def score_against_parameters(rows: Sequence[Row], path: Path) -> Path | None:
 
 
 def _label_heights(values: Sequence[float], gap: float = 0.06) -> list[float]:
-    """Where rising values are labelled beside the axes, from 0 to 1: near their height, `gap` apart."""
-    low, high = values[0], values[-1]
+    """Where rising values are labelled beside the axes, from 0 to 1: near their height, `gap` apart or what fits."""
+    bottom, top = 0.02, 0.98
+    gap = min(gap, (top - bottom) / max(len(values) - 1, 1))
     heights: list[float] = []
     for value in values:
-        wanted = 0.05 + 0.9 * (value - low) / max(high - low, 1e-9)
+        wanted = bottom + (top - bottom) * (value - values[0]) / max(values[-1] - values[0], 1e-9)
         heights.append(max(wanted, heights[-1] + gap) if heights else wanted)
-    return heights
+    return [min(height, top - gap * above) for above, height in enumerate(reversed(heights))][::-1]
 
 
 def tasks_as_bars(rows: Sequence[Row], path: Path) -> Path | None:

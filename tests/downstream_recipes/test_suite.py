@@ -2,18 +2,25 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from downstream_recipes import superb
 from downstream_recipes.recipes import read_corpora
-from downstream_recipes.suite import Suite, finished, keep, read_state
+from downstream_recipes.suite import Suite, TaskFailed, finished, keep, read_state
 from downstream_recipes.suite_report import write_report, write_submission_of
 from downstream_recipes.suite_tasks import run_task
 from downstream_recipes.tasks import TASKS
 from tests.downstream_recipes.pretender import line
 from upstream.errors import UserError
+
+
+def written(file: Path, corpora: Mapping, without: str) -> Path:
+    """A corpora file without one of the keys."""
+    file.write_text(json.dumps({key: value for key, value in corpora.items() if key != without}))
+    return file
 
 
 def test_the_whole_table_is_filled(suite, miniature, capsys):
@@ -74,14 +81,53 @@ def test_an_output_of_another_checkpoint_is_refused(suite, miniature, capsys):
     assert not (suite.output / "ic").exists()
 
 
-def test_an_unfinished_task_of_another_checkpoint_is_refused_too(suite, miniature, pretender, capsys):
-    pretender.failing = {"pr"}
-    assert superb.main(line(suite, miniature, "--tasks", "pr")) == 1
+def test_an_unfinished_task_of_another_checkpoint_is_refused_too(suite, miniature, pretender, monkeypatch, capsys):
+    def fail(*args):
+        raise TaskFailed("a full disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretender, "evaluate", fail)
+        assert superb.main(line(suite, miniature, "--tasks", "pr")) == 1
     Path(suite.checkpoint, "model.safetensors").write_bytes(b"other weights")
     assert superb.main(line(suite, miniature, "--tasks", "pr")) == 2
     assert "made with checkpoint" in capsys.readouterr().err
-    pretender.failing = set()
     assert superb.main(line(suite, miniature, "--tasks", "pr", "--overwrite")) == 0
+
+
+def test_a_row_is_of_one_model(suite, miniature, pretender, tmp_path, capsys):
+    """Whatever tasks are chosen, and none at all: every kept one would be in the row."""
+    assert superb.main(line(suite, miniature, "--tasks", "ic")) == 0
+    real = written(tmp_path / "real.yaml", suite.corpora, "miniature")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"other weights")
+    for change, message in (
+        (["-k", str(tmp_path / "other")], f"ic was made with checkpoint {suite.checkpoint}"),
+        (["-u", "dphubert"], "ic was made with upstream starhubert, not dphubert"),
+        (["-g", "states=all"], "ic was made with model_config None, not states=all"),
+        (["--corpora", str(real)], "ic was made with kind of corpora miniature, not real"),
+    ):
+        for tasks in (["--tasks", "qbe"], ["--tasks", ","], ["--tasks", "qbe", "--overwrite"]):
+            calls = len(pretender.calls)
+            assert superb.main([*line(suite, miniature), *change, *tasks]) == 2
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert message in error
+            assert error.endswith("another --output, or --tasks ic --overwrite to start afresh what does not fit")
+            assert len(pretender.calls) == calls
+    assert superb.main(line(suite, miniature, "--tasks", "ic,qbe")) == 0
+    other = [*line(suite, miniature), "-k", str(tmp_path / "other"), "--overwrite", "--tasks"]
+    assert superb.main([*other, "qbe"]) == 2  # what it advises is enough
+    assert "--tasks qbe,ic --overwrite" in capsys.readouterr().err
+    assert superb.main([*other, "qbe,ic"]) == 0
+
+
+def test_overwrite_removes_nothing_when_the_rest_of_the_command_is_wrong(suite, miniature, monkeypatch, capsys):
+    assert superb.main(line(suite, miniature, "--tasks", "ic")) == 0
+    assert superb.main(line(suite, miniature, "--tasks", "ic", "--overwrite", "--gpus", "0,0")) == 2
+    for path in suite.output.glob("upstream-*.json"):
+        path.unlink()
+    monkeypatch.setattr(Suite, "_describe", lambda suite: (_ for _ in ()).throw(UserError("cannot be opened")))
+    assert superb.main(line(suite, miniature, "--tasks", "ic", "--overwrite")) == 2
+    assert finished(suite, TASKS["ic"]) is not None
 
 
 def test_an_upstream_that_cannot_be_opened_stops_everything_at_once(suite, miniature, pretender, monkeypatch, capsys):
@@ -94,15 +140,21 @@ def test_an_upstream_that_cannot_be_opened_stops_everything_at_once(suite, minia
     assert pretender.calls == []
 
 
-def test_rows_of_other_outputs_stand_beside_ours(suite, miniature, tmp_path, capsys):
+def test_rows_of_other_outputs_stand_beside_ours(suite, miniature, tmp_path, pretender, capsys):
     assert superb.main(line(suite, miniature, "--tasks", "pr")) == 0
     other = tmp_path / "teacher"
     given = line(suite, miniature, "--tasks", "pr", "--beside", str(suite.output))
     assert superb.main([*given, "--output", str(other)]) == 0
     rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("| starhubert")]
     assert [row.split("|")[1].strip() for row in rows[-2:]] == ["starhubert (out)", "starhubert (teacher)"]
-    assert superb.main([*given, "--beside", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith("no output of superb.py")
+    pretender.calls = []  # a wrong one is said before anything is trained
+    assert superb.main([*given, "--tasks", "ic", "--beside", str(tmp_path)]) == 2
+    complaint = f"superb.py: --beside {tmp_path}: no output of superb.py that has a table"
+    assert capsys.readouterr().err.splitlines() == [complaint]
+    real = ["--corpora", str(written(tmp_path / "real.yaml", suite.corpora, "miniature"))]
+    assert superb.main([*given, *real, "--output", str(tmp_path / "real")]) == 2
+    assert capsys.readouterr().err.endswith("its scores are of miniature corpora, this table's of real ones\n")
+    assert pretender.calls == []
 
 
 def test_real_corpora_have_overall_scores_and_published_rows(suite, tmp_path):
@@ -143,3 +195,18 @@ def test_a_missing_corpus_fails_its_task_only(suite, miniature, tmp_path, capsys
     assert superb.main([*line(suite, miniature, "--tasks", "sf,ic"), "--corpora", str(file)]) == 1
     assert re.search(r"superb.py: sf: sf needs the corpus 'snips': .*absent does not exist", capsys.readouterr().err)
     assert read_state(suite.output, TASKS["ic"])["scores"] is not None
+
+
+def test_a_mistyped_corpus_can_be_mended(suite, miniature, pretender, tmp_path, capsys):
+    file = tmp_path / "corpora.yaml"
+
+    def run(folder: str) -> int:
+        file.write_text(json.dumps({**suite.corpora, "fluent_commands": folder}))
+        return superb.main([*line(suite, miniature, "--tasks", "ks,ic"), "--corpora", str(file)])
+
+    assert run("/data/typo") == 1
+    pretender.calls = []
+    assert run(suite.corpora["fluent_commands"]) == 0
+    assert {call["-d"] for call in pretender.calls if "-d" in call} == {"ic"}
+    assert run("/data/typo") == 2  # what has been made is of the corpus that it was made of
+    assert "ic was made with corpora" in capsys.readouterr().err.splitlines()[-1]

@@ -1,6 +1,7 @@
 """How each task of the suite comes to its score, and where an interrupted one goes on."""
 
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,10 @@ def test_emotion_is_the_mean_of_five_folds(suite, pretender):
     scores, note = run_task(suite, TASKS["er"])
     assert values(scores) == {"er acc": pytest.approx(30.0)}
     assert note == "ER: folds 10.0, 20.0, 30.0, 40.0, 50.0."
+    commands = [shlex.split(command) for command in scores[0].command.split(" && ")]  # each prints its fold's
+    assert [words[words.index("-e") + 1] for words in commands] == [
+        str(suite.output / "er" / f"fold{fold}" / "dev-best.ckpt") for fold in range(1, 6)
+    ]
     assert [call["-v"] for call in pretender.calls if call["-m"] == "train"] == [f"fold{fold}" for fold in range(1, 6)]
 
 

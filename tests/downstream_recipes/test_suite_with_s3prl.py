@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -74,6 +75,24 @@ def test_the_whole_table(miniature, student, tmp_path, capsys):
     run_downstream.run([*words, "--device", "cpu"])
     printed = float(re.findall(r"^test acc: (\S+)$", capsys.readouterr().out, re.M)[-1])
     assert 100 * printed == pytest.approx(float(row["value"]), abs=1e-3)
+
+
+def test_the_command_of_a_row_prints_its_number(miniature, student, tmp_path, capsys):
+    """Of the tasks whose score s3prl leaves to others; under the command line's own script."""
+    given = ["-u", "starhubert", "-k", str(student), "--corpora", str(miniature), "--device", "cpu"]
+    output = tmp_path / "out"
+    assert superb.main([*given, "--output", str(output), "--tasks", "qbe,sd"]) == 0, capsys.readouterr().err
+    with (output / "scores.csv").open() as file:
+        rows = {row["task"]: row for row in csv.DictReader(file)}
+    for task, pattern in (
+        ("qbe", r"^test mtwv: (\S+) \(threshold \S+\)$"),
+        ("sd", r"^test lowest der: (\S+) \(median \d+, threshold \S+\)$"),
+    ):
+        line = [sys.executable, *shlex.split(rows[task]["command"])[1:], "--device", "cpu"]
+        run = subprocess.run(line, capture_output=True, text=True, cwd=SCRIPT.parents[1])
+        assert run.returncode == 0, run.stderr[-2000:]
+        (printed,) = re.findall(pattern, run.stdout, re.M)
+        assert float(printed) == pytest.approx(float(rows[task]["value"]), abs=1e-3)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("asteroid") is None, reason="SE and SS need asteroid, pesq and pystoi")

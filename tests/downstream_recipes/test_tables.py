@@ -9,7 +9,7 @@ import pytest
 from downstream_recipes import tables
 from downstream_recipes.metrics import METRICS, references
 from downstream_recipes.suite import Score
-from downstream_recipes.superb_figures import layers_by_task, score_against_parameters, tasks_as_bars
+from downstream_recipes.superb_figures import _label_heights, layers_by_task, score_against_parameters, tasks_as_bars
 
 STAR = next(row for row in references() if row.upstream == "STaRHuBERT" and row.corpus == "LS 960")
 
@@ -100,6 +100,17 @@ def test_figures_are_drawn_where_there_is_something_to_draw(tmp_path):
     assert layers_by_task({"pr": [0.2, 0.8], "sid": [0.5, 0.5]}, tmp_path / "d.png").stat().st_size > 5_000
     assert layers_by_task({}, tmp_path / "e.png") is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "c.png", "d.png"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 17, 40])
+@pytest.mark.parametrize("lowest", [66.0, 79.0, 80.0])
+def test_labels_stay_within_the_axes_and_apart(count, lowest):
+    values = sorted([lowest, *np.linspace(79, 82, count - 1)])
+    heights = _label_heights(values)
+    assert min(heights) >= 0
+    assert max(heights) <= 1
+    gap = min(0.06, 0.96 / max(count - 1, 1))
+    assert np.diff(heights).min(initial=1) >= gap - 1e-9
 
 
 def test_points_put_every_metric_the_right_way_round():
