@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,11 +19,13 @@ import yaml
 
 from downstream_recipes import run_downstream
 from downstream_recipes.cache import write_whole
+from downstream_recipes.features import FeatureCache, reused
 from downstream_recipes.recipes import resolve
 from downstream_recipes.tasks import TASKS, Task
 from upstream.errors import UserError
 
 MINIATURE = Path(__file__).with_name("miniature.yaml")
+MINIATURE_CACHE = 1.0  # GB
 MODEL = ("upstream", "checkpoint", "model_config", "kind of corpora")  # what all tasks of a row have in common
 
 
@@ -51,6 +54,7 @@ class Suite:
         checkpoint, model_config: s3prl's -k and -g.
         corpora: as `recipes.read_corpora` returns them.
         lr_search: train with each learning rate that SUPERB allows, and choose; else with the recipe's.
+        feature_cache: GB of memory for features that are heard again; None: 1 on miniature corpora, else 0, none.
     """
 
     upstream: str
@@ -60,6 +64,12 @@ class Suite:
     output: Path
     device: str
     lr_search: bool = False
+    feature_cache: float | None = None
+
+    @cached_property
+    def features(self) -> FeatureCache | None:
+        gigabytes = self.feature_cache if self.feature_cache is not None else MINIATURE_CACHE * self.miniature
+        return FeatureCache(round(gigabytes * 1e9)) if gigabytes else None
 
     @property
     def miniature(self) -> bool:
@@ -132,7 +142,7 @@ class Suite:
         with log.open("a+") as file:
             start = file.tell()
             try:
-                with contextlib.redirect_stdout(file), _progress(log):
+                with contextlib.redirect_stdout(file), _progress(log), reused(self.features):
                     run_downstream.run(arguments)
             except UserError:
                 raise

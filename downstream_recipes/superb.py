@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import difflib
 import logging
+import math
 import os
 import sys
 import time
@@ -41,6 +42,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr-search", action="store_true", help="train with 1e-1 .. 1e-7, choose on dev")
     parser.add_argument("--submission", action="store_true", help="write the leaderboard's predict.zip too")
     parser.add_argument("--beside", type=Path, action="append", default=[], help="another output, a row of the table")
+    parser.add_argument(
+        "--feature-cache",
+        type=float,
+        metavar="GB",
+        help="memory for features, which are then computed once (default: 1 on miniature corpora, else 0)",
+    )
     parser.add_argument("--gpus", help="their numbers with commas: that many tasks side by side")
     parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
     parser.add_argument("--no-report", action="store_true", help=argparse.SUPPRESS)  # a process of --gpus
@@ -72,9 +79,11 @@ def output_of(arguments: argparse.Namespace) -> Path:
 
 
 def open_suite(arguments: argparse.Namespace, output: Path) -> Suite:
-    """Raises: UserError: the corpora file or the checkpoint is wrong."""
+    """Raises: UserError: the corpora file, the checkpoint or a number is wrong."""
     import torch
 
+    if arguments.feature_cache is not None and not 0 <= arguments.feature_cache < math.inf:
+        raise UserError(f"--feature-cache is {arguments.feature_cache}, but it must be GB, 0 or more")
     return Suite(
         upstream=arguments.upstream,
         checkpoint=arguments.checkpoint,
@@ -83,6 +92,7 @@ def open_suite(arguments: argparse.Namespace, output: Path) -> Suite:
         output=output,
         device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         lr_search=arguments.lr_search,
+        feature_cache=arguments.feature_cache,
     )
 
 

@@ -1,0 +1,112 @@
+"""Features of the frozen upstream, computed once and reused: s3prl hears the same wavs in every epoch and every sweep.
+
+A wav's features are computed by itself, so that they are the same numbers whatever it was batched with and whatever the
+cache still holds: a larger cache, a smaller one and a run that was interrupted give the same scores to the last bit.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upstream.expert import UpstreamExpert
+
+Features = dict[str, list[Tensor]]  # by key of the upstream's output: states of one wav, (frame, channel)
+
+
+class FeatureCache:
+    """What was used last of all that was computed, up to `limit` bytes, in the memory of the CPU."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.size, self.hits, self.misses = limit, 0, 0, 0
+        self._kept: OrderedDict[bytes, Features] = OrderedDict()
+
+    def get(self, key: bytes) -> Features | None:
+        found = self._kept.get(key)
+        if found is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._kept.move_to_end(key)
+        return found
+
+    def put(self, key: bytes, features: Features) -> None:
+        if key in self._kept or _bytes(features) > self.limit:
+            return
+        self._kept[key] = features
+        self.size += _bytes(features)
+        while self.size > self.limit:
+            self.size -= _bytes(self._kept.popitem(last=False)[1])
+
+
+@contextmanager
+def reused(cache: FeatureCache | None) -> Iterator[None]:
+    """Within, our upstreams take the features of wavs from `cache` where it has them; None changes nothing.
+
+    An upstream that is trained, or asked for the published features that depend on the batch, computes as ever.
+    """
+    if cache is None:
+        yield
+        return
+    compute = UpstreamExpert.forward
+    identities: dict[UpstreamExpert, bytes] = {}
+
+    def forward(self: UpstreamExpert, wavs: list[Tensor]) -> dict[str, Any]:
+        if self.training or torch.is_grad_enabled() or self.padding != "invariant":
+            return compute(self, wavs)
+        if self not in identities:
+            identities[self] = _identity(self)
+        found = []
+        for wav in wavs:
+            key = hashlib.sha256(identities[self] + wav.detach().cpu().numpy().tobytes()).digest()
+            features = cache.get(key)
+            if features is None:
+                features = _alone(compute(self, [wav]))
+                cache.put(key, features)
+            found.append(features)
+        return _batch(found, wavs[0].device)
+
+    UpstreamExpert.forward = forward
+    try:
+        yield
+    finally:
+        UpstreamExpert.forward = compute
+
+
+def _identity(upstream: UpstreamExpert) -> bytes:
+    """What its features depend on besides the wav."""
+    digest = hashlib.sha256(f"{upstream.encoder.config} {upstream.states}".encode())
+    for name, value in upstream.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def _alone(output: dict[str, list[Tensor] | Tensor]) -> Features:
+    """The output of a batch of one, without the batch; copied, as a view would keep the whole of what it is of."""
+    return {key: [state[0].cpu().clone() for state in _listed(value)] for key, value in output.items()}
+
+
+def _batch(wavs: list[Features], device: torch.device) -> dict[str, list[Tensor] | Tensor]:
+    """As `UpstreamExpert.forward` pads: the last valid frame is repeated."""
+    frames = max(len(features["last_hidden_state"][0]) for features in wavs)
+
+    def stacked(key: str, index: int) -> Tensor:
+        states = [features[key][index] for features in wavs]
+        padded = [torch.cat([state, state[-1:].expand(frames - len(state), -1)]) for state in states]
+        return torch.stack(padded).to(device)  # (batch, frame, channel)
+
+    hidden_states = [stacked("hidden_states", index) for index in range(len(wavs[0]["hidden_states"]))]
+    return {"hidden_states": hidden_states, "last_hidden_state": stacked("last_hidden_state", 0)}
+
+
+def _listed(value: list[Tensor] | Tensor) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else value
+
+
+def _bytes(features: Features) -> int:
+    return sum(state.nbytes for states in features.values() for state in states)
