@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -239,7 +242,10 @@ def test_script_finds_the_count_itself(audio, teacher, tmp_path, capsys):
         (["--zeroth", "first"], "objective.zeroth is 'first'"),
         (["--layers", "1,9"], "objective.layers is [1, 9]"),
         (["--stride", "0"], "objective.calibration.stride is 0"),
-        (["--device", "tpu"], "--device is tpu"),
+        (["--device", "tpu"], "--device is 'tpu'"),
+        (["--device", "meta"], "--device is 'meta', on which this machine cannot compute"),
+        (["--seed", "-1"], "--seed is -1, but it must be an integer from 0"),
+        (["--output", "/dev/null/x"], "/dev/null/x cannot be the output: /dev/null is a file"),
         (["--teacher", "/nowhere"], "/nowhere"),
         (["--corpus", "/nowhere"], "/nowhere"),
         (["--cluster", "3"], "--cluster"),
@@ -252,6 +258,24 @@ def test_mistakes_are_one_line(audio, teacher, tmp_path, capsys, options, senten
     assert printed.err.count("\n") == 1
     assert sentence in printed.err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_is_refused_before_any_work(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("distiller.teacher.load_teacher", lambda name: pytest.fail("it was loaded"))
+    (tmp_path / "file").touch()
+    assert main(["--output", str(tmp_path / "file" / "x")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/file/x cannot be the output: {tmp_path}/file is a file\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interruption_is_one_line(number, code, teacher, monkeypatch, tmp_path, capsys):
+    def interrupted(*_):
+        os.kill(os.getpid(), number)
+        time.sleep(2)
+
+    monkeypatch.setattr("distiller.calibration.calibrate", interrupted)
+    assert main(["--teacher", str(teacher), "--output", str(tmp_path / "out")]) == code
+    assert capsys.readouterr().err == "interrupted; run the same command to start again\n"
 
 
 def test_one_utterance_is_one_sentence(teacher, tmp_path, capsys):
