@@ -9,6 +9,7 @@ if __name__ == "__main__":  # runs uninstalled and from any directory; distiller
 
 import argparse
 import math
+import shlex
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -109,7 +110,23 @@ def _compare(options: argparse.Namespace, counts: list[int], layers: list[int] |
     print(f"\n{similarity.calibration['frames']:,} frames of {similarity.calibration['seconds']:,.0f} s")
     print(", ".join(str(options.output / name) for name in (CLUSTERS, MATRIX, FIGURE)))
     best = [[similarity.layers[place] for place in cluster] for cluster in chosen[0].clusters]
-    print(f"\nNext\n  python distiller/run.py --method skill objective.clusters={str(best).replace(' ', '')}")
+    print(f"\nNext\n  {skill_command(options, layers, best)}")
+
+
+def skill_command(options: argparse.Namespace, layers: list[int] | None, clusters: list[list[int]]) -> str:
+    """For a shell: SKILL with these clusters, on the teacher and corpus compared; defaults are left out."""
+    defaults = parser().parse_args([])
+    changed = [name for name in ("teacher", "corpus") if getattr(options, name) != getattr(defaults, name)]
+    words = [f"--{name}={getattr(options, name)}" for name in changed]
+    values = {
+        "zeroth": options.zeroth if options.zeroth != defaults.zeroth else None,
+        "layers": layers,
+        "count": len(clusters),  # the recipe's own may be above the number of layers
+        "clusters": clusters,
+    }
+    words += [f"objective.{key}={value}".replace(" ", "") for key, value in values.items() if value is not None]
+    output = f"--output={options.output}-skill"
+    return shlex.join(["python", "distiller/run.py", "--method=skill", *words, output])
 
 
 def print_table(

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from distiller.calibration import calibrate, cluster_layers, measure, read_clust
 from distiller.corpus import CorpusConfig
 from distiller.objectives import build
 from distiller.objectives.clusters import CalibrationConfig, ClustersConfig
+from distiller.run import parse, recipe_of
 from distiller.similarity import main
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
@@ -218,7 +220,25 @@ def test_script(audio, teacher, tmp_path, capsys):
     assert len(json.loads((tmp_path / "out" / "clusters-2.json").read_text())["clusters"]) == 2
     printed = capsys.readouterr().out
     assert "silhouette" in printed
-    assert "objective.clusters=[[" in printed
+    assert "'objective.clusters=[[" in printed
+
+
+def test_the_line_to_try_next_is_skill_on_what_was_compared(audio, tiny_teacher, tmp_path, capsys):
+    corpus = tmp_path / "my audio"
+    corpus.symlink_to(audio)
+    given = ["--teacher", str(tiny_teacher), "--corpus", str(corpus)]
+    arguments = [*given, "--output", str(tmp_path / "out"), "--layers=0,1,2", "--zeroth=layer_input", "--clusters=2"]
+    assert main([*arguments, "--debiased"]) == 0
+    python, script, *words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert (python, script) == ("python", "distiller/run.py")
+    options = parse(words)
+    recipe = recipe_of(options)
+    clusters = json.loads((tmp_path / "out" / "clusters.json").read_text())["clusters"]
+    assert options.output == tmp_path / "out-skill"
+    assert (recipe.method, recipe.teacher, recipe.corpus.path) == ("skill", str(tiny_teacher), str(corpus))
+    objective = recipe.objective
+    assert (objective.clusters, objective.layers, objective.zeroth) == (clusters, [0, 1, 2], "layer_input")
+    assert objective.count == 2  # the recipe's four are more than there are layers
 
 
 def test_script_finds_the_count_itself(audio, teacher, tmp_path, capsys):
