@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,14 +74,32 @@ def claimed(output: Path, lock_name: str = LOCK) -> Iterator[None]:
     try:
         output.mkdir(parents=True, exist_ok=True)
         lock = (output / lock_name).open("ab+")
-    except (FileExistsError, NotADirectoryError) as error:
-        file = next(path for path in (output, *output.parents) if os.path.isfile(path))
-        raise UserError(f"{output} cannot be the output: {file} is a file") from error
     except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror}") from error
+        raise _refused(output, error) from error
     with lock:
         _lock(lock, output)
         yield
+
+
+def check_writable(output: Path) -> None:
+    """Try whether a folder can be written, or made where it is missing; leaves nothing there.
+
+    Raises:
+        UserError: it cannot.
+    """
+    there = next(path for path in (output, *output.parents) if os.path.exists(path))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise _refused(output, error) from error
+
+
+def _refused(output: Path, error: OSError) -> UserError:
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        inside = (path for path in (output, *output.parents) if os.path.lexists(path) and not os.path.isdir(path))
+        return UserError(f"{output} cannot be the output: {next(inside, output)} is a file")
+    return UserError(f"{output} cannot be written: {error.strerror}")
 
 
 def _lock(file: BinaryIO, output: Path) -> None:

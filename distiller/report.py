@@ -109,18 +109,30 @@ def print_report(output: Path) -> None:
     figures = ", ".join(name for name in FIGURES if (output / name).exists())
     print(", ".join(facts))
     print(f"\nStudent  {output / 'student'}\nFigures  {figures} in {output}\nNumbers  {output / 'report.json'}")
+    code = f"from upstream.checkpoint import load; print(load({json.dumps(str(output / 'student'))}))"
+    print(f"\nNext\n  python -c {shlex.quote(code)}\n  {another_run(result, output)}")
+
+
+def another_run(result: dict[str, Any], output: Path) -> str:
+    """For a shell: the command that made a run, with another output and one change."""
     ending, change = _variant(result["recipe"])
-    print(f"""
-Next
-  python -c "from upstream.checkpoint import load; print(load('{output / "student"}'))"
-  python distiller/run.py --method {result["recipe"]["method"]} --output {output}-{ending} {change}""")
+    words, kept = iter(shlex.split(result["command"])), []
+    for word in words:
+        if word == "--output":
+            next(words, None)
+        elif not word.startswith(("--output=", f"{change.partition('=')[0]}=")) and word != "--overwrite":
+            kept.append(word)
+    return shlex.join([*kept[:2], f"--output={output}-{ending}", *kept[2:], change])
 
 
 def _variant(recipe: dict[str, Any]) -> tuple[str, str]:
     """Another run to try: the ending of its output, and what it changes."""
-    if recipe.get("pruning"):
-        return "smaller", "pruning.target=0.85"
-    return ("raw", "objective.scaling=none") if recipe["objective"]["name"] == "star" else ("again", "seed=2")
+    if pruning := recipe.get("pruning"):
+        target = "0.5" if pruning["target"] > 0.7 else "0.75"
+        return target, f"pruning.target={target}"
+    if recipe["objective"]["name"] == "star" and recipe["objective"]["scaling"] != "none":
+        return "raw", "objective.scaling=none"
+    return "again", f"seed={recipe['seed'] + 1}"
 
 
 def _probe_table(result: dict[str, Any]) -> Table:

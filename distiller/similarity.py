@@ -9,11 +9,14 @@ if __name__ == "__main__":  # runs uninstalled and from any directory; distiller
 
 import argparse
 import math
+import shlex
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from distiller.run import Parser, complain
+from distiller.output import check_writable
+from distiller.run import Parser, complain, exit_code, refusals
+from distiller.strict import require
 from upstream.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,19 +68,21 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 for a mistake of the user's (one line on stderr)."""
+    """Exit code: 0; 2 for a mistake of the user's; 130 or 143 when interrupted."""
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
-    try:
-        _carry_out(parser().parse_args(argv))
-    except UserError as error:
-        complain(f"error: {' '.join(str(error).split())}")
-        return 2
-    return 0
+    return exit_code(lambda: _carry_out(parser().parse_args(argv)), "run the same command to start again")
 
 
 def _carry_out(options: argparse.Namespace) -> None:
     counts = _integers("--clusters", options.clusters) if options.clusters != "auto" else []
     layers = _integers("--layers", options.layers) if options.layers else None
+    require(0 <= options.seed < 2**32, "--seed", options.seed, "an integer from 0 to 4294967295")
+    check_writable(options.output)
+    with refusals(options.output):
+        _compare(options, counts, layers)
+
+
+def _compare(options: argparse.Namespace, counts: list[int], layers: list[int] | None) -> None:
     # heavy imports, after everything that may be wrong with the options
     from distiller.calibration import CLUSTERS, FIGURE, MATRIX, calibrate, write_clusters, write_matrix
     from distiller.clustering import automatic_count, cut_tree, layer_tree, separation
@@ -89,8 +94,9 @@ def _carry_out(options: argparse.Namespace) -> None:
     estimator = {name: getattr(options, name) for name in ("corpus", "frames", "stride", "debiased")}
     section = {"layers": layers, "linkage": options.linkage, "contiguous": options.contiguous}
     config = typed(ClustersConfig, section | {"zeroth": options.zeroth, "calibration": estimator}, "objective")
+    device = _device(options.device)
     teacher = load_teacher(options.teacher)
-    similarity = calibrate(config, teacher, CorpusConfig(), None, options.seed, _device(options.device))
+    similarity = calibrate(config, teacher, CorpusConfig(), None, options.seed, device)
     tree = layer_tree(similarity.cka, config.linkage, config.contiguous)
     counts = counts or [automatic_count(similarity.cka, tree)]
     chosen = [separation(similarity.cka, cut_tree(tree, count)) for count in counts]
@@ -104,7 +110,23 @@ def _carry_out(options: argparse.Namespace) -> None:
     print(f"\n{similarity.calibration['frames']:,} frames of {similarity.calibration['seconds']:,.0f} s")
     print(", ".join(str(options.output / name) for name in (CLUSTERS, MATRIX, FIGURE)))
     best = [[similarity.layers[place] for place in cluster] for cluster in chosen[0].clusters]
-    print(f"\nNext\n  python distiller/run.py --method skill objective.clusters={str(best).replace(' ', '')}")
+    print(f"\nNext\n  {skill_command(options, layers, best)}")
+
+
+def skill_command(options: argparse.Namespace, layers: list[int] | None, clusters: list[list[int]]) -> str:
+    """For a shell: SKILL with these clusters, on the teacher and corpus compared; defaults are left out."""
+    defaults = parser().parse_args([])
+    changed = [name for name in ("teacher", "corpus") if getattr(options, name) != getattr(defaults, name)]
+    words = [f"--{name}={getattr(options, name)}" for name in changed]
+    values = {
+        "zeroth": options.zeroth if options.zeroth != defaults.zeroth else None,
+        "layers": layers,
+        "count": len(clusters),  # the recipe's own may be above the number of layers
+        "clusters": clusters,
+    }
+    words += [f"objective.{key}={value}".replace(" ", "") for key, value in values.items() if value is not None]
+    output = f"--output={options.output}-skill"
+    return shlex.join(["python", "distiller/run.py", "--method=skill", *words, output])
 
 
 def print_table(
@@ -139,17 +161,17 @@ def _device(name: str) -> str:
     """`auto` is the GPU where there is one.
 
     Raises:
-        UserError: no such device.
+        UserError: there is no such device, or it computes nothing, as meta.
     """
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(
-            f"--device is {name}, which this machine does not have; auto, cpu and cuda are usual"
+            f"--device is {name!r:.80}, on which this machine cannot compute; auto, cpu and cuda are usual"
         ) from error
     return name
 

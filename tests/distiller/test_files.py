@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from distiller.files import StepTable, writing
+from distiller.files import StepTable, write_text, writing
 from upstream.errors import UserError
 
 
@@ -20,6 +20,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         write_half()
     assert path.read_text() == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/x/report\.json cannot be written: Not a directory"):
+        write_text(tmp_path / "file" / "x" / "report.json", "new")
 
 
 def test_step_table_drops_the_rows_that_are_made_again(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
+import ast
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from distiller.card import model_card
-from distiller.report import print_report
+from distiller.report import another_run, print_report
 
 
 @pytest.fixture
@@ -13,7 +15,8 @@ def result() -> dict:
     names = ("filterbank", "stacked_filterbank", "random", "teacher", "student")
     return {
         "recipe": {"method": "star", "seed": 1, "teacher": "facebook/hubert-base-ls960", "corpus": {"path": "/data"}}
-        | {"objective": {"name": "star"}},
+        | {"objective": {"name": "star", "scaling": "centred"}, "pruning": None},
+        "command": "python distiller/run.py --method star --corpus '/my data' --output=mine --overwrite seed=1",
         "commit": "abc",
         "seconds": 61.2,
         "peak_rss_mb": 900,
@@ -42,7 +45,34 @@ def test_the_table_has_every_row_the_places_and_what_comes_next(
     )
     assert f"{tmp_path / 'student'}" in printed
     assert "phones.png" not in printed
-    assert f"python distiller/run.py --method star --output {tmp_path}-raw objective.scaling=none" in printed
+    assert shlex.split(printed.splitlines()[-1]) == [
+        *("python", "distiller/run.py", f"--output={tmp_path}-raw", "--method", "star", "--corpus", "/my data"),
+        *("seed=1", "objective.scaling=none"),
+    ]
+
+
+def test_the_lines_to_try_next_can_be_pasted(result: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "it's $HOME"
+    output.mkdir()
+    (output / "report.json").write_text(json.dumps(result))
+    print_report(output)
+    code = shlex.split(capsys.readouterr().out.splitlines()[-2])[-1]
+    assert ast.literal_eval(code.partition("print(load(")[2].removesuffix("))")) == str(output / "student")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "ending", "given", "change"),
+    [
+        ({"pruning": {"target": 0.75}}, "0.5", "--output exp/x pruning.target=0.75", "pruning.target=0.5"),
+        ({"pruning": {"target": 0.5}}, "0.75", "--overwrite --output exp/x", "pruning.target=0.75"),
+        ({"pruning": None, "objective": {"name": "star", "scaling": "none"}}, "again", "seed=4", "seed=5"),
+        ({"pruning": None, "objective": {"name": "predictions"}}, "again", "", "seed=5"),
+    ],
+)
+def test_another_run_is_the_same_command_with_one_change(recipe: dict, ending: str, given: str, change: str) -> None:
+    result = {"recipe": {"seed": 4} | recipe, "command": f"python distiller/run.py --recipe x --teacher a/b {given}"}
+    command = f"python distiller/run.py --output=exp/x-{ending} --recipe x --teacher a/b {change}"
+    assert another_run(result, Path("exp/x")) == command
 
 
 def test_the_card_names_teacher_licence_corpus_and_scores(result: dict) -> None:

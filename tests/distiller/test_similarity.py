@@ -2,8 +2,12 @@
 
 import csv
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,7 @@ from distiller.calibration import calibrate, cluster_layers, measure, read_clust
 from distiller.corpus import CorpusConfig
 from distiller.objectives import build
 from distiller.objectives.clusters import CalibrationConfig, ClustersConfig
+from distiller.run import parse, recipe_of
 from distiller.similarity import main
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
@@ -215,7 +220,25 @@ def test_script(audio, teacher, tmp_path, capsys):
     assert len(json.loads((tmp_path / "out" / "clusters-2.json").read_text())["clusters"]) == 2
     printed = capsys.readouterr().out
     assert "silhouette" in printed
-    assert "objective.clusters=[[" in printed
+    assert "'objective.clusters=[[" in printed
+
+
+def test_the_line_to_try_next_is_skill_on_what_was_compared(audio, tiny_teacher, tmp_path, capsys):
+    corpus = tmp_path / "my audio"
+    corpus.symlink_to(audio)
+    given = ["--teacher", str(tiny_teacher), "--corpus", str(corpus)]
+    arguments = [*given, "--output", str(tmp_path / "out"), "--layers=0,1,2", "--zeroth=layer_input", "--clusters=2"]
+    assert main([*arguments, "--debiased"]) == 0
+    python, script, *words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert (python, script) == ("python", "distiller/run.py")
+    options = parse(words)
+    recipe = recipe_of(options)
+    clusters = json.loads((tmp_path / "out" / "clusters.json").read_text())["clusters"]
+    assert options.output == tmp_path / "out-skill"
+    assert (recipe.method, recipe.teacher, recipe.corpus.path) == ("skill", str(tiny_teacher), str(corpus))
+    objective = recipe.objective
+    assert (objective.clusters, objective.layers, objective.zeroth) == (clusters, [0, 1, 2], "layer_input")
+    assert objective.count == 2  # the recipe's four are more than there are layers
 
 
 def test_script_finds_the_count_itself(audio, teacher, tmp_path, capsys):
@@ -239,7 +262,10 @@ def test_script_finds_the_count_itself(audio, teacher, tmp_path, capsys):
         (["--zeroth", "first"], "objective.zeroth is 'first'"),
         (["--layers", "1,9"], "objective.layers is [1, 9]"),
         (["--stride", "0"], "objective.calibration.stride is 0"),
-        (["--device", "tpu"], "--device is tpu"),
+        (["--device", "tpu"], "--device is 'tpu'"),
+        (["--device", "meta"], "--device is 'meta', on which this machine cannot compute"),
+        (["--seed", "-1"], "--seed is -1, but it must be an integer from 0"),
+        (["--output", "/dev/null/x"], "/dev/null/x cannot be the output: /dev/null is a file"),
         (["--teacher", "/nowhere"], "/nowhere"),
         (["--corpus", "/nowhere"], "/nowhere"),
         (["--cluster", "3"], "--cluster"),
@@ -252,6 +278,24 @@ def test_mistakes_are_one_line(audio, teacher, tmp_path, capsys, options, senten
     assert printed.err.count("\n") == 1
     assert sentence in printed.err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_is_refused_before_any_work(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("distiller.teacher.load_teacher", lambda name: pytest.fail("it was loaded"))
+    (tmp_path / "file").touch()
+    assert main(["--output", str(tmp_path / "file" / "x")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/file/x cannot be the output: {tmp_path}/file is a file\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interruption_is_one_line(number, code, teacher, monkeypatch, tmp_path, capsys):
+    def interrupted(*_):
+        os.kill(os.getpid(), number)
+        time.sleep(2)
+
+    monkeypatch.setattr("distiller.calibration.calibrate", interrupted)
+    assert main(["--teacher", str(teacher), "--output", str(tmp_path / "out")]) == code
+    assert capsys.readouterr().err == "interrupted; run the same command to start again\n"
 
 
 def test_one_utterance_is_one_sentence(teacher, tmp_path, capsys):
