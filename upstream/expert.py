@@ -97,7 +97,7 @@ class UpstreamExpert(nn.Module):
             return encoder(waveforms, lengths)
         lengths = lengths.to(waveforms.device)
         if encoder.config.normalize_waveform:
-            waveforms = normalize_waveforms(waveforms, lengths)
+            waveforms = normalize_waveforms(waveforms, lengths, encoder.config.normalize_eps)
         features = encoder.feature_extractor(waveforms, None)  # every frame is a valid one to its group norm
         projected = encoder.feature_projection(features)
         return encoder.contextualize(projected, encoder.config.frame_count(lengths))
