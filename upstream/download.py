@@ -116,7 +116,7 @@ def _import_or_explain(file: RemoteFile, module: str, function: str) -> Callable
     except ImportError:
         raise UserError(
             f"{file.url}: fetching it needs the package {module}, which is not installed; "
-            "install it, or download the file in a browser and give its path"
+            f"download the file in a browser and give its path, or install it: uv pip install {module}"
         ) from None
 
 

@@ -156,5 +156,5 @@ def test_hugging_face_goes_through_its_client(monkeypatch):
 @pytest.mark.parametrize(("module", "repository"), [("gdown", ""), ("huggingface_hub", "pyf98/DPHuBERT")])
 def test_a_missing_client_is_named(monkeypatch, module, repository):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=f"needs the package {module}.*give its path"):
+    with pytest.raises(UserError, match=f"needs the package {module}.*give its path, .*: uv pip install {module}$"):
         fetch(RemoteFile(DRIVE, "starhubert.ckpt", repository))
