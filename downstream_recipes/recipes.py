@@ -43,7 +43,7 @@ def read_corpora(path: str | Path | None) -> dict[str, Any]:
     `mini` stands for the miniature corpora in the user's cache, which are synthesised on first use.
 
     Raises:
-        UserError: none is named, it cannot be read, or it has a key that no recipe knows.
+        UserError: none is named, it cannot be read, or it has a key that no recipe knows, or no path for one.
     """
     chosen = path or os.environ.get(ENVIRONMENT)
     if not chosen:
@@ -53,16 +53,20 @@ def read_corpora(path: str | Path | None) -> dict[str, Any]:
         values = yaml.safe_load(file.read_text())
     except OSError as error:
         raise UserError(f"{chosen}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # no text, or a date that there is not
         raise UserError(f"{chosen}: not a YAML file ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
         raise UserError(f"{chosen}: not a list of `corpus: path` lines")
-    known = [*yaml.safe_load(TEMPLATE.read_text()), *PREPARED, *SETTINGS]
+    template = yaml.safe_load(TEMPLATE.read_text())
+    known = [*template, *PREPARED, *SETTINGS]
     for key in values:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
             raise UserError(f"{chosen}: unknown key '{key}'; the nearest known one is '{nearest}'")
-    return {key: value if key in SETTINGS else _absolute(value, file.parent) for key, value in values.items()}
+    for key in set(values) - set(SETTINGS):
+        several = isinstance(template.get(key), list)
+        values[key] = _absolute(f"{chosen}: {key}", values[key], several, file.parent)
+    return values
 
 
 def _miniature() -> Path:
@@ -71,11 +75,15 @@ def _miniature() -> Path:
     return cached_miniature()
 
 
-def _absolute(value: Any, folder: Path) -> Any:
-    """Paths of the file, relative to its folder."""
-    if isinstance(value, list):
-        return [_absolute(item, folder) for item in value]
-    return None if value is None else str((folder / expanded(str(value))).resolve())
+def _absolute(name: str, value: Any, several: bool, folder: Path) -> Any:
+    """Paths of the file, relative to its folder; where there may be several, a single one is a list of one."""
+    if value is None:
+        return None
+    paths = value if several and isinstance(value, list) else [value]
+    if not paths or not all(isinstance(path, str) and path for path in paths):
+        raise UserError(f"{name} is {value!r}; a path{' or a list of paths' if several else ''} is needed")
+    absolute = [str((folder / expanded(path)).resolve()) for path in paths]
+    return absolute if several else absolute[0]
 
 
 def resolve(

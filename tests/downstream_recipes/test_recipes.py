@@ -115,6 +115,13 @@ def test_wrong_corpora_are_one_sentence(tmp_path, monkeypatch):
         ("libri_speech: /x", "unknown key 'libri_speech'; the nearest known one is 'librispeech'"),
         ("[a, b", "not a YAML file"),
         ("- a", "not a list of"),
+        ("iemocap: 2020-13-45", "not a YAML file"),
+        ("librispeech: [x]", r"corpora\.yaml: librispeech is \['x'\]; a path is needed"),
+        ("librispeech: 5", "librispeech is 5; a path is needed"),
+        ("snips: ''", "snips is ''; a path is needed"),
+        ("emotion_folds: {a: b}", r"emotion_folds is \{'a': 'b'\}; a path is needed"),
+        ("lexicon: []", r"lexicon is \[\]; a path or a list of paths is needed"),
+        ("lexicon: [null]", r"lexicon is \[None\]; a path or a list of paths is needed"),
     ):
         file.write_text(content)
         with pytest.raises(UserError, match=message):
@@ -126,6 +133,14 @@ def test_wrong_corpora_are_one_sentence(tmp_path, monkeypatch):
         recipes.resolve(TASKS["ic"].recipe, recipes.read_corpora(None), tmp_path)
     with pytest.raises(UserError, match="workers is -1"):
         recipes.resolve(TASKS["qbe"].recipe, {"quesst14": str(tmp_path), "workers": -1}, tmp_path)
+
+
+def test_one_lexicon_is_a_list_of_one(tmp_path):
+    (tmp_path / "corpora.yaml").write_text("lexicon: lex.txt\nlibrispeech:\n")
+    assert recipes.read_corpora(tmp_path / "corpora.yaml") == {
+        "lexicon": [str(tmp_path / "lex.txt")],
+        "librispeech": None,
+    }
 
 
 def test_wrong_recipes_are_one_sentence(tmp_path):
