@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distiller.files import expanded
 from downstream_recipes import preparation
+from downstream_recipes.corpus_layouts import faults
 from upstream.errors import UserError
 
 TEMPLATE = Path(__file__).with_name("corpora.yaml")
@@ -86,6 +87,16 @@ def _absolute(name: str, value: Any, several: bool, folder: Path) -> Any:
     return absolute if several else absolute[0]
 
 
+def read_recipe(recipe: Path) -> str:
+    """Raises: UserError: no such file, or no text."""
+    try:
+        return recipe.read_text()
+    except OSError as error:
+        raise UserError(f"{recipe}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{recipe}: not a YAML file (not a text file)") from None
+
+
 def resolve(
     recipe: Path, corpora: Mapping[str, Any], directory: Path, changes: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -96,16 +107,16 @@ def resolve(
         changes: merged into the recipe, key by key.
 
     Raises:
-        UserError: the recipe cannot be read or refers to something unknown, or a corpus that it needs is not listed or
-            not there.
+        UserError: the recipe cannot be read or refers to something unknown, or a corpus that it needs is not listed,
+            not there or, for the recipes here, another one.
     """
+    text = read_recipe(recipe)
     try:
-        text = recipe.read_text()
         configuration = OmegaConf.create(text)
-    except OSError as error:
-        raise UserError(f"{recipe}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:
         raise UserError(f"{recipe}: not a YAML file ({str(error).splitlines()[0]})") from None
+    if not isinstance(configuration, DictConfig) or not configuration:
+        raise UserError(f"{recipe}: no recipe; sections like `runner:` and `downstream_expert:` are needed")
     workers = _workers(corpora)
     values: dict[str, Any] = {"corpora": {}, "prepared": {}, "vocabulary": {}}
     values |= {"workers": workers, "processes": max(workers, 1)}
@@ -134,6 +145,10 @@ def _find(kind: str, name: str, corpora: Mapping[str, Any], directory: Path, rec
 def _corpus(name: str, corpora: Mapping[str, Any], recipe: Path) -> Any:
     if corpora.get(name) is None:
         raise UserError(f"{recipe.stem} needs the corpus '{name}', which the corpora file does not list")
+    # a recipe of the user's own may get along with a part of a corpus
+    fault = next(faults(name, corpora[name]), None) if recipe.resolve().parent == TEMPLATE.resolve().parent else None
+    if fault:
+        raise UserError(f"{recipe.stem} needs the corpus '{name}': {fault}")
     return existing(name, corpora[name], recipe)
 
 

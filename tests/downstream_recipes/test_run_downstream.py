@@ -17,6 +17,7 @@ from downstream_recipes.s3prl_output import read_checkpoint
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
+from tests.downstream_recipes.laid_out import lay_out
 from upstream.errors import UserError
 
 SCRIPT = [run_downstream.__file__]
@@ -95,7 +96,8 @@ def test_what_is_given_is_kept(folder, monkeypatch):
 
 
 def test_query_by_example_is_evaluated_at_once(folder):
-    (folder / "corpora.yaml").write_text("quesst14: fluent")
+    lay_out("quesst14", folder / "quesst14")
+    (folder / "corpora.yaml").write_text("quesst14: quesst14")
     assert arguments("-u starhubert -d qbe --corpora corpora.yaml")["-m"] == "evaluate"
 
 
