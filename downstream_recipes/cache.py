@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distiller.files import expanded
@@ -19,11 +20,32 @@ def cache_directory() -> Path:
 
 
 def corpus_key(root: str | Path) -> str:
-    """A name for a corpus as it stands: another place, or another state of its top folders, gives another name."""
+    """A name for a corpus as it stands: another place, or anything added, removed or changed below it, gives another.
+
+    Every file's size and time are looked at, no content.
+    """
     root = Path(root).resolve()
-    folders = [root, *sorted(path for path in root.glob("*") if path.is_dir())]
-    state = [(str(path), path.stat().st_mtime_ns) for path in folders if path.exists()]
-    return hashlib.sha256(repr(state or str(root)).encode()).hexdigest()[:16]
+    count = size = times = 0
+    for found in _below(root):
+        count, size, times = count + 1, size + found.st_size, times + found.st_mtime_ns
+    return hashlib.sha256(repr((str(root), count, size, times)).encode()).hexdigest()[:16]
+
+
+def _below(root: Path) -> Iterator[os.stat_result]:
+    """All files and folders below `root`, in no order. Links are followed, into no folder twice."""
+    folders, seen = [str(root)], set()
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                try:
+                    found = entry.stat()
+                except OSError:  # a link to nothing, or removed at this moment
+                    continue
+                yield found
+                folder = (found.st_dev, found.st_ino)
+                if stat.S_ISDIR(found.st_mode) and folder not in seen:
+                    seen.add(folder)
+                    folders.append(entry.path)
 
 
 def write_whole(path: Path, text: str) -> Path:

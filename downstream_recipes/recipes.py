@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distiller.files import expanded
 from downstream_recipes import preparation
+from downstream_recipes.corpus_layouts import faults
 from upstream.errors import UserError
 
 TEMPLATE = Path(__file__).with_name("corpora.yaml")
@@ -43,7 +44,7 @@ def read_corpora(path: str | Path | None) -> dict[str, Any]:
     `mini` stands for the miniature corpora in the user's cache, which are synthesised on first use.
 
     Raises:
-        UserError: none is named, it cannot be read, or it has a key that no recipe knows.
+        UserError: none is named, it cannot be read, or it has a key that no recipe knows, or no path for one.
     """
     chosen = path or os.environ.get(ENVIRONMENT)
     if not chosen:
@@ -53,16 +54,20 @@ def read_corpora(path: str | Path | None) -> dict[str, Any]:
         values = yaml.safe_load(file.read_text())
     except OSError as error:
         raise UserError(f"{chosen}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # no text, or a date that there is not
         raise UserError(f"{chosen}: not a YAML file ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
         raise UserError(f"{chosen}: not a list of `corpus: path` lines")
-    known = [*yaml.safe_load(TEMPLATE.read_text()), *PREPARED, *SETTINGS]
+    template = yaml.safe_load(TEMPLATE.read_text())
+    known = [*template, *PREPARED, *SETTINGS]
     for key in values:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
             raise UserError(f"{chosen}: unknown key '{key}'; the nearest known one is '{nearest}'")
-    return {key: value if key in SETTINGS else _absolute(value, file.parent) for key, value in values.items()}
+    for key in set(values) - set(SETTINGS):
+        several = isinstance(template.get(key), list)
+        values[key] = _absolute(f"{chosen}: {key}", values[key], several, file.parent)
+    return values
 
 
 def _miniature() -> Path:
@@ -71,11 +76,25 @@ def _miniature() -> Path:
     return cached_miniature()
 
 
-def _absolute(value: Any, folder: Path) -> Any:
-    """Paths of the file, relative to its folder."""
-    if isinstance(value, list):
-        return [_absolute(item, folder) for item in value]
-    return None if value is None else str((folder / expanded(str(value))).resolve())
+def _absolute(name: str, value: Any, several: bool, folder: Path) -> Any:
+    """Paths of the file, relative to its folder; where there may be several, a single one is a list of one."""
+    if value is None:
+        return None
+    paths = value if several and isinstance(value, list) else [value]
+    if not paths or not all(isinstance(path, str) and path for path in paths):
+        raise UserError(f"{name} is {value!r}; a path{' or a list of paths' if several else ''} is needed")
+    absolute = [str((folder / expanded(path)).resolve()) for path in paths]
+    return absolute if several else absolute[0]
+
+
+def read_recipe(recipe: Path) -> str:
+    """Raises: UserError: no such file, or no text."""
+    try:
+        return recipe.read_text()
+    except OSError as error:
+        raise UserError(f"{recipe}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{recipe}: not a YAML file (not a text file)") from None
 
 
 def resolve(
@@ -88,16 +107,16 @@ def resolve(
         changes: merged into the recipe, key by key.
 
     Raises:
-        UserError: the recipe cannot be read or refers to something unknown, or a corpus that it needs is not listed or
-            not there.
+        UserError: the recipe cannot be read or refers to something unknown, or a corpus that it needs is not listed,
+            not there or, for the recipes here, another one.
     """
+    text = read_recipe(recipe)
     try:
-        text = recipe.read_text()
         configuration = OmegaConf.create(text)
-    except OSError as error:
-        raise UserError(f"{recipe}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:
         raise UserError(f"{recipe}: not a YAML file ({str(error).splitlines()[0]})") from None
+    if not isinstance(configuration, DictConfig) or not configuration:
+        raise UserError(f"{recipe}: no recipe; sections like `runner:` and `downstream_expert:` are needed")
     workers = _workers(corpora)
     values: dict[str, Any] = {"corpora": {}, "prepared": {}, "vocabulary": {}}
     values |= {"workers": workers, "processes": max(workers, 1)}
@@ -126,6 +145,10 @@ def _find(kind: str, name: str, corpora: Mapping[str, Any], directory: Path, rec
 def _corpus(name: str, corpora: Mapping[str, Any], recipe: Path) -> Any:
     if corpora.get(name) is None:
         raise UserError(f"{recipe.stem} needs the corpus '{name}', which the corpora file does not list")
+    # a recipe of the user's own may get along with a part of a corpus
+    fault = next(faults(name, corpora[name]), None) if recipe.resolve().parent == TEMPLATE.resolve().parent else None
+    if fault:
+        raise UserError(f"{recipe.stem} needs the corpus '{name}': {fault}")
     return existing(name, corpora[name], recipe)
 
 

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ import yaml
 
 from downstream_recipes import run_downstream
 from downstream_recipes.cache import write_whole
+from downstream_recipes.command_checks import check_upstream
 from downstream_recipes.features import FeatureCache, reused
 from downstream_recipes.recipes import resolve
 from downstream_recipes.tasks import TASKS, Task
@@ -121,10 +121,18 @@ class Suite:
         compat.install()
         from s3prl import hub
 
-        run_downstream.check_upstream(self.upstream)
-        model = getattr(hub, self.upstream)(ckpt=self.checkpoint, model_config=self.model_config, refresh=False).eval()
-        with torch.no_grad():
-            states = model([torch.zeros(16_000)])["hidden_states"]
+        check_upstream(self.upstream, self.checkpoint)
+        try:
+            model = getattr(hub, self.upstream)(
+                ckpt=self.checkpoint, model_config=self.model_config, refresh=False
+            ).eval()
+            with torch.no_grad():
+                states = model([torch.zeros(16_000)])["hidden_states"]
+        except UserError:
+            raise
+        except Exception as error:  # whatever an upstream of s3prl's raises
+            told = run_downstream.in_one_line(error, self.output / run_downstream.LOG)
+            raise UserError(f"-u {self.upstream}, -k {self.checkpoint}: cannot be opened: {told}") from None
         count = len(states) if isinstance(states, (list, tuple)) else 1
         return {"states": count, "parameters": sum(parameter.numel() for parameter in model.parameters())}
 
@@ -147,9 +155,8 @@ class Suite:
             except UserError:
                 raise
             except Exception as error:  # whatever a task of s3prl's raises
-                file.write(traceback.format_exc())
-                reason = (str(error).splitlines() or [""])[0][:200]
-                raise TaskFailed(f"{type(error).__name__}: {reason} (all of it in {log})") from None
+                file.flush()
+                raise TaskFailed(run_downstream.in_one_line(error, log)) from None
             finally:
                 gc.collect()  # the model and its workers
             file.flush()

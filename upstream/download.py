@@ -1,6 +1,7 @@
 """Files from Hugging Face, Google Drive or a URL: checked, whole or not at all, cached under torch.hub's directory."""
 
 import hashlib
+import http.client
 import os
 import re
 import shutil
@@ -65,7 +66,9 @@ def fetch(file: RemoteFile, refresh: bool = False) -> Path:
             with temporary.open("rb+") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(target)
-    except OSError as error:  # urllib's errors are among them
+    except UserError:  # a ValueError itself
+        raise
+    except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's errors; the latter two: no such URL
         raise UserError(f"{file.url}: cannot be fetched ({error})") from None
     return target
 
@@ -113,7 +116,7 @@ def _import_or_explain(file: RemoteFile, module: str, function: str) -> Callable
     except ImportError:
         raise UserError(
             f"{file.url}: fetching it needs the package {module}, which is not installed; "
-            "install it, or download the file in a browser and give its path"
+            f"download the file in a browser and give its path, or install it: uv pip install {module}"
         ) from None
 
 

@@ -1,8 +1,10 @@
 import argparse
 import importlib
+import os
 import select
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -188,6 +190,27 @@ def test_a_folder_that_was_not_finished_is_not_kept(tmp_path):
         (folder / "whole").write_text("whole")
     with whole_folder(tmp_path / "cache") as folder:
         assert (folder / "whole").read_text() == "whole"
+
+
+def test_a_change_anywhere_below_a_corpus_gives_another_key(tmp_path):
+    chapter = tmp_path / "corpus" / "train" / "speaker" / "chapter"
+    chapter.mkdir(parents=True)
+    (chapter / "up").symlink_to(tmp_path / "corpus")  # no end of it
+    (chapter / "nothing").symlink_to(tmp_path / "absent")
+    keys = [corpus_key(tmp_path / "corpus")]
+    file = chapter / "a.flac"
+    for change in (
+        lambda: file.write_text("audio"),
+        lambda: file.write_text("mended"),
+        lambda: os.utime(file, (0, 0)),
+        lambda: file.rename(chapter / "b.flac"),
+        lambda: (chapter / "b.flac").unlink(),
+    ):
+        time.sleep(0.01)  # more than a tick of the file system's clock
+        change()
+        keys.append(corpus_key(tmp_path / "corpus"))
+        assert corpus_key(tmp_path / "corpus") == keys[-1]
+    assert len(set(keys)) == 6
 
 
 def test_a_changed_corpus_has_another_key(tmp_path):

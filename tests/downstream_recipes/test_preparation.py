@@ -19,8 +19,9 @@ def test_asr_lengths_come_from_the_headers(tmp_path):
     assert (folder / "dev-clean.csv").read_text() == ",file_path,length,label\n0,dev-clean/1/2/1-2-0000.flac,2000,0\n"
     before = (folder / "test-clean.csv").stat().st_mtime_ns
     assert (asr_lengths(root) / "test-clean.csv").stat().st_mtime_ns == before
+    soundfile.write(root / "dev-clean" / "1" / "2" / "1-2-0001.flac", np.zeros(500), 16000)  # unpacked later
+    assert (asr_lengths(root) / "dev-clean.csv").read_text().splitlines()[2] == "1,dev-clean/1/2/1-2-0001.flac,500,0"
     (root / "test-clean" / "1" / "2" / "1-2-0000.flac").write_text("no audio")
-    (folder / "test-clean.csv").unlink()
     with pytest.raises(UserError, match=r"1-2-0000\.flac: no audio"):
         asr_lengths(root)
 
@@ -54,6 +55,16 @@ def test_each_emotion_fold_tests_on_one_session(tmp_path):
     }
     assert {item["speaker"] for item in train["meta_data"]} == {"Ses01F", "Ses02F", "Ses04F", "Ses05F"}
     assert len(train["meta_data"]) == 12
+
+
+def test_a_mended_evaluation_is_read_again(tmp_path):
+    for number in range(1, 6):
+        session(tmp_path / "IEMOCAP", number)
+    emotion_folds(tmp_path / "IEMOCAP")
+    evaluation = next((tmp_path / "IEMOCAP" / "Session3" / "dialog" / "EmoEvaluation").iterdir())
+    evaluation.write_text(evaluation.read_text().replace("\tfru\t", "\tang\t"))
+    test = json.loads((emotion_folds(tmp_path / "IEMOCAP") / "Session3" / "test_meta_data.json").read_text())
+    assert [item["label"] for item in test["meta_data"]] == ["neu", "hap", "ang", "sad"]
 
 
 def test_a_missing_session_is_named(tmp_path):

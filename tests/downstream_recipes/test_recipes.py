@@ -6,7 +6,9 @@ import pytest
 import yaml
 
 from downstream_recipes import recipes
+from downstream_recipes.corpora_check import corpora_of
 from downstream_recipes.tasks import TASKS, find_task
+from tests.downstream_recipes.laid_out import lay_out
 from upstream.errors import UserError
 
 TEMPLATE = yaml.safe_load(recipes.TEMPLATE.read_text())
@@ -14,10 +16,10 @@ TEMPLATE = yaml.safe_load(recipes.TEMPLATE.read_text())
 
 @pytest.fixture
 def corpora(tmp_path: Path) -> dict:
-    """A corpora file whose every path exists; what is prepared from them is given too."""
+    """A corpora file of every corpus, each of empty files; what is prepared from them is given too."""
     lines = {}
     for key in [*TEMPLATE, *recipes.PREPARED]:
-        (tmp_path / key).mkdir()
+        lay_out(key, tmp_path / key) if key in TEMPLATE else (tmp_path / key).mkdir()
         lines[key] = [key] if isinstance(TEMPLATE.get(key), list) else key
     (tmp_path / "corpora.yaml").write_text(yaml.safe_dump({**lines, "workers": 0}))
     return recipes.read_corpora(tmp_path / "corpora.yaml")
@@ -99,7 +101,7 @@ def test_workers_and_paths_come_from_the_corpora_file(corpora, tmp_path):
     configuration = recipes.resolve(TASKS["qbe"].recipe, corpora, tmp_path)["downstream_expert"]
     assert configuration["datarc"] == {"dataset_root": str(tmp_path / "quesst14"), "num_workers": 0, "batch_size": 1}
     assert configuration["max_workers"] == 1
-    default = recipes.resolve(TASKS["qbe"].recipe, {"quesst14": str(tmp_path)}, tmp_path)["downstream_expert"]
+    default = recipes.resolve(TASKS["qbe"].recipe, {"quesst14": corpora["quesst14"]}, tmp_path)["downstream_expert"]
     assert 1 <= default["datarc"]["num_workers"] <= recipes.MAX_WORKERS
 
 
@@ -115,6 +117,13 @@ def test_wrong_corpora_are_one_sentence(tmp_path, monkeypatch):
         ("libri_speech: /x", "unknown key 'libri_speech'; the nearest known one is 'librispeech'"),
         ("[a, b", "not a YAML file"),
         ("- a", "not a list of"),
+        ("iemocap: 2020-13-45", "not a YAML file"),
+        ("librispeech: [x]", r"corpora\.yaml: librispeech is \['x'\]; a path is needed"),
+        ("librispeech: 5", "librispeech is 5; a path is needed"),
+        ("snips: ''", "snips is ''; a path is needed"),
+        ("emotion_folds: {a: b}", r"emotion_folds is \{'a': 'b'\}; a path is needed"),
+        ("lexicon: []", r"lexicon is \[\]; a path or a list of paths is needed"),
+        ("lexicon: [null]", r"lexicon is \[None\]; a path or a list of paths is needed"),
     ):
         file.write_text(content)
         with pytest.raises(UserError, match=message):
@@ -125,7 +134,15 @@ def test_wrong_corpora_are_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="ic needs the corpus 'fluent_commands', which the corpora file does not list"):
         recipes.resolve(TASKS["ic"].recipe, recipes.read_corpora(None), tmp_path)
     with pytest.raises(UserError, match="workers is -1"):
-        recipes.resolve(TASKS["qbe"].recipe, {"quesst14": str(tmp_path), "workers": -1}, tmp_path)
+        recipes.resolve(TASKS["qbe"].recipe, {"workers": -1}, tmp_path)
+
+
+def test_one_lexicon_is_a_list_of_one(tmp_path):
+    (tmp_path / "corpora.yaml").write_text("lexicon: lex.txt\nlibrispeech:\n")
+    assert recipes.read_corpora(tmp_path / "corpora.yaml") == {
+        "lexicon": [str(tmp_path / "lex.txt")],
+        "librispeech": None,
+    }
 
 
 def test_wrong_recipes_are_one_sentence(tmp_path):
@@ -136,10 +153,26 @@ def test_wrong_recipes_are_one_sentence(tmp_path):
         ("a: ${vocabulary.words}", r"\$\{vocabulary\.words\} is nothing that can be made"),
         ("a: ${b}", "own.yaml: Interpolation key 'b' not found"),
         ("a: [", "not a YAML file"),
+        ("- a\n- b", r"own\.yaml: no recipe; sections like `runner:`"),
+        ("", "no recipe"),
+        ("\udcff", "not a text file"),
     ):
-        recipe.write_text(content)
+        recipe.write_text(content, errors="surrogateescape")
         with pytest.raises(UserError, match=message):
             recipes.resolve(recipe, {}, tmp_path)
+
+
+@pytest.mark.parametrize("code", TASKS)
+def test_a_folder_that_is_another_corpus_is_named(code, corpora, tmp_path):
+    (tmp_path / "another" / "data").mkdir(parents=True)
+    (tmp_path / "another" / "README.md").touch()
+    for name in corpora_of(TASKS[code]):
+        wrong = str(tmp_path / "another")
+        with pytest.raises(UserError, match=f"^{code} needs the corpus '{name}': .*another"):
+            recipes.resolve(TASKS[code].recipe, corpora | {name: [wrong] if name == "lexicon" else wrong}, tmp_path)
+    (tmp_path / "own.yaml").write_text("root: ${corpora.librispeech}\n")  # a recipe may need a part of a corpus only
+    found = recipes.resolve(tmp_path / "own.yaml", {"librispeech": str(tmp_path / "another")}, tmp_path)
+    assert found == {"root": str(tmp_path / "another")}
 
 
 def test_tasks_are_found_by_both_names():

@@ -1,3 +1,4 @@
+import argparse
 import csv
 import os
 import re
@@ -14,6 +15,7 @@ import yaml
 
 from downstream_recipes import run_downstream, s3prl_hook
 from downstream_recipes.s3prl_output import read_checkpoint
+from tests.downstream_recipes.laid_out import lay_out
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
@@ -85,8 +87,8 @@ def test_what_is_left_out_has_a_default(folder):
 def test_what_is_given_is_kept(folder, monkeypatch):
     monkeypatch.setenv("SUPERB_CORPORA", "corpora.yaml")
     own = folder / "own.yaml"
-    own.write_text("runner: {}\nroot: ${corpora.fluent_commands}\n")
-    line = arguments("-m inference -u hubert -d ctc -c own.yaml -n trial --device cpu")
+    own.write_text("runner: {}\ndownstream_expert: {}\nroot: ${corpora.fluent_commands}\n")
+    line = arguments("-m inference -t own.yaml -u hubert -d ctc -c own.yaml -n trial --device cpu")
     assert (line["-m"], line["-u"], line["-d"]) == ("inference", "hubert", "ctc")
     assert line["-c"] == "result/downstream/trial/ctc.yaml"
     assert yaml.safe_load((folder / line["-c"]).read_text())["root"] == str(folder / "fluent")
@@ -95,16 +97,49 @@ def test_what_is_given_is_kept(folder, monkeypatch):
 
 
 def test_query_by_example_is_evaluated_at_once(folder):
-    (folder / "corpora.yaml").write_text("quesst14: fluent")
+    lay_out("quesst14", folder / "quesst14")
+    (folder / "corpora.yaml").write_text("quesst14: quesst14")
     assert arguments("-u starhubert -d qbe --corpora corpora.yaml")["-m"] == "evaluate"
 
 
+def experiment(folder: Path, downstream: str = "fluent_commands", **expert) -> None:
+    folder.mkdir()
+    config = {"runner": {}, "downstream_expert": expert}
+    states = {"Args": argparse.Namespace(downstream=downstream), "Config": config}
+    torch.save(states, folder / "states-20.ckpt")
+    (folder / "states-4.ckpt").write_text("an older one, which nobody opens")
+
+
 def test_a_checkpoint_brings_everything_else(folder):
-    (folder / "exp").mkdir()
+    experiment(folder / "exp")
     line = arguments("-m evaluate -e exp -o args.expdir=other")
     assert set(line) == {"-m", "-e", "--device", "-o"}
-    with pytest.raises(UserError, match="-e absent: no such checkpoint"):
-        run_downstream.s3prl_arguments(["-m", "evaluate", "-e", "absent"])
+    assert arguments("-m evaluate -t dev -e exp/states-20.ckpt")["-t"] == "dev"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("absent", "-e absent: no such checkpoint"),
+        ("empty", r"-e empty: no states-STEP\.ckpt in this folder"),
+        ("corpora.yaml", r"-e corpora\.yaml: no checkpoint of run_downstream's"),
+        ("student/model.safetensors", "no checkpoint of run_downstream's"),
+        ("tensor.ckpt", "no checkpoint of run_downstream's"),
+        ("exp/states-4.ckpt", "no checkpoint of run_downstream's, or cut short"),
+        ("exp -t tset", "-t tset: no split of fluent_commands; it has train, dev, test"),
+        ("asr", "-t test: no split of asr; it has train, dev-clean"),
+        ("asr -t test-clean", "-t test-clean: no split of asr"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_sentence(folder, given, message):
+    (folder / "empty").mkdir()
+    torch.save(torch.zeros(3), folder / "tensor.ckpt")
+    experiment(folder / "exp")
+    experiment(folder / "asr", "asr", datarc={"train": ["a"], "dev-clean": ["b"], "num_workers": 0})
+    with pytest.raises(UserError, match=message):
+        run_downstream.s3prl_arguments(["-m", "evaluate", *f"-e {given}".split()])
+    added = "-m evaluate -e asr -t test-other -o config.downstream_expert.datarc.test-other=['c']"
+    assert arguments(added)["-t"] == "test-other"
 
 
 @pytest.mark.parametrize(
@@ -117,12 +152,53 @@ def test_a_checkpoint_brings_everything_else(folder):
         ("-u starhubert -d ic -c absent.yaml", "-c absent.yaml: no such file"),
         ("-u starhubert -d sid --corpora corpora.yaml", "sid needs the corpus 'voxceleb1'"),
         ("-u starhubert -d ic", "which corpora"),
+        ("-u a -d ic --corpora corpora.yaml --device gpu", "--device gpu: cpu, cuda or cuda:NUMBER is needed"),
+        ("-u a -d ic --corpora corpora.yaml --device cuda:99", r"--device cuda:99: torch sees \d+ GPUs here"),
+        ("-u a -d ic --corpora corpora.yaml -p corpora.yaml/x", r"-p .*/x: no folder .*: corpora\.yaml is a file"),
+        ("-u a -d ic --corpora corpora.yaml -p corpora.yaml", r"-p corpora\.yaml: no folder .* is a file"),
+        ("-u a -d ic --corpora corpora.yaml -m evaluate -t tset", "-t tset: no split of fluent_commands"),
+        ("-u a -d ic --corpora corpora.yaml -m inference", "-t test: no such file; -m inference needs"),
+        ("-u a -d ic -c empty.yaml", r"empty\.yaml: no recipe"),
+        ("-u a -d ic -c list.yaml", r"list\.yaml: no recipe"),
+        ("-u a -d ic -c student/model.safetensors", "not a text file"),
+        ("-u a -d ic -c corpora.yaml", r"-c corpora\.yaml: no section runner: in it"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(folder, monkeypatch, given, message):
     monkeypatch.delenv("SUPERB_CORPORA", raising=False)
+    (folder / "empty.yaml").touch()
+    (folder / "list.yaml").write_text("- a\n")
     with pytest.raises(UserError, match=message):
         run_downstream.s3prl_arguments(given.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("-u wav2vec2_local", "^-u wav2vec2_local: needs a checkpoint of yours, -k PATH$"),
+        ("-u hubert_url", "needs a checkpoint of yours, -k URL$"),
+        ("-u wav2vec2_local -k absent.pt", "^-u wav2vec2_local -k absent.pt: no such file$"),
+    ],
+)
+def test_an_upstream_of_s3prls_that_needs_a_checkpoint(folder, given, message):
+    pytest.importorskip("s3prl")
+    with pytest.raises(UserError, match=message):
+        run_downstream.run([*given.split(), *["-d", "ic", "--corpora", "corpora.yaml", "--device", "cpu"]])
+
+
+def test_whatever_s3prl_raises_is_one_line_and_a_log(folder, monkeypatch, capsys):
+    def fail(argv):
+        raise ValueError("num_samples=0\nand more")
+
+    monkeypatch.setattr(run_downstream, "run", fail)
+    monkeypatch.setattr("sys.argv", ["run_downstream.py", "-u", "starhubert", "-d", "ic"])
+    assert run_downstream.main() == 1
+    log = Path("result/downstream/starhubert_ic/run_downstream.log")
+    assert capsys.readouterr().err == f"run_downstream.py: ValueError: num_samples=0 (all of it in {log})\n"
+    assert log.read_text().startswith("Traceback")
+    monkeypatch.setattr("sys.argv", ["run_downstream.py", "-u", "a", "-d", "ic", "-p", "corpora.yaml/x"])
+    assert run_downstream.main() == 1
+    assert capsys.readouterr().err == "run_downstream.py: ValueError: num_samples=0\n"
 
 
 def python(program: list[str], given: str, *more: str) -> subprocess.CompletedProcess[str]:

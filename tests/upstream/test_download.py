@@ -88,6 +88,14 @@ def test_a_failed_refresh_keeps_the_old_copy(tmp_path):
     assert path.read_bytes() == checkpoint_bytes()
 
 
+@pytest.mark.parametrize("url", ["http://localhost:abc/x.ckpt", "http://[x/x.ckpt", "http://local host/x.ckpt"])
+def test_what_is_no_url_is_one_sentence(hub_directory, url):
+    with pytest.raises(UserError, match=r"x\.ckpt: cannot be fetched \(") as caught:
+        fetch(RemoteFile.from_url(url))
+    assert url in str(caught.value)
+    assert leftovers(hub_directory) == []
+
+
 class Truncating(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
@@ -148,5 +156,5 @@ def test_hugging_face_goes_through_its_client(monkeypatch):
 @pytest.mark.parametrize(("module", "repository"), [("gdown", ""), ("huggingface_hub", "pyf98/DPHuBERT")])
 def test_a_missing_client_is_named(monkeypatch, module, repository):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=f"needs the package {module}.*give its path"):
+    with pytest.raises(UserError, match=f"needs the package {module}.*give its path, .*: uv pip install {module}$"):
         fetch(RemoteFile(DRIVE, "starhubert.ckpt", repository))
