@@ -18,6 +18,11 @@ from upstream.extractor import normalize_waveforms
 from upstream.formats import huggingface, huggingface_writing
 
 MODELING = "modeling_speech_encoder"
+AUTO_MAP = {
+    "AutoConfig": f"{MODELING}.SpeechEncoderConfig",
+    "AutoModel": f"{MODELING}.SpeechEncoderModel",
+    "AutoModelForCTC": f"{MODELING}.SpeechEncoderForCTC",
+}
 TOLERANCE = 1e-4
 LENGTHS = (16_000, 11_231, 7_040)  # of the wavs that an export is checked with, in samples
 
@@ -57,19 +62,25 @@ def _own_files(student: SpeechEncoder) -> dict[str, bytes | str]:
     values = {
         "architectures": ["SpeechEncoderModel"],
         "model_type": huggingface.OWN_MODEL_TYPE,
-        "auto_map": {
-            "AutoConfig": f"{MODELING}.SpeechEncoderConfig",
-            "AutoModel": f"{MODELING}.SpeechEncoderModel",
-            "AutoModelForCTC": f"{MODELING}.SpeechEncoderForCTC",
-        },
+        "auto_map": AUTO_MAP,
         "encoder_config": student.config.to_dict(),
     }
     state = huggingface.OWN_TABLE.to_foreign(student.state_dict())
     files = _files(values, huggingface_writing.preprocessor(student.config), state)
-    for module in (attention, config, dropout, encoder, errors, extractor):
-        files[Path(inspect.getfile(module)).name] = inspect.getsource(module)
-    files[f"{MODELING}.py"] = (Path(__file__).parent / f"{MODELING}.py").read_text()
-    return files
+    return files | _own_code()
+
+
+def _own_code() -> dict[str, str]:
+    """The Python files that an export with code of its own brings along."""
+    modules = (attention, config, dropout, encoder, errors, extractor)
+    code = {Path(inspect.getfile(module)).name: inspect.getsource(module) for module in modules}
+    return code | {f"{MODELING}.py": (Path(__file__).parent / f"{MODELING}.py").read_text()}
+
+
+def has_only_our_code(folder: Path) -> bool:
+    """Whether a folder that can be opened names and holds the Python files of such an export, which may be run."""
+    code = {str(path.relative_to(folder)): path.read_text(errors="replace") for path in folder.rglob("*.py")}
+    return code == _own_code() and json.loads((folder / "config.json").read_text()).get("auto_map") == AUTO_MAP
 
 
 def _files(values: dict[str, Any], preprocessor: dict[str, Any], state: dict[str, Tensor]) -> dict[str, bytes | str]:

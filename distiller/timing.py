@@ -178,7 +178,13 @@ def _open_transformers(target: str, setting: Setting) -> tuple[Measured, Run]:
     config = load(name).config  # for the cost, and to say in one sentence what is wrong with it
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(name, trust_remote_code=Path(name).is_dir()).to(setting.device).eval()
+    from distiller.export_transformers import has_only_our_code
+
+    try:
+        model = AutoModel.from_pretrained(name, trust_remote_code=has_only_our_code(Path(name)))
+    except ValueError:  # it would have to run what is there
+        raise UserError(f"{name}: its Python files are not those of our export, so they are not run") from None
+    model = model.to(setting.device).eval()
     row = _row(target, "transformers", setting, config, parameter_count(model), Path(name))
     return row, lambda waveforms, lengths: model(waveforms, output_hidden_states=True)
 

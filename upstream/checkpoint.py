@@ -18,6 +18,7 @@ from .formats.files import read_json, read_safetensors, read_torch
 from .formats.keys import build
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SUFFIXES = {".json", ".safetensors", ".md", ".png", ".py"}  # of what such folders hold
 
 
 def load(path_or_name: str | Path, model_config: str | Path | None = None) -> SpeechEncoder:
@@ -77,8 +78,9 @@ def write_folder(directory: str | Path, files: Mapping[str, bytes | str]) -> Non
     """
     target = Path(directory).resolve()
     writing, complete, replaced = (_sibling(target, stage) for stage in ("writing", "complete", "replaced"))
-    if target.exists() and not (target / CONFIG).exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{directory}: not replaced, it holds something that is no checkpoint")
+    foreign = _foreign(target, files)
+    if foreign is not None:
+        raise UserError(f"{directory}: not replaced, it holds something that is no checkpoint ({foreign.name})")
     for name in files:
         if Path(name).name != name:
             raise UserError(f"{directory}: '{name}' is not a plain file name")
@@ -100,6 +102,18 @@ def write_folder(directory: str | Path, files: Mapping[str, bytes | str]) -> Non
     except OSError as error:
         shutil.rmtree(writing, ignore_errors=True)  # a full disk gets its space back
         raise UserError(f"{directory}: cannot be written ({error.strerror or error})") from None
+
+
+def _foreign(target: Path, files: Mapping[str, bytes | str]) -> Path | None:
+    """Something there that no such folder holds, or None."""
+    if not target.exists():
+        return None
+    if not target.is_dir():
+        return target
+    entries = sorted(target.iterdir())
+    known = [entry for entry in entries if entry.is_file() and (entry.name in files or entry.suffix in SUFFIXES)]
+    others = [entry for entry in entries if entry not in known]
+    return others[0] if others else None if not entries or (target / CONFIG) in entries else entries[0]
 
 
 def finished(directory: Path) -> Path | None:

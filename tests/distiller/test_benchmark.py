@@ -1,6 +1,7 @@
 """The benchmark: rows that add up, one line for what is wrong."""
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from distiller import benchmark, benchmark_train
 from distiller.benchmark_shapes import HUBERT_BASE, SHAPES
 from distiller.benchmark_train import TrainSetting
-from distiller.export_transformers import to_transformers
+from distiller.export_transformers import has_only_our_code, to_transformers
 from upstream.checkpoint import load, save
 from upstream.config import EncoderConfig
 from upstream.cost import count_macs
@@ -50,6 +51,41 @@ def test_every_encoder_has_a_row_per_batch_size(tiny_teacher, tmp_path, capsys) 
         ratio = float(alone["real_time_factor"]) / float(theirs["real_time_factor"])
         assert float(theirs["speed_up"]) == pytest.approx(ratio, rel=0.02)
     assert (tmp_path / "bench" / "benchmark.png").stat().st_size > 5000
+
+
+def test_code_that_is_not_ours_is_not_run(tiny_teacher, tmp_path, capsys) -> None:
+    encoder = load(tiny_teacher)
+    to_transformers(encoder, tmp_path / "plain", "card")
+    narrow = replace(encoder.config, ffn_dims=(32, 16))
+    to_transformers(SpeechEncoder(narrow), tmp_path / "own", "card")
+    assert benchmark.main(options(tmp_path, f"transformers:{tmp_path / 'own'}")) == 0
+    evil = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
+    (tmp_path / "plain" / "evil.py").write_text(evil)
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "evil.Model"}
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
+    assert benchmark.main(options(tmp_path, f"transformers:{tmp_path / 'plain'}")) == 0  # by transformers' own class
+    with (tmp_path / "own" / "attention.py").open("a") as file:
+        file.write(evil)
+    capsys.readouterr()
+    assert benchmark.main(options(tmp_path, f"transformers:{tmp_path / 'own'}")) == 2
+    assert "its Python files are not those of our export" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("changed", ["nothing", "a file", "another file", "a file below", "another repository"])
+def test_our_code_is_that_of_an_export_and_nothing_else(changed, tiny_teacher, tmp_path) -> None:
+    encoder = SpeechEncoder(replace(load(tiny_teacher).config, ffn_dims=(32, 16)))
+    to_transformers(encoder, tmp_path, "card")
+    config = json.loads((tmp_path / "config.json").read_text())
+    if changed == "another repository":
+        config["auto_map"]["AutoModel"] = "someone/else--" + config["auto_map"]["AutoModel"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    path = {"a file": "config.py", "another file": "more.py", "a file below": "below/config.py"}.get(changed)
+    if path is not None:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("")
+    assert has_only_our_code(tmp_path) == (changed == "nothing")
 
 
 def test_a_larger_encoder_takes_longer(tiny_teacher, tmp_path) -> None:

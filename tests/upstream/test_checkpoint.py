@@ -75,7 +75,7 @@ def test_what_half_precision_cannot_hold_is_not_written(tiny_encoder, tmp_path) 
 
 
 def test_a_checkpoint_is_replaced_as_a_whole(tiny_encoder, tmp_path) -> None:
-    save(tiny_encoder(), tmp_path / "student", {"old.txt": "old"})
+    save(tiny_encoder(), tmp_path / "student", {"old.json": "old"})
     newer = tiny_encoder(ffn_dims=(8, 8, 8))
     save(newer, tmp_path / "student")
     assert same_weights(load(tmp_path / "student"), newer)
@@ -87,10 +87,17 @@ def test_a_folder_of_something_else_is_never_replaced(tiny_encoder, tmp_path) ->
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     (tmp_path / "file").write_text("x")
-    for name in ("thesis", "file"):
+    for name in ("webapp", "page"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "webapp" / "src").mkdir()
+    (tmp_path / "page" / "index.html").write_text("x")
+    for name in ("thesis", "file", "webapp", "page"):
         with pytest.raises(UserError, match=f"{name}: not replaced, it holds something that is no checkpoint"):
             save(tiny_encoder(), tmp_path / name)
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "x"
+    assert (tmp_path / "webapp" / "src").is_dir()
+    assert (tmp_path / "page" / "index.html").exists()
     (tmp_path / "empty").mkdir()
     save(tiny_encoder(), tmp_path / "empty")
     assert load(tmp_path / "empty").config == tiny_encoder().config
