@@ -135,12 +135,12 @@ def fit(
 
 def arrange_layers(module: WindowTraining, config: TrainerConfig) -> None:
     """What the recipe asks of the Transformer layers; a gated student's stay as they are."""
-    if config.checkpoint_activations and isinstance(module.student, SpeechEncoder):
-        checkpoint_layers(module.student.layers)
     if config.compile:
         for encoder in (module.student, getattr(module, "teacher", None)):
             if isinstance(encoder, SpeechEncoder):
                 compile_layers(encoder.layers)
+    if config.checkpoint_activations and isinstance(module.student, SpeechEncoder):
+        checkpoint_layers(module.student.layers)
 
 
 def strategy(config: TrainerConfig) -> Strategy | str:
