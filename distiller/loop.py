@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.data import DataLoader
@@ -106,6 +107,8 @@ def fit(
             Checkpoints(output / "checkpoints", config.checkpoint_every),
         ],
     )
+    # Whoever started the run handles SIGTERM: Lightning would wait in a collective for ranks that are in another.
+    trainer._signal_connector.register_signal_handlers = lambda: None
     stream = sampler(trainer.global_rank, trainer.world_size)
     module.steps = config.steps or (config.epochs or 0) * windows_per_epoch(stream)
     trainer.limit_train_batches = module.steps
@@ -125,19 +128,19 @@ def fit(
         pin_memory=trainer.strategy.root_device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
-    with lost_ranks(trainer), lost_workers("corpus.workers"):
+    with ended_children(), lost_ranks(trainer), lost_workers("corpus.workers"):
         trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
     return trainer.is_global_zero
 
 
 def arrange_layers(module: WindowTraining, config: TrainerConfig) -> None:
     """What the recipe asks of the Transformer layers; a gated student's stay as they are."""
-    if config.checkpoint_activations and isinstance(module.student, SpeechEncoder):
-        checkpoint_layers(module.student.layers)
     if config.compile:
         for encoder in (module.student, getattr(module, "teacher", None)):
             if isinstance(encoder, SpeechEncoder):
                 compile_layers(encoder.layers)
+    if config.checkpoint_activations and isinstance(module.student, SpeechEncoder):
+        checkpoint_layers(module.student.layers)
 
 
 def strategy(config: TrainerConfig) -> Strategy | str:
@@ -148,6 +151,23 @@ def strategy(config: TrainerConfig) -> Strategy | str:
     if ranks == 1 and config.strategy == "auto":
         return "auto"
     return DDPStrategy(find_unused_parameters=config.strategy == "ddp_find_unused_parameters_true", timeout=TIMEOUT)
+
+
+@contextmanager
+def ended_children() -> Iterator[None]:
+    """The processes that Lightning has started from this one are told to end when this one does before its time.
+
+    Its observer forgets them then: it would answer their end with a `kill -9` of this process.
+    """
+    try:
+        yield
+    except BaseException:
+        for thread in threading.enumerate():
+            if isinstance(thread, _ChildProcessObserver):
+                for child in thread._child_processes:
+                    child.terminate()
+                thread._child_processes.clear()
+        raise
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Neither changes what is computed, nor a name in a state dict.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -18,8 +19,12 @@ def checkpoint_layers(layers: nn.ModuleList) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def compile_layers(layers: nn.ModuleList, backend: str = "inductor") -> None:
-    """Compile each layer for any batch size and length: the buckets' shapes share a graph, instead of one for each."""
+def compile_layers(layers: nn.ModuleList, backend: str | Callable = "inductor") -> None:
+    """Compile each layer for any batch size and length: the buckets' shapes share a graph, instead of one for each.
+
+    Before `checkpoint_layers`, where both are wanted: torch compiles nothing that a checkpoint is within.
+    """
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
     for layer in layers:
-        layer.compile(dynamic=True, backend=backend)
+        compiled = torch.compile(type(layer).forward, dynamic=True, backend=backend)
+        layer.forward = partial(compiled, layer)  # a copy of the layer computes with its own weights

@@ -1,11 +1,13 @@
 """Layers computed again going backward, or compiled: the same numbers, and no other names."""
 
 import copy
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 from distiller import memory
 from distiller.loop import arrange_layers
@@ -91,6 +93,30 @@ def test_compiled_layers_share_graphs_between_shapes(encoder: SpeechEncoder) -> 
                 torch.testing.assert_close(state, other, rtol=1e-5, atol=1e-5)
     assert 0 < counter.frame_count <= 6
     assert list(encoder.state_dict()) == names
+    torch._dynamo.reset()
+
+
+def test_a_recipe_that_asks_for_both_gets_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled in training, on padded audio: the same numbers, and a copy goes by its own weights."""
+    dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feature_dropout")
+    config = replace(CONFIG, **dict.fromkeys(dropouts, 0.0))  # compiled layers draw other random numbers
+    torch.manual_seed(0)
+    encoder = SpeechEncoder(config).train()
+    loss, gradients = loss_and_gradients(encoder, WAVEFORMS, LENGTHS)
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr("distiller.loop.compile_layers", partial(compile_layers, backend=counter))
+    torch._dynamo.reset()
+    recipe = load_recipe("star", ["trainer.checkpoint_activations=true", "trainer.compile=true"])
+    arrange_layers(Distillation(SpeechEncoder(CONFIG), encoder, torch.nn.Module(), recipe), recipe.trainer)
+    again, theirs = loss_and_gradients(encoder, WAVEFORMS, LENGTHS)
+    assert counter.frame_count > 0
+    torch.testing.assert_close(again, loss)
+    for gradient, other in zip(theirs, gradients, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-5)
+    duplicate = copy.deepcopy(encoder)
+    with torch.no_grad():
+        duplicate.layers[0].feed_forward.output.weight.zero_()
+    assert not torch.allclose(loss_and_gradients(duplicate, WAVEFORMS, LENGTHS)[0], loss)
     torch._dynamo.reset()
 
 
