@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -14,6 +13,7 @@ from .checkpoint import load
 from .encoder import EncoderOutput
 from .errors import UserError
 from .extractor import frame_mask, normalize_waveforms
+from .formats.files import read_yaml
 
 OPTIONS = {
     # which states are exposed: F^1..F^L as STaR's authors do, with P in front as DPHuBERT's do, or P and F^0..F^L
@@ -117,7 +117,7 @@ def parse_model_config(model_config: str | Path | None) -> tuple[Path | None, di
     """Split s3prl's one configuration argument into a checkpoint's configuration file and our options.
 
     Raises:
-        UserError: neither a file nor options.
+        UserError: neither a file nor options, or a file that is no small YAML mapping of plain data.
     """
     configuration, options = None, {}
     for part in str(model_config or "").split(","):
@@ -136,11 +136,8 @@ def parse_model_config(model_config: str | Path | None) -> tuple[Path | None, di
 
 def _options_file(path: Path) -> dict[str, str]:
     """The options in a YAML file that holds nothing else (the copy that s3prl keeps of it works too)."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
-    return values if isinstance(values, dict) and values and set(values) <= set(OPTIONS) else {}
+    values = read_yaml(path)
+    return values if values and set(values) <= set(OPTIONS) else {}
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

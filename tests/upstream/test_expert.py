@@ -184,6 +184,24 @@ def test_wrong_options_are_one_sentence(student, wavs):
     expert(student, refresh=True)  # s3prl's runner passes it to every upstream
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[" * 5000, "not YAML of a configuration"),
+        ("states: layers # " + "x" * 2**20, "larger than 1048576 bytes"),
+        ("a: &a {states: all}\n<<: [*a, *a]", "merge keys are not supported"),
+        ("- states", "holds a list, not a mapping"),
+        ("states: !!python/name:os.system", "not plain YAML"),
+    ],
+)
+def test_a_hostile_file_of_options_is_one_sentence(text, sentence, tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=rf"options\.yaml: .*{sentence}") as raised:
+        parse_model_config(str(file))
+    assert len(str(raised.value)) < 3000
+
+
 COPIED = """
 import sys, types, torch, torchaudio
 if not hasattr(torchaudio, "set_audio_backend"):  # gone since torchaudio 2.9; s3prl imports them with its hub
