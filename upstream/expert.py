@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .checkpoint import load
 from .encoder import EncoderOutput
-from .errors import UserError
+from .errors import UserError, shown
 from .extractor import frame_mask, normalize_waveforms
 from .formats.files import read_yaml
 
@@ -146,4 +146,5 @@ def _check_options(options: Mapping[str, Any]) -> None:
             nearest = difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0)[0]
             raise UserError(f"upstream option '{key}' is unknown; the nearest known one is '{nearest}'")
         if value not in OPTIONS[key]:
-            raise UserError(f"upstream option {key}={value}; allowed are {', '.join(OPTIONS[key])}")
+            given = f"{value:.80}" if isinstance(value, str) else shown(value)
+            raise UserError(f"upstream option {key}={given}; allowed are {', '.join(OPTIONS[key])}")

@@ -2,12 +2,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.upstream.hostile_makers import CUBE
 from upstream.checkpoint import save
 from upstream.errors import UserError
 from upstream.expert import UpstreamExpert, parse_model_config
@@ -200,6 +202,16 @@ def test_a_hostile_file_of_options_is_one_sentence(text, sentence, tmp_path):
     with pytest.raises(UserError, match=rf"options\.yaml: .*{sentence}") as raised:
         parse_model_config(str(file))
     assert len(str(raised.value)) < 3000
+
+
+def test_a_value_that_names_itself_many_times_is_not_written_out(student, tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text(f"states: {CUBE}")
+    started = time.process_time()
+    with pytest.raises(UserError, match=r"states=\[\[\['x', .*; allowed are layers, projected, all") as raised:
+        expert(student, str(file))
+    assert time.process_time() - started < 2
+    assert len(str(raised.value)) < 300
 
 
 COPIED = """
