@@ -103,6 +103,11 @@ def running(function: Any, *arguments: str, **options: Any) -> Maker:
     return make_files
 
 
+def running_with(function: Any, *arguments: Any, **options: Any) -> Maker:
+    """A pickle that calls a function which torch allows."""
+    return pickled(Runs(function, *arguments), **options)
+
+
 def huggingface_with_bin(folder: Path, make: Any) -> Path:
     config, _, _ = huggingface_writing.write(make(conv_layers=LAYERS))
     (folder / "config.json").write_text(json.dumps(config))

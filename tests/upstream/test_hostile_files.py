@@ -1,6 +1,7 @@
 # ruff: noqa: E501  # the table of cases reads best with one case a line
 """Files made to do harm: each is refused with one sentence that names it and what was wrong, and nothing of it runs."""
 
+import codecs
 import io
 import os
 import resource
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._utils import _rebuild_device_tensor_from_cpu_tensor
 
 from tests.upstream.hostile_makers import (
     EXPANDED,
@@ -40,6 +42,7 @@ from tests.upstream.hostile_makers import (
     ran,
     rewritten,
     running,
+    running_with,
     script_archive,
     shared,
     star,
@@ -65,6 +68,15 @@ CATEGORIES: dict[str, list[tuple[Maker, str]]] = {
         (running(torch.load, "{}"), r"model\.pth: refused.*torch\.serialization\.load"),
         (running(__import__, "antigravity"), r"model\.pth: refused.*__import__"),
         (running(torch.hub.load, "a/b", "{}"), r"model\.pth: refused.*torch\.hub\.load"),
+    ],
+    "pickle that allocates by a number": [
+        (running_with(bytearray, 2**32), r"model\.pth: refused, its pickle is not weights only \(it names .*bytearray\)$"),
+        (running_with(bytearray, 2**32, legacy=True), r"model\.pth: refused, .*bytearray\)$"),
+        (running_with(torch.Tensor, 2**32), r"model\.pth: refused, .*torch.*Tensor\)$"),
+        (running_with(torch.UntypedStorage, 2**32), r"model\.pth: refused, .*UntypedStorage\)$"),
+        (running_with(set, EXPANDED), r"model\.pth: refused, .*set\)$"),
+        (running_with(codecs.encode, Runs(codecs.encode, b"ab", "hex"), "hex"), r"model\.pth: refused, .*encode\)$"),
+        (running_with(_rebuild_device_tensor_from_cpu_tensor, EXPANDED, torch.float64, "cpu", False), r"model\.pth: refused, .*from_cpu_tensor\)$"),
     ],
     "huge shapes in weights": [
         (weight(EXPANDED), r"'layer_norm\.weight' has shape \(1099511627776,\); the configuration asks for \(40,\)"),
