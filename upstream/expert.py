@@ -1,6 +1,7 @@
 """The s3prl upstream: a list of wavs in, hidden states out."""
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def parse_model_config(model_config: str | Path | None) -> tuple[Path | None, di
     for part in str(model_config or "").split(","):
         key, assigned, value = part.strip().partition("=")
         path = Path(part.strip())
-        if path.is_file():
+        if os.path.isfile(path):  # to it, a name too long for any file is merely none
             found = _options_file(path)
             options.update(found)
             configuration = configuration if found else path

@@ -179,6 +179,8 @@ def test_wrong_options_are_one_sentence(student, wavs):
         expert(student, pading="reference")
     with pytest.raises(UserError, match="'nowhere' is neither a file nor an option"):
         expert(student, "nowhere")
+    with pytest.raises(UserError, match=r"'x{300}' is neither a file nor an option"):
+        expert(student, "x" * 300)
     with pytest.raises(UserError, match="1-D"):
         expert(student)([torch.zeros(1, 16000)])
     with pytest.raises(UserError, match="absent"):
