@@ -117,11 +117,20 @@ def _foreign(target: Path, files: Mapping[str, bytes | str]) -> Path | None:
 
 
 def finished(directory: Path) -> Path | None:
-    """Where a checkpoint stands: `directory`, or the complete folder beside it that a killed `save` left; else None."""
-    if directory.exists():
-        return directory
-    complete = _sibling(directory.resolve(), "complete")
-    return complete if directory.name and complete.exists() else None
+    """Where a checkpoint stands: `directory`, or the complete folder beside it that a killed `save` left; else None.
+
+    Raises:
+        UserError: a name that no file can have, or a folder that may not be looked into.
+    """
+    try:
+        if directory.exists():
+            return directory
+        complete = _sibling(directory.resolve(), "complete")
+        return complete if directory.name and complete.exists() else None
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be opened ({error.strerror})") from None
+    except (RuntimeError, ValueError):  # links in a circle, a zero byte
+        raise UserError(f"{directory}: not the name of a file or folder") from None
 
 
 def _finish_replacement(target: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, shown
 
 FAMILIES = ("hubert", "wav2vec2", "wavlm")
 CONV_NORMS = ("group", "layer")
@@ -136,20 +136,20 @@ def _typed(key: str, value: Any, kind: str, source: str) -> Any:
     if kind in checks:
         if checks[kind]:
             return float(value) if kind == "float" else value
-        raise UserError(f"{source}: '{key}' is {value!r:.80}, not of type {kind}")
+        raise UserError(f"{source}: '{key}' is {shown(value)}, not of type {kind}")
     if isinstance(value, (list, tuple)):
         entries = [
             entry if entry is None or is_int(entry) else (tuple(entry) if is_ints(entry) else ...) for entry in value
         ]
         if ... not in entries:
             return tuple(entries)
-    raise UserError(f"{source}: '{key}' is {value!r:.80}, not a list with an entry per layer")
+    raise UserError(f"{source}: '{key}' is {shown(value)}, not a list with an entry per layer")
 
 
 def _check_values(config: EncoderConfig) -> None:
     def require(holds: bool, key: str, allowed: str) -> None:
         if not holds:
-            raise UserError(f"{UNNAMED}: {key} is {getattr(config, key)!r:.80}; {allowed}")
+            raise UserError(f"{UNNAMED}: {key} is {shown(getattr(config, key))}; {allowed}")
 
     require(config.family in FAMILIES, "family", f"allowed are {', '.join(FAMILIES)}")
     require(config.conv_norm in CONV_NORMS, "conv_norm", f"allowed are {', '.join(CONV_NORMS)}")
@@ -166,7 +166,7 @@ def _check_values(config: EncoderConfig) -> None:
     require(bool(config.conv_layers), "conv_layers", "at least one convolution is needed")
     for layer in config.conv_layers:
         fits = isinstance(layer, tuple) and len(layer) == 3 and all(0 < number <= 2**16 for number in layer)
-        require(fits, "conv_layers", f"{layer!r:.40} is not (channels, kernel, stride), each from 1 to 65536")
+        require(fits, "conv_layers", f"{shown(layer)} is not (channels, kernel, stride), each from 1 to 65536")
     _check_unpruned(config, require)
     require(
         config.projection or config.conv_layers[-1][0] == config.embed_dim,
@@ -190,10 +190,10 @@ def _check_values(config: EncoderConfig) -> None:
             and list(heads) == sorted(set(heads))
             and all(0 <= head < config.num_heads for head in heads)
         )
-        require(allowed, "attention_heads", f"{heads!r:.40} is not a rising list of heads below {config.num_heads}")
+        require(allowed, "attention_heads", f"{shown(heads)} is not a rising list of heads below {config.num_heads}")
     for width in config.ffn_dims:
         allowed = width is None or (isinstance(width, int) and 0 <= width <= 2**20)
-        require(allowed, "ffn_dims", f"{width!r:.40} is neither null nor between 0 and 1048576")
+        require(allowed, "ffn_dims", f"{shown(width)} is neither null nor between 0 and 1048576")
     if config.relative_position:
         fits = config.num_heads * config.head_dim == config.embed_dim
         require(

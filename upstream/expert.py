@@ -1,19 +1,20 @@
 """The s3prl upstream: a list of wavs in, hidden states out."""
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .checkpoint import load
 from .encoder import EncoderOutput
-from .errors import UserError
+from .errors import UserError, shown
 from .extractor import frame_mask, normalize_waveforms
+from .formats.files import read_yaml
 
 OPTIONS = {
     # which states are exposed: F^1..F^L as STaR's authors do, with P in front as DPHuBERT's do, or P and F^0..F^L
@@ -117,13 +118,13 @@ def parse_model_config(model_config: str | Path | None) -> tuple[Path | None, di
     """Split s3prl's one configuration argument into a checkpoint's configuration file and our options.
 
     Raises:
-        UserError: neither a file nor options.
+        UserError: neither a file nor options, or a file that is no small YAML mapping of plain data.
     """
     configuration, options = None, {}
     for part in str(model_config or "").split(","):
         key, assigned, value = part.strip().partition("=")
         path = Path(part.strip())
-        if path.is_file():
+        if os.path.isfile(path):  # to it, a name too long for any file is merely none
             found = _options_file(path)
             options.update(found)
             configuration = configuration if found else path
@@ -136,11 +137,8 @@ def parse_model_config(model_config: str | Path | None) -> tuple[Path | None, di
 
 def _options_file(path: Path) -> dict[str, str]:
     """The options in a YAML file that holds nothing else (the copy that s3prl keeps of it works too)."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
-    return values if isinstance(values, dict) and values and set(values) <= set(OPTIONS) else {}
+    values = read_yaml(path)
+    return values if values and set(values) <= set(OPTIONS) else {}
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -149,4 +147,5 @@ def _check_options(options: Mapping[str, Any]) -> None:
             nearest = difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0)[0]
             raise UserError(f"upstream option '{key}' is unknown; the nearest known one is '{nearest}'")
         if value not in OPTIONS[key]:
-            raise UserError(f"upstream option {key}={value}; allowed are {', '.join(OPTIONS[key])}")
+            given = f"{value:.80}" if isinstance(value, str) else shown(value)
+            raise UserError(f"upstream option {key}={given}; allowed are {', '.join(OPTIONS[key])}")

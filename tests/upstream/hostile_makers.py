@@ -61,6 +61,18 @@ def star_with_yaml(text: str | bytes) -> Maker:
     return make_files
 
 
+CUBE = "[&b [&a [" + "x, " * 300 + "], " + "*a, " * 300 + "], " + "*b, " * 300 + "]"  # 27 million entries in 4 kB
+LISTS: Any = ["x" * 2**20]  # the same as Python lists, of a text of a megabyte
+for _ in range(3):
+    LISTS = [LISTS] * 300
+
+
+def cubic_yaml(folder: Path, make: Any) -> Path:
+    """A STaR configuration that is whole, but for one of its settings."""
+    settings = "".join(f"  {key}: '{value}'\n" for key, value in SETTINGS.items() if key != "encoder_layers")
+    return star_with_yaml(f"distiller:\n{settings}  encoder_layers: {CUBE}\n")(folder, make)
+
+
 def weight(value: Any) -> Maker:
     """One weight of a STaR checkpoint replaced."""
     return lambda folder, make: star(
@@ -89,6 +101,11 @@ def running(function: Any, *arguments: str, **options: Any) -> Maker:
         return pickled(Runs(function, *filled), **options)(folder, make)
 
     return make_files
+
+
+def running_with(function: Any, *arguments: Any, **options: Any) -> Maker:
+    """A pickle that calls a function which torch allows."""
+    return pickled(Runs(function, *arguments), **options)
 
 
 def huggingface_with_bin(folder: Path, make: Any) -> Path:

@@ -263,3 +263,18 @@ def test_opening_a_checkpoint_does_not_import_torchs_compiler(tiny_encoder, tmp_
     program += "sys.exit('torch._dynamo' in sys.modules)"
     arguments = [sys.executable, "-c", program, str(tmp_path / "hubert"), str(tmp_path / "wavlm")]
     subprocess.run(arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("x" * 300, r"x{300}: cannot be opened \(File name too long\)"),
+        ("x" * 250, "cannot be opened"),  # with what a killed save leaves beside it, longer than a name may be
+        ("a\0b", "a b: not the name of a file or folder"),
+        ("circle", "not the name of a file or folder|cannot be opened|no such file"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_sentence(name, sentence, tmp_path) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(UserError, match=sentence):
+        load(tmp_path / name)

@@ -2,12 +2,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.upstream.hostile_makers import CUBE
 from upstream.checkpoint import save
 from upstream.errors import UserError
 from upstream.expert import UpstreamExpert, parse_model_config
@@ -177,11 +179,41 @@ def test_wrong_options_are_one_sentence(student, wavs):
         expert(student, pading="reference")
     with pytest.raises(UserError, match="'nowhere' is neither a file nor an option"):
         expert(student, "nowhere")
+    with pytest.raises(UserError, match=r"'x{300}' is neither a file nor an option"):
+        expert(student, "x" * 300)
     with pytest.raises(UserError, match="1-D"):
         expert(student)([torch.zeros(1, 16000)])
     with pytest.raises(UserError, match="absent"):
         expert(student.parent / "absent")
     expert(student, refresh=True)  # s3prl's runner passes it to every upstream
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[" * 5000, "not YAML of a configuration"),
+        ("states: layers # " + "x" * 2**20, "larger than 1048576 bytes"),
+        ("a: &a {states: all}\n<<: [*a, *a]", "merge keys are not supported"),
+        ("- states", "holds a list, not a mapping"),
+        ("states: !!python/name:os.system", "not plain YAML"),
+    ],
+)
+def test_a_hostile_file_of_options_is_one_sentence(text, sentence, tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=rf"options\.yaml: .*{sentence}") as raised:
+        parse_model_config(str(file))
+    assert len(str(raised.value)) < 3000
+
+
+def test_a_value_that_names_itself_many_times_is_not_written_out(student, tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text(f"states: {CUBE}")
+    started = time.process_time()
+    with pytest.raises(UserError, match=r"states=\[\[\['x', .*; allowed are layers, projected, all") as raised:
+        expert(student, str(file))
+    assert time.process_time() - started < 2
+    assert len(str(raised.value)) < 300
 
 
 COPIED = """

@@ -1,23 +1,28 @@
 # ruff: noqa: E501  # the table of cases reads best with one case a line
 """Files made to do harm: each is refused with one sentence that names it and what was wrong, and nothing of it runs."""
 
+import codecs
 import io
 import os
 import resource
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from torch._utils import _rebuild_device_tensor_from_cpu_tensor
 
 from tests.upstream.hostile_makers import (
     EXPANDED,
+    LISTS,
     META,
     ONES,
     SETTINGS,
     Maker,
     Runs,
     bomb_pickle,
+    cubic_yaml,
     cut,
     dphubert_with,
     fairseq_with,
@@ -37,6 +42,7 @@ from tests.upstream.hostile_makers import (
     ran,
     rewritten,
     running,
+    running_with,
     script_archive,
     shared,
     star,
@@ -62,6 +68,15 @@ CATEGORIES: dict[str, list[tuple[Maker, str]]] = {
         (running(torch.load, "{}"), r"model\.pth: refused.*torch\.serialization\.load"),
         (running(__import__, "antigravity"), r"model\.pth: refused.*__import__"),
         (running(torch.hub.load, "a/b", "{}"), r"model\.pth: refused.*torch\.hub\.load"),
+    ],
+    "pickle that allocates by a number": [
+        (running_with(bytearray, 2**32), r"model\.pth: refused, its pickle is not weights only \(it names .*bytearray\)$"),
+        (running_with(bytearray, 2**32, legacy=True), r"model\.pth: refused, .*bytearray\)$"),
+        (running_with(torch.Tensor, 2**32), r"model\.pth: refused, .*torch.*Tensor\)$"),
+        (running_with(torch.UntypedStorage, 2**32), r"model\.pth: refused, .*UntypedStorage\)$"),
+        (running_with(set, EXPANDED), r"model\.pth: refused, .*set\)$"),
+        (running_with(codecs.encode, Runs(codecs.encode, b"ab", "hex"), "hex"), r"model\.pth: refused, .*encode\)$"),
+        (running_with(_rebuild_device_tensor_from_cpu_tensor, EXPANDED, torch.float64, "cpu", False), r"model\.pth: refused, .*from_cpu_tensor\)$"),
     ],
     "huge shapes in weights": [
         (weight(EXPANDED), r"'layer_norm\.weight' has shape \(1099511627776,\); the configuration asks for \(40,\)"),
@@ -153,6 +168,14 @@ CATEGORIES: dict[str, list[tuple[Maker, str]]] = {
         (star_with_yaml("l0: &l0 [x, x, x, x]\n" + "".join(f"l{n + 1}: &l{n + 1} [*l{n}, *l{n}, *l{n}]\n" for n in range(60)) + "distiller: *l60"),
          r"star\.yaml: no 'distiller' block"),
     ],
+    "lists that name each other": [
+        (cubic_yaml, r"star\.yaml: encoder_layers is a list that no setting can be"),
+        (lambda folder, make: star(folder, make, encoder_layers=LISTS), "encoder_layers is a list that no setting can be"),
+        (lambda folder, make: star(folder, make, encoder_layers=LISTS[0]), "encoder_layers is a list that no setting can be"),
+        (lambda folder, make: star(folder, make, encoder_layers=LISTS[0][0] * 9), r"encoder_layers is \[\['x+\.\.\.x+'\], .*, not a number of layers"),
+        (lambda folder, make: star(folder, make, extractor_mode=LISTS[0][0] * 9), r"extractor_mode is \[\['x+\.\.\.x+'\], .*; allowed are default"),
+        (dphubert_with(encoder_num_layers=LISTS[0][0] * 9), r"encoder_num_layers is \[\['x+\.\.\.x+'\], .*, not a number of layers"),
+    ],
     "YAML of another kind": [
         (star_with_yaml("- 1\n- 2"), r"star\.yaml: holds a list, not a mapping"),
         (star_with_yaml(b"\xff\xfe\x00"), r"star\.yaml: not UTF-8 text"),
@@ -210,8 +233,10 @@ def test_refused_with_one_sentence(category, number, tmp_path, tiny_encoder, lit
     folder.mkdir()
     path = make_files(folder, tiny_encoder)
     before = sorted(str(file) for file in tmp_path.rglob("*"))
+    started = time.process_time()
     with pytest.raises(UserError, match=sentence) as raised:
         load(path)
+    assert time.process_time() - started < 6
     said = str(raised.value)
     assert "\n" not in said
     assert len(said) < 3000

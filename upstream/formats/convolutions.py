@@ -8,7 +8,7 @@ layer      := "(" channels "," kernel "," stride ")"
 import re
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, shown
 
 Layers = list[tuple[int, int, int]]
 MAX_LAYERS = 64
@@ -28,7 +28,7 @@ def parse_conv_layers(value: Any, source: str) -> Layers:
     triples = [tuple(layer) if isinstance(layer, (list, tuple)) else () for layer in rows]
     are_triples = all(len(layer) == 3 and all(type(number) is int for number in layer) for layer in triples)
     if not 0 < len(triples) <= MAX_LAYERS or not are_triples:
-        raise UserError(f"{source}: conv_feature_layers is {value!r:.80}, not a list of (channels, kernel, stride)")
+        raise UserError(f"{source}: conv_feature_layers is {shown(value)}, not a list of (channels, kernel, stride)")
     return triples  # type: ignore[return-value]  # checked just above
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, tensor, zeros
 
 from ..config import EncoderConfig
 from ..encoder import SpeechEncoder
-from ..errors import UserError
+from ..errors import UserError, shown
 from .keys import Key, KeyTable, build, chosen, listed, plain_settings
 
 NAME = "DPHuBERT or DPWavLM .pth"
@@ -171,12 +171,12 @@ def _hubert_heads(values: Mapping[str, Any], source: str) -> tuple[int, int, lis
     width = values["encoder_embed_dim"]
     for count in left:
         if type(count) is not int or not 0 <= count <= 1024:
-            raise UserError(f"{source}: encoder_num_heads has {count!r:.40}, not a number of heads")
+            raise UserError(f"{source}: encoder_num_heads has {shown(count)}, not a number of heads")
     head_dim = values.get("encoder_head_dim")
     if head_dim is None:  # an unpruned model
         head_dim = width // max(left) if type(width) is int and max(left) else 0
     if type(head_dim) is not int or not 0 < head_dim <= 2**16:
-        raise UserError(f"{source}: encoder_head_dim is {head_dim!r:.40}, not a number of channels")
+        raise UserError(f"{source}: encoder_head_dim is {shown(head_dim)}, not a number of channels")
     num_heads = max(1, *left, width // head_dim if type(width) is int else 0)
     return (
         num_heads,
@@ -192,7 +192,7 @@ def _wavlm_heads(values: Mapping[str, Any], source: str) -> tuple[int, int, list
     left = _per_layer(values, "encoder_remaining_heads", source)
     width, total = values["encoder_embed_dim"], totals[0]
     if type(total) is not int or type(width) is not int or not 0 < total <= 1024 or width % total:
-        raise UserError(f"{source}: encoder_total_num_heads ({total!r:.40}) does not divide {width!r:.40} channels")
+        raise UserError(f"{source}: encoder_total_num_heads ({shown(total)}) does not divide {shown(width)} channels")
     if any(other != total for other in totals):
         raise UserError(f"{source}: encoder_total_num_heads differs between layers")
     everything = list(range(total))
@@ -210,7 +210,7 @@ def _per_layer(values: Mapping[str, Any], key: str, source: str, default: Any = 
     """A setting of every layer: a list, or one value for all."""
     layers, value = values["encoder_num_layers"], values.get(key, default)
     if type(layers) is not int or not 0 < layers <= 1024:
-        raise UserError(f"{source}: encoder_num_layers is {layers!r:.40}, not a number of layers")
+        raise UserError(f"{source}: encoder_num_layers is {shown(layers)}, not a number of layers")
     if not isinstance(value, (list, tuple)):
         return [value] * layers
     if len(value) != layers:

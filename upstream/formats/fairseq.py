@@ -12,7 +12,7 @@ from typing import Any
 
 from ..config import BASE_CONV_LAYERS, EncoderConfig
 from ..encoder import SpeechEncoder
-from ..errors import UserError
+from ..errors import UserError, shown
 from .convolutions import parse_conv_layers
 from .keys import Key, KeyTable, build, chosen, plain_settings
 
@@ -156,7 +156,7 @@ def parse_settings(settings: Mapping[str, Any], family: str, normalize: bool, so
     """
     for key, allowed in REQUIRED.items():
         if key in settings and settings[key] not in allowed:
-            raise UserError(f"{source}: {key} is {settings[key]!r:.60}; only {allowed[0]!r} is supported")
+            raise UserError(f"{source}: {key} is {shown(settings[key])}; only {allowed[0]!r} is supported")
     known = {**DEFAULTS, **{key: settings[key] for key in DEFAULTS if settings.get(key) is not None}}
     layers, heads, width = (
         _counted(known, key, source) for key in ("encoder_layers", "encoder_attention_heads", "encoder_embed_dim")
@@ -200,5 +200,5 @@ def _counted(known: Mapping[str, Any], key: str, source: str) -> int:
     """A number that sizes lists: checked before they are made."""
     value = known[key]
     if type(value) is not int or not 0 < value <= (2**16 if key == "encoder_embed_dim" else 1024):
-        raise UserError(f"{source}: {key} is {value!r:.60}, not a number of layers, heads or channels")
+        raise UserError(f"{source}: {key} is {shown(value)}, not a number of layers, heads or channels")
     return value

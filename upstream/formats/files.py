@@ -1,12 +1,15 @@
 """Reading files that may be damaged or hostile: size limits, no code, one sentence for what is wrong."""
 
 import argparse
+import io
 import json
 import pickle
+import pickletools
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
@@ -26,6 +29,24 @@ class Inert:
 
 # What fairseq's checkpoints hold beside tensors and plain containers.
 INERT_GLOBALS = [(Inert, "fairseq.data.dictionary.Dictionary"), (argparse.Namespace, "argparse.Namespace")]
+
+# All that a pickle may name. What torch allows beyond it can make gigabytes of a few bytes: bytearray(2**32),
+# torch.Tensor(2**32), a text encoded in hexadecimal 32 times, a set of a tensor that repeats one number.
+KNOWN_GLOBAL = re.compile(
+    "|".join(
+        [
+            *(re.escape(name) for _, name in INERT_GLOBALS),
+            r"collections\.(OrderedDict|Counter)",
+            r"torch\._utils\._rebuild_(tensor|tensor_v2|parameter|parameter_with_state)",
+            r"torch\._utils\._rebuild_(sparse_tensor|meta_tensor_no_storage|qtensor)",  # refused where a weight is one
+            r"torch\.serialization\._get_layout",
+            r"torch\.nn\.parameter\.Parameter",
+            r"torch\.[A-Z][A-Za-z0-9]*Storage",
+            r"torch\.(Size|device|u?int\d+|float\w*|bfloat16|complex\d+|bool|q?u?int\d+\w*|per_\w+)",
+        ]
+    )
+)
+LEGACY_PICKLES = 5  # in a file of the former format: a number, a version, the system, the content, the tensors' names
 
 
 def read_text(path: Path) -> str:
@@ -123,6 +144,11 @@ def read_torch(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: not a PyTorch checkpoint, it begins with neither an archive nor a pickle")
         if start == ARCHIVE:
             _check_archive(path)
+            # by torch's own reader, so that what is checked is what will be opened
+            _check_globals(path, io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")), pickles=1)
+        else:
+            with path.open("rb") as file:
+                _check_globals(path, file, LEGACY_PICKLES)
         with torch.serialization.safe_globals(INERT_GLOBALS):
             # mapped, so that a record shorter than its tensor claims is never read beyond the file
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=start == ARCHIVE)
@@ -156,6 +182,15 @@ def _check_archive(path: Path) -> None:
             raise UserError(f"{path}: refused, '{record.filename:.80}' in its archive exceeds {MAX_PICKLE_BYTES} bytes")
     if sum(record.file_size for record in records) > path.stat().st_size:
         raise UserError(f"{path}: refused, its archive claims more bytes than the file has")
+
+
+def _check_globals(path: Path, file: IO[bytes], pickles: int) -> None:
+    """Refuse pickles that name anything a checkpoint has no need of, before any of them is run."""
+    for _ in range(pickles):
+        for opcode, argument, _ in pickletools.genops(file):
+            name = str(argument).replace(" ", ".")
+            if opcode.name == "GLOBAL" and not KNOWN_GLOBAL.fullmatch(name):
+                raise UserError(f"{path}: refused, its pickle is not weights only (it names {name:.80})")
 
 
 def _reason(error: pickle.UnpicklingError) -> str:

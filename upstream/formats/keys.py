@@ -1,9 +1,10 @@
 """Key tables: the parameter names of a foreign format beside ours, read in either direction."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from ..config import EncoderConfig
 from ..encoder import SpeechEncoder
-from ..errors import UserError
+from ..errors import UserError, shown
 
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_LISTED = 20  # keys that one error names
+MAX_ENTRIES = 2**16  # of one setting, lists within lists counted with all that is in them
 MAX_SHARED = 2**24  # bytes by which weights that share memory may grow when each gets its own
 
 
@@ -123,10 +125,20 @@ def plain_settings(values: Mapping[Any, Any], keys: Iterable[str], source: str) 
     return found
 
 
-def _is_plain(value: Any, depth: int = 3) -> bool:
+def _is_plain(value: Any) -> bool:
+    """Whether a setting can be this: a list counts each time that it is named, however small the file."""
+    answers = list(islice(_plain(value), MAX_ENTRIES + 1))
+    return len(answers) <= MAX_ENTRIES and all(answers)
+
+
+def _plain(value: Any, depth: int = 3) -> Iterator[bool]:
+    """Of a value and of every entry in its lists, whether a setting can hold it."""
     if isinstance(value, (list, tuple)):
-        return depth > 0 and all(_is_plain(entry, depth - 1) for entry in value)
-    return value is None or isinstance(value, (bool, int, float, str))
+        yield depth > 0
+        for entry in value if depth > 0 else ():
+            yield from _plain(entry, depth - 1)
+    else:
+        yield value is None or isinstance(value, (bool, int, float, str))
 
 
 def chosen(value: Any, among: Mapping[str, str], what: str) -> str:
@@ -136,7 +148,7 @@ def chosen(value: Any, among: Mapping[str, str], what: str) -> str:
         UserError: `value`, which may be anything that a file can hold, is none of them.
     """
     if not isinstance(value, str) or value not in among:
-        raise UserError(f"{what} is {value!r:.60}; allowed are {', '.join(among)}")
+        raise UserError(f"{what} is {shown(value)}; allowed are {', '.join(among)}")
     return among[value]
 
 
