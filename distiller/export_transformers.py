@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,12 @@ def test_waveforms() -> list[Tensor]:
     ]
 
 
+def farthest(ours: Tensor, theirs: Tensor) -> float:
+    """Largest absolute difference; infinite where either holds no finite number, which `max` would pass over."""
+    difference = float((ours - theirs).abs().max())
+    return difference if math.isfinite(difference) else math.inf
+
+
 def _difference(student: SpeechEncoder, folder: Path, own_code: bool) -> float:
     """Largest difference of any hidden state of single utterances, through `transformers`' own front door."""
     from transformers import AutoModel
@@ -113,6 +120,6 @@ def _difference(student: SpeechEncoder, folder: Path, own_code: bool) -> float:
             theirs = model(inputs, output_hidden_states=True)
             ours = student(waveform[None])
             pairs = zip(ours.hidden_states, theirs.hidden_states, strict=True)
-            last = ours.last_hidden_state - theirs.last_hidden_state
-            largest = max([largest, float(last.abs().max()), *(float((a - b).abs().max()) for a, b in pairs)])
+            last = farthest(ours.last_hidden_state, theirs.last_hidden_state)
+            largest = max([largest, last, *(farthest(a, b) for a, b in pairs)])
     return largest

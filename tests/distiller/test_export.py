@@ -18,6 +18,7 @@ from distiller.export_card import transformers_card
 from upstream.checkpoint import load, save
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
+from upstream.errors import UserError
 from upstream.formats import dphubert
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
@@ -275,6 +276,15 @@ def test_an_export_that_deviates_is_not_kept(tmp_path, capsys, monkeypatch) -> N
     monkeypatch.setattr(export_transformers, "_plain_files", spoiled)
     argv = (str(tmp_path / "student"), "--to", "transformers", "--output", str(tmp_path / "export"))
     assert "not written, transformers' hidden states differ from the student's by 0.0" in refused(capsys, *argv)
+    assert not (tmp_path / "export").exists()
+
+
+def test_an_export_of_what_is_no_number_is_not_kept(tmp_path) -> None:
+    broken = student()
+    with torch.no_grad():
+        broken.layer_norm.bias[0] = float("nan")
+    with pytest.raises(UserError, match="not written, transformers' hidden states differ from the student's by inf"):
+        export_transformers.to_transformers(broken, tmp_path / "export", "")
     assert not (tmp_path / "export").exists()
 
 
