@@ -9,6 +9,7 @@ import yaml
 from upstream.config import EncoderConfig
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
+from upstream.formats.huggingface_writing import obstacles
 
 TEN_SECONDS = 160_000
 TASKS = ("pr", "asr", "ks", "qbe", "sid", "asv", "sd", "ic", "sf", "er", "se", "ss", "overall", "generalizability")
@@ -96,8 +97,8 @@ def _notes(config: EncoderConfig, own_code: bool) -> list[str]:
     notes = []
     if own_code:
         notes.append(
-            "- Its structure is pruned layer by layer, which the classes of `transformers` cannot hold: the folder "
-            "brings its own modelling file, hence `trust_remote_code`."
+            f"- The classes of `transformers` cannot hold it ({', '.join(obstacles(config))}): the folder brings its "
+            "own modelling file, hence `trust_remote_code`."
         )
         notes.append("- A wav's states do not depend on what it is batched with; pass the `attention_mask`.")
     elif config.conv_norm == "group":
@@ -110,7 +111,9 @@ def _notes(config: EncoderConfig, own_code: bool) -> list[str]:
         notes.append(
             "- Hidden states equal the original encoder's to 1e-4; in a padded batch pass the `attention_mask`."
         )
-    if config.normalize_waveform:
+    if config.normalizes_otherwise:
+        notes.append("- The model normalises waveforms itself: give them as they are.")
+    elif config.normalize_waveform:
         notes.append("- Waveforms must have zero mean and unit variance; the feature extractor sees to it.")
     if not own_code:
         notes.append("- For recognition, fine-tuning starts from this folder with the family's `...ForCTC` class.")

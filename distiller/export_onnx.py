@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import math
 import tempfile
 import time
 import warnings
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from distiller.export_transformers import LENGTHS, TOLERANCE, test_waveforms
+from distiller.export_transformers import LENGTHS, TOLERANCE, farthest, test_waveforms
 from distiller.files import writing
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError
@@ -64,7 +65,7 @@ class StatesGraph(nn.Module):
 def graph_of(student: SpeechEncoder, states: str, weights: Sequence[float] | None) -> StatesGraph:
     """
     Raises:
-        UserError: weights that do not fit the student's layers.
+        UserError: weights that do not fit the student's layers, or are no finite numbers.
     """
     count = student.config.num_layers + 1
     if weights is None:
@@ -73,6 +74,8 @@ def graph_of(student: SpeechEncoder, states: str, weights: Sequence[float] | Non
         raise UserError(
             f"{len(weights)} weights for {count} hidden states (F^0..F^{count - 1}); one for each is needed"
         )
+    if not all(math.isfinite(weight) for weight in weights):
+        raise UserError(f"weights are {','.join(str(weight) for weight in weights):.80}; all must be finite numbers")
     return StatesGraph(student.eval(), states, weights).eval()
 
 
@@ -122,7 +125,7 @@ def to_onnx(graph: StatesGraph, path: Path) -> float:
 class Deviation:
     """How far one graph's states are from the student's, over valid frames of three wavs, alone and in a batch."""
 
-    largest: float
+    largest: float  # infinite where a state is no finite number
     relative: float  # |difference| / |states|, Euclidean over everything
     cosine: float  # lowest mean over a wav's frames
 
@@ -146,7 +149,7 @@ def compare(graph: StatesGraph, run: Callable[[Tensor, Tensor], tuple[Tensor, Te
             raise UserError(f"frame lengths are {frame_lengths.tolist()}, not {expected.frame_lengths.tolist()}")
         for row, frames in enumerate(frame_lengths.tolist()):
             ours, theirs = reference[..., row, :frames, :], states[..., row, :frames, :]
-            largest = max(largest, float((ours - theirs).abs().max()))
+            largest = max(largest, farthest(ours, theirs))
             squares += float((ours - theirs).square().sum())
             norm += float(ours.square().sum())
             cosines.append(float(torch.cosine_similarity(ours, theirs, dim=-1).mean()))
@@ -175,7 +178,7 @@ def quantized(graph: StatesGraph, path: Path) -> str:
     they come. Returns the sentence that says how far its states are from the student's and how fast it is.
 
     Raises:
-        UserError: no onnxruntime here, or what the disk refuses.
+        UserError: states that are no finite numbers, no onnxruntime here, or what the disk refuses.
     """
     require("onnx", "onnxscript", "onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -190,6 +193,8 @@ def quantized(graph: StatesGraph, path: Path) -> str:
                 )
             run = session(temporary, threads=1)
             deviation = compare(graph, run)
+            if not math.isfinite(deviation.largest):
+                raise UserError(f"{path}: not written, in 8 bits its states are no finite numbers")
             full, eight_bit = seconds_each([session(whole, threads=1), run])
     return (
         f"{path}: relative error {deviation.relative:.3f}, mean cosine of a wav at least {deviation.cosine:.4f}, "

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from upstream import attention, config, dropout, encoder, errors, extractor
 from upstream.checkpoint import write_folder
+from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
-from upstream.extractor import normalize_waveforms
 from upstream.formats import huggingface, huggingface_writing
 
 MODELING = "modeling_speech_encoder"
@@ -101,9 +102,15 @@ def test_waveforms() -> list[Tensor]:
     ]
 
 
+def farthest(ours: Tensor, theirs: Tensor) -> float:
+    """Largest absolute difference; infinite where either holds no finite number, which `max` would pass over."""
+    difference = float((ours - theirs).abs().max())
+    return difference if math.isfinite(difference) else math.inf
+
+
 def _difference(student: SpeechEncoder, folder: Path, own_code: bool) -> float:
-    """Largest difference of any hidden state of single utterances, through `transformers`' own front door."""
-    from transformers import AutoModel
+    """Largest difference of any hidden state of single utterances, through the folder's own feature extractor."""
+    from transformers import AutoFeatureExtractor, AutoModel
     from transformers.utils import logging
 
     progress_bars = logging.is_progress_bar_enabled()
@@ -113,17 +120,15 @@ def _difference(student: SpeechEncoder, folder: Path, own_code: bool) -> float:
     finally:
         if progress_bars:
             logging.enable_progress_bar()
+    prepare = AutoFeatureExtractor.from_pretrained(folder)
     largest = 0.0
     student.eval()
     with torch.no_grad():
         for waveform in test_waveforms():
-            inputs = waveform[None]
-            if student.config.normalize_waveform:
-                length = torch.tensor([len(waveform)])
-                inputs = normalize_waveforms(inputs, length, student.config.normalize_eps)
-            theirs = model(inputs, output_hidden_states=True)
+            inputs = prepare(waveform.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
+            theirs = model(**inputs, output_hidden_states=True)
             ours = student(waveform[None])
             pairs = zip(ours.hidden_states, theirs.hidden_states, strict=True)
-            last = ours.last_hidden_state - theirs.last_hidden_state
-            largest = max([largest, float(last.abs().max()), *(float((a - b).abs().max()) for a, b in pairs)])
+            last = farthest(ours.last_hidden_state, theirs.last_hidden_state)
+            largest = max([largest, last, *(farthest(a, b) for a, b in pairs)])
     return largest

@@ -73,8 +73,9 @@ class SpeechEncoderModel(SpeechEncoderPreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        # the feature extractor normalises, as everywhere in `transformers`
-        encoder_config = replace(EncoderConfig.from_dict(config.encoder_config), normalize_waveform=False)
+        encoder_config = EncoderConfig.from_dict(config.encoder_config)
+        # the feature extractor normalises, as everywhere in `transformers`, unless it cannot do it this encoder's way
+        encoder_config = replace(encoder_config, normalize_waveform=encoder_config.normalizes_otherwise)
         self.encoder = SpeechEncoder(encoder_config)
         self.encoder.positional = RenamedPositionalConvolution(encoder_config)
         self.post_init()

@@ -13,6 +13,7 @@ SAMPLE_RATE = 16_000
 UNNAMED = "the encoder configuration"  # what an error names where no file is known
 
 # Convolutions of the Base and Large models alike: (channels, kernel, stride), 320 samples a frame.
+FEATURE_EXTRACTOR_EPS = 1e-7  # what the feature extractor of `transformers` adds to a waveform's variance
 BASE_CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
 
 
@@ -45,7 +46,7 @@ class EncoderConfig:
     relative_max_distance: int = 800
     layer_norm_eps: float = 1e-5
     normalize_waveform: bool = False  # zero mean, unit variance over the valid samples
-    normalize_eps: float = 1e-7  # added to the variance: transformers' value; fairseq and torchaudio have 1e-5
+    normalize_eps: float = FEATURE_EXTRACTOR_EPS  # added to the variance; fairseq and torchaudio have 1e-5
     feature_dropout: float = 0.0  # after the projection
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -61,6 +62,11 @@ class EncoderConfig:
     @property
     def relative_position(self) -> bool:
         return self.family == "wavlm"
+
+    @property
+    def normalizes_otherwise(self) -> bool:
+        """Whether waveforms are normalised as no feature extractor of `transformers` does it: a model must do it."""
+        return self.normalize_waveform and self.normalize_eps != FEATURE_EXTRACTOR_EPS
 
     @property
     def samples_per_frame(self) -> int:

@@ -18,7 +18,8 @@ from distiller.export_card import transformers_card
 from upstream.checkpoint import load, save
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
-from upstream.formats import dphubert
+from upstream.errors import UserError
+from upstream.formats import dphubert, huggingface_writing
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
 NARROW: dict[str, Any] = {
@@ -41,9 +42,11 @@ STUDENTS = {
     "large": {**LARGE, "projection": True},
     "pruned": PRUNED,
     "pruned large": {**PRUNED, **LARGE, "family": "hubert", "attention_heads": ((), (0,))},
+    "fairseq's eps": {**LARGE, "projection": True, "normalize_eps": 1e-5},
+    "pruned, fairseq's eps": {**PRUNED, "normalize_waveform": True, "normalize_eps": 1e-5},
     "exact cut": {**LARGE, "projection": True, "unpruned_channels": (8, 9, 8, 8, 8, 12, 30)},
 }
-OWN_CODE = ("pruned", "pruned large", "exact cut")
+OWN_CODE = ("pruned", "pruned large", "fairseq's eps", "pruned, fairseq's eps", "exact cut")
 
 
 def student(**changes: Any) -> SpeechEncoder:
@@ -94,17 +97,18 @@ def test_transformers_opens_the_folder_and_computes_the_same(name, tmp_path, cap
     said = exported(capsys, str(tmp_path / "student"), "--to", "transformers", "--output", str(folder))
     assert ("trust_remote_code" in said) is (name in OWN_CODE)
     model = AutoModel.from_pretrained(folder, trust_remote_code=name in OWN_CODE).eval()
-    with torch.no_grad():
-        theirs = model(prepared(folder, waveform), output_hidden_states=True)
-        ours = encoder(torch.from_numpy(waveform)[None])
-    assert (theirs.last_hidden_state - ours.last_hidden_state).abs().max() < 1e-4
-    for mine, reference in zip(ours.hidden_states, theirs.hidden_states, strict=True):
-        assert (mine - reference).abs().max() < 1e-4
+    for loudness in (1.0, 0.01):  # where it is quiet, what is added to the variance counts
+        with torch.no_grad():
+            theirs = model(prepared(folder, loudness * waveform), output_hidden_states=True)
+            ours = encoder(torch.from_numpy(loudness * waveform)[None])
+        assert (theirs.last_hidden_state - ours.last_hidden_state).abs().max() < 1e-4
+        for mine, reference in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+            assert (mine - reference).abs().max() < 1e-4
     again = load(folder)
     assert again.config == encoder.config
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in encoder.state_dict().items())
     normalizes = json.loads((folder / "preprocessor_config.json").read_text())["do_normalize"]
-    assert normalizes is encoder.config.normalize_waveform
+    assert normalizes is (encoder.config.normalize_waveform and encoder.config.normalize_eps == 1e-7)
 
 
 def test_with_the_folders_own_code_a_batch_equals_its_wavs(tmp_path, capsys, waveform) -> None:
@@ -276,6 +280,22 @@ def test_an_export_that_deviates_is_not_kept(tmp_path, capsys, monkeypatch) -> N
     argv = (str(tmp_path / "student"), "--to", "transformers", "--output", str(tmp_path / "export"))
     assert "not written, transformers' hidden states differ from the student's by 0.0" in refused(capsys, *argv)
     assert not (tmp_path / "export").exists()
+
+
+def test_an_export_of_what_is_no_number_is_not_kept(tmp_path) -> None:
+    broken = student()
+    with torch.no_grad():
+        broken.layer_norm.bias[0] = float("nan")
+    with pytest.raises(UserError, match="not written, transformers' hidden states differ from the student's by inf"):
+        export_transformers.to_transformers(broken, tmp_path / "export", "")
+    assert not (tmp_path / "export").exists()
+
+
+def test_the_check_goes_through_the_folders_own_feature_extractor(tmp_path, monkeypatch) -> None:
+    plain = huggingface_writing.preprocessor
+    monkeypatch.setattr(huggingface_writing, "preprocessor", lambda config: {**plain(config), "do_normalize": False})
+    with pytest.raises(UserError, match="not written, transformers' hidden states differ from the student's by"):
+        export_transformers.to_transformers(student(**STUDENTS["large"]), tmp_path / "export", "")
 
 
 @pytest.mark.parametrize(

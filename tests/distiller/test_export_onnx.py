@@ -1,5 +1,6 @@
 """ONNX files, 8-bit ones and torch.export programs against the student they were made of."""
 
+import copy
 import json
 import os
 import subprocess
@@ -167,6 +168,27 @@ def test_a_graph_that_deviates_is_not_kept(student, tmp_path, monkeypatch) -> No
         return states + 1e-3, frame_lengths
 
     assert export_onnx.compare(graph, off).largest == pytest.approx(1e-3, rel=0.1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_deviates_and_is_not_kept(value, student, tmp_path) -> None:
+    broken = copy.deepcopy(student)
+    with torch.no_grad():
+        broken.layer_norm.bias[0] = value
+    graph = export_onnx.graph_of(broken, "last", None)
+    assert export_onnx.compare(graph, graph).largest == float("inf")
+    with pytest.raises(UserError, match="not written, its states differ from PyTorch's by inf"):
+        export_onnx.to_onnx(graph, tmp_path / "broken.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("weights", ["nan,1,1", "1,inf,1"])
+def test_weights_must_be_finite(weights, student, tmp_path, capsys) -> None:
+    save(student, tmp_path / "student")
+    argv = [str(tmp_path / "student"), "--to", "onnx", "--output", str(tmp_path / "x.onnx")]
+    assert export.main([*argv, "--states", "weighted", "--weights", weights]) == 2
+    assert "all must be finite numbers" in capsys.readouterr().err
+    assert not (tmp_path / "x.onnx").exists()
 
 
 def test_weights_must_fit_the_layers(student) -> None:

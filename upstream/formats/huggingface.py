@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, equal, eye
 
-from ..config import FAMILIES, EncoderConfig
+from ..config import FAMILIES, FEATURE_EXTRACTOR_EPS, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError
 from .files import read_json, read_safetensors, read_torch
@@ -177,7 +177,7 @@ def parse_config(values: Mapping[str, Any], normalize_waveform: bool, source: st
             "relative_max_distance": known["max_bucket_distance"],
             "layer_norm_eps": known["layer_norm_eps"],
             "normalize_waveform": normalize_waveform,
-            "normalize_eps": values.get(NORMALIZE_EPS, 1e-7),  # `transformers`' own
+            "normalize_eps": values.get(NORMALIZE_EPS, FEATURE_EXTRACTOR_EPS),
             "feature_dropout": known["feat_proj_dropout"],
             "hidden_dropout": known["hidden_dropout"],
             "attention_dropout": known["attention_dropout"],

@@ -37,7 +37,7 @@ def preprocessor(config: EncoderConfig) -> dict[str, Any]:
         "sampling_rate": SAMPLE_RATE,
         "padding_value": 0.0,
         "padding_side": "right",
-        "do_normalize": config.normalize_waveform,
+        "do_normalize": config.normalize_waveform and not config.normalizes_otherwise,
         "return_attention_mask": True,
     }
 
@@ -79,18 +79,19 @@ def _config_values(config: EncoderConfig) -> dict[str, Any]:
 
 def is_plain(config: EncoderConfig) -> bool:
     """Whether `transformers`' own classes can hold the encoder."""
-    return not _obstacles(config)
+    return not obstacles(config)
 
 
 def _check_plain(config: EncoderConfig) -> None:
-    found = _obstacles(config)
+    found = obstacles(config)
     if found:
         raise UserError(f"the plain classes of transformers cannot hold this encoder: {' and '.join(found)}")
 
 
-def _obstacles(config: EncoderConfig) -> list[str]:
+def obstacles(config: EncoderConfig) -> list[str]:
+    """What of the encoder the plain classes lack, as clauses."""
     every_head = tuple(range(config.num_heads))
-    obstacles = {
+    clauses = {
         "its layers have different heads": set(config.attention_heads) != {every_head},
         "its layers have different feed-forward widths": len(set(config.ffn_dims)) > 1 or not config.ffn_dims[0],
         "its heads are not embed_dim / num_heads wide": config.num_heads * config.head_dim != config.embed_dim,
@@ -98,5 +99,6 @@ def _obstacles(config: EncoderConfig) -> list[str]:
         "it drops frames beyond a multiple": config.frame_multiple != 1,
         "its layer norms count over pruned channels": bool(config.unpruned_channels),
         "it has no norm in front of the projection": not config.feature_norm and config.family != "hubert",
+        f"waveforms are normalised with {config.normalize_eps:g} added to the variance": config.normalizes_otherwise,
     }
-    return [reason for reason, holds in obstacles.items() if holds]
+    return [reason for reason, holds in clauses.items() if holds]
