@@ -1,6 +1,7 @@
 """Encoders written for `transformers`, and read again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,16 @@ def test_what_transformers_cannot_hold_is_said(changes, reason, tiny_encoder) ->
         write(tiny_encoder(**changes))
 
 
-def test_a_false_identity_projection_is_refused(tiny_encoder, tmp_path) -> None:
+@pytest.mark.parametrize("prefix", ["", "hubert."])
+def test_an_identity_projection_that_has_been_trained_is_a_real_one(prefix, tiny_encoder, tmp_path) -> None:
     encoder = tiny_encoder(conv_layers=((16, 10, 5), *((24, 3, 2),) * 4, *((48, 2, 2),) * 2), projection=False)
     write_huggingface(encoder, tmp_path / "export")
     weights = tmp_path / "export" / "model.safetensors"
-    state = load_file(weights)
-    save_file({**state, (key := "feature_projection.projection.weight"): 2 * state[key]}, weights)
-    with pytest.raises(UserError, match="is no identity"):
-        load(tmp_path / "export")
+    state = {prefix + name: value for name, value in load_file(weights).items()}
+    save_file(state, weights)
+    assert load(tmp_path / "export").config == encoder.config
+    key = "feature_projection.projection.weight"
+    save_file({**state, prefix + key: 2 * state[prefix + key]}, weights)
+    trained = load(tmp_path / "export")
+    assert trained.config == replace(encoder.config, projection=True)
+    assert torch.equal(trained.state_dict()[key], 2 * torch.eye(encoder.config.embed_dim))

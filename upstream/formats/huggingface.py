@@ -131,8 +131,9 @@ def read(folder: Path, values: Mapping[str, Any]) -> SpeechEncoder:
         return build(config, state, str(path), OWN_TABLE)
     config = parse_config(values, _normalizes(folder, values), str(source))
     path, state = _read_weights(folder)
-    if values.get(IDENTITY_PROJECTION):
-        state = _without_identity(state, config.embed_dim, path)
+    identity = _identity_projection(state, config.embed_dim) if values.get(IDENTITY_PROJECTION) else ()
+    if identity:
+        state = {name: value for name, value in state.items() if name not in identity}
         config = EncoderConfig.from_dict({**config.to_dict(), "projection": False}, str(source))
     return build(config, state, str(path), TABLE)
 
@@ -242,10 +243,16 @@ def _read_shard(path: Path) -> dict[str, Any]:
     return read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
 
 
-def _without_identity(state: dict[str, Any], width: int, source: Path) -> dict[str, Any]:
-    """Leave out the projection that `huggingface_writing` put where the encoder has none."""
-    weight, bias = (state.pop(f"feature_projection.projection.{name}", None) for name in ("weight", "bias"))
-    is_identity = isinstance(weight, Tensor) and isinstance(bias, Tensor) and not bias.any()
-    if not is_identity or weight.shape != (width, width) or not equal(weight.float(), eye(width)):
-        raise UserError(f"{source}: {IDENTITY_PROJECTION} is set but feature_projection.projection is no identity")
-    return state
+def _identity_projection(state: Mapping[str, Any], width: int) -> tuple[str, ...]:
+    """Keys of the projection that `huggingface_writing` put where the encoder has none.
+
+    () where fine-tuning has made it a real one.
+    """
+    for prefix in ("", *TABLE.prefixes):
+        keys = tuple(f"{prefix}feature_projection.projection.{name}" for name in ("weight", "bias"))
+        weight, bias = (state.get(key) for key in keys)
+        if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or weight.shape != (width, width):
+            continue
+        if equal(weight.float(), eye(width)) and not bias.any():
+            return keys
+    return ()
