@@ -26,11 +26,12 @@ def row_by_row(states: Tensor) -> bool:
 def normalize_waveforms(waveforms: Tensor, lengths: Tensor, eps: float = 1e-7) -> Tensor:
     """Zero mean and unit variance over each wav's valid samples, zeros elsewhere; (batch, sample) both ways."""
     mask = frame_mask(lengths, waveforms.shape[1])
-    count = lengths[:, None].to(waveforms.dtype)
-    mean = waveforms.sum(dim=1, keepdim=True) / count  # padding is already zero
-    centred = (waveforms - mean) * mask
+    samples = waveforms.to(torch.promote_types(waveforms.dtype, torch.float32))  # float16 has no such sums
+    count = lengths[:, None].to(samples.dtype)
+    mean = samples.sum(dim=1, keepdim=True) / count  # padding is already zero
+    centred = (samples - mean) * mask
     variance = centred.square().sum(dim=1, keepdim=True) / count
-    return centred / torch.sqrt(variance + eps)
+    return (centred / torch.sqrt(variance + eps)).to(waveforms.dtype)
 
 
 class ChannelGroupNorm(nn.GroupNorm):
