@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[Callable[[], object], list[str], list[str]]] = {  # wha
     "nothing but zeroed audio": (spoil(zeroed, "train"), [], ["corpus/train/0.wav", "Format not recognised"]),
     "many zeroed files": (spoil(zeroed, "train", 2), [], ["2 of 12", "corpus.max_skipped", "corpus/train/0.wav"]),
     "many NaN files": (spoil(nan, "train", 3), [], ["corpus.max_skipped", "run/skipped.csv says why"]),
-    "NaN validation": (spoil(nan, "dev"), [], ["validation audio", "corpus/dev/", "NaN"]),
+    "NaN validation": (spoil(nan, "dev"), [], ["audio to validate", "corpus/dev/", "NaN"]),
     "deafening audio": (
         spoil(lambda path: floats(path, 3e38, -3e38), "train"),
         [],
