@@ -13,8 +13,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from distiller.run import Parser, complain
-from distiller.strict import one_of, require
+from distiller.common.command import Parser, run_command
+from distiller.common.files import check_writable, writing
+from distiller.common.strict import one_of, require
 from upstream.errors import UserError
 
 EPILOG = """\
@@ -66,6 +67,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             if options.paths
             else "the following arguments are required: PATH"
         )
+    if options.device != "cpu" and (options.train or options.long is not None):
+        raise UserError(f"--{'train' if options.train else 'long'} measures on the CPU: leave out --device cuda")
     options.seconds = options.seconds if options.seconds is not None else 8.0 if options.train else 10.0
     options.train = tuple((options.train or "").split(",")) if options.train else ()
     for method in options.train:
@@ -92,7 +95,7 @@ def benchmark(options: argparse.Namespace) -> list[dict[str, Any]]:
     """
     import torch
 
-    from distiller.timing import Setting, measure
+    from distiller.benchmarks.inference import Setting, measure
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device is cuda, but this machine has only a cpu")
@@ -106,7 +109,7 @@ def benchmark(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def benchmark_training(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Training steps: prints the table, writes train.csv and train.png; returns the rows."""
-    from distiller.benchmark_train import TrainSetting, draw_steps, measure_steps, print_steps, rows_of
+    from distiller.benchmarks.training import TrainSetting, draw_steps, measure_steps, print_steps, rows_of
 
     setting = TrainSetting(seconds=options.seconds, threads=options.threads, rounds=options.rounds)
     measured = measure_steps(options.train, setting)
@@ -117,7 +120,7 @@ def benchmark_training(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def benchmark_long(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Long wavs in stretches against the whole: prints the rows, writes long.csv; returns the rows."""
-    from distiller.benchmark_long import LongSetting, measure_long
+    from distiller.benchmarks.long import LongSetting, measure_long
 
     setting = LongSetting(options.long, options.chunk, options.overlap, options.threads)
     rows = measure_long(options.paths, setting)
@@ -133,8 +136,6 @@ def benchmark_long(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def write_table(rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
     """The rows with where they were measured and how, as CSV; returns them."""
-    from distiller.files import writing
-
     rows = [row | origin() for row in rows]
     with writing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -148,7 +149,7 @@ def origin() -> dict[str, str]:
     """Columns of every row: machine, torch's version, commit and command line."""
     import torch
 
-    from distiller import report
+    from distiller.reports import report
 
     where = {"machine": report.machine(), "torch": torch.__version__, "commit": report.commit()}
     return where | {"command": shlex.join(["python", "distiller/benchmark.py", *sys.argv[1:]])}
@@ -213,7 +214,9 @@ def print_table(measured: Sequence[Any], setting: Any) -> None:
 
 def write(rows: list[dict[str, Any]], output: Path) -> None:
     """benchmark.csv, and benchmark.png with a bar of real-time factor for every row."""
-    from distiller.figures import plt, save_figure
+    from matplotlib import pyplot as plt
+
+    from distiller.common.plotting import save_figure
 
     write_table(rows, output / "benchmark.csv")
     sizes = sorted({row["batch"] for row in rows})
@@ -237,16 +240,20 @@ def write(rows: list[dict[str, Any]], output: Path) -> None:
     save_figure(figure, output / "benchmark.png")
 
 
+def carry_out(options: argparse.Namespace) -> None:
+    if options.train:
+        measure = benchmark_training
+    elif options.long is not None:
+        measure = benchmark_long
+    else:
+        measure = benchmark
+    check_writable(options.output)
+    measure(options)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 for a mistake of the user's, with one line on stderr."""
-    try:
-        options = parse(argv)
-        run = benchmark_training if options.train else benchmark if options.long is None else benchmark_long
-        run(options)
-    except UserError as error:
-        complain(f"error: {' '.join(str(error).split())}")
-        return 2
-    return 0
+    """Exit code: 0; 2 for a mistake of the user's, 130 or 143 when interrupted, with one line on stderr."""
+    return run_command(lambda: carry_out(parse(argv)), "nothing is kept of what was measured")
 
 
 if __name__ == "__main__":

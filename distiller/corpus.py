@@ -1,234 +1,124 @@
 #!/usr/bin/env python
-"""The corpus section of a recipe, and opening it: cuts to train on, cuts to validate on, and what was set aside.
-
-How cuts become batches is in `distiller.batching`, which also has `Batch`. As a script it prepares corpora:
-`python distiller/corpus.py prepare CORPUS --output DIR` (`distiller.preparation_command`).
-"""
+"""The command line of distiller/corpus.py: prepare a corpus, verify what was prepared, measure how fast it is read."""
 
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # runs uninstalled and from any directory; nothing of this file is imported under two names
+if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from distiller.preparation_command import main
 
-    sys.exit(main())
-
-import hashlib
-import math
-import warnings
-from dataclasses import dataclass, field
+import argparse
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from distiller.files import expanded
-from distiller.skipped import Skipped, SkippedLog, check_share
-from distiller.strict import require
-from upstream.errors import UserError
+from distiller.common.command import Parser, refusals, run_command
+from distiller.common.files import check_writable
+from distiller.common.strict import require
 
-if TYPE_CHECKING:  # Lhotse and torch are loaded when a corpus is opened, not when a recipe is read
-    from lhotse import CutSet
-    from lhotse.cut.data import DataCut
+if TYPE_CHECKING:
+    from distiller.corpora.prepare import Prepared
 
-__all__ = ["EMBEDDED", "Corpus", "CorpusConfig", "Skipped", "SkippedLog", "hours", "open_audio", "open_corpus"]
+DESCRIPTION = """\
+Decode a corpus once, into Lhotse Shar of 16 kHz mono audio, so that training need not.
 
-EMBEDDED = "embedded"
+A prepared folder stands for its corpus in any recipe (--corpus DIR): ids, order and batches are the corpus's, waveforms
+differ by at most 2^-16 of full scale, and not at all where the source is 16 kHz, 16 bits, mono.
+"""
 
+EPILOG = """\
+examples:
+  python distiller/corpus.py prepare /data/LibriSpeech --output /ssd/librispeech --subsets train-clean-100 dev-clean
+  python distiller/corpus.py verify /ssd/librispeech
+  python distiller/run.py --recipe star-hubert-100h --corpus /ssd/librispeech
+  python distiller/corpus.py benchmark /data/LibriSpeech --subsets dev-clean
 
-@dataclass
-class CorpusConfig:
-    """What to train on, and how it is cut into batches. Durations in seconds."""
-
-    path: str = EMBEDDED  # or a folder (LibriSpeech, any audio, Lhotse Shar), a Lhotse manifest, a list of these
-    subsets: list[str] = field(default_factory=list)  # folders or manifests in `path`; none: all of it
-    validation: list[str] = field(default_factory=list)  # subsets to validate on; none: hold out a share of the rest
-    validation_share: float = 0.02
-    min_seconds: float = 0.0  # utterances outside these bounds are left out
-    max_seconds: float | None = None  # never more than batch_seconds, whatever stands here
-    batch_seconds: float = 100.0  # most audio in a batch of one device, padding included
-    buckets: int = 20  # by duration
-    workers: int = 2  # processes that decode
-    max_skipped: float = 0.01  # share of undecodable utterances that stops the run
-
-    def validate(self) -> None:
-        """Raise UserError for a value that cannot be."""
-        require(bool(self.path), "corpus.path", self.path, f"a folder, a file, or {EMBEDDED}")
-        for key in ("subsets", "validation"):
-            names = getattr(self, key)
-            require(all(names) and len(set(names)) == len(names), f"corpus.{key}", names, "a list of different names")
-            require(not names or self.path != EMBEDDED, f"corpus.{key}", names, "empty when corpus.path is embedded")
-        both = sorted(set(self.subsets) & set(self.validation))
-        require(not both, "corpus.validation", self.validation, f"apart from corpus.subsets, which has {both} too")
-        require(
-            not self.validation or bool(self.subsets),
-            "corpus.subsets",
-            self.subsets,
-            "a list of what to train on when corpus.validation names subsets",
-        )
-        share = "a share above 0 and below 1"
-        require(0 < self.validation_share < 1, "corpus.validation_share", self.validation_share, share)
-        require(0 <= self.min_seconds < math.inf, "corpus.min_seconds", self.min_seconds, "a number of at least 0")
-        longest = math.inf if self.max_seconds is None else self.max_seconds
-        above = f"a number above corpus.min_seconds ({self.min_seconds:g})"
-        require(longest > self.min_seconds, "corpus.max_seconds", self.max_seconds, f"{above}, or null")
-        require(self.min_seconds < self.batch_seconds < math.inf, "corpus.batch_seconds", self.batch_seconds, above)
-        require(self.buckets >= 1, "corpus.buckets", self.buckets, "an integer of at least 1")
-        require(self.workers >= 0, "corpus.workers", self.workers, "an integer of at least 0")
-        require(0 <= self.max_skipped <= 1, "corpus.max_skipped", self.max_skipped, "a share from 0 to 1")
-
-    @property
-    def longest(self) -> float:
-        """Seconds of the longest utterance that is used: a batch's, or max_seconds if that is less."""
-        return self.batch_seconds if self.max_seconds is None else min(self.max_seconds, self.batch_seconds)
+prepare continues where it was interrupted, and makes damaged shards anew.
+"""
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """An opened corpus; both sets are in memory, their order is fixed."""
-
-    train: "CutSet"
-    validation: "CutSet"
-    skipped: list[Skipped]  # unreadable headers, and clips shorter than one frame
-    too_short: int = 0  # utterances below min_seconds
-    too_long: int = 0  # utterances above max_seconds or batch_seconds
-
-
-def open_corpus(config: CorpusConfig, cache: Path | None = None, min_samples: int = 400) -> Corpus:
-    """Find the audio of a recipe, check its headers, and set aside what cannot be used.
-
-    Args:
-        cache: folder for the outcome of the scan, so that the next start need not scan; None: write nothing.
-        min_samples: at 16 kHz, the least that gives a frame.
-
-    Raises:
-        UserError: no such corpus or subset, no audio in it, no permission, none within the bounds on duration, or more
-            than max_skipped of it unreadable.
-    """
-    from lhotse import CutSet
-
-    train, validation, skipped = _embedded() if config.path == EMBEDDED else _scanned(config, cache)
-    train, validation = _whole(train, skipped, min_samples), _whole(validation, skipped, min_samples)
-    _check_skipped(config, skipped, len(train) + len(validation))
-    durations = [cut.duration for cut in train + validation]
-    train, validation = (
-        [cut for cut in cuts if config.min_seconds <= cut.duration <= config.longest] for cuts in (train, validation)
+def parser() -> Parser:
+    built = Parser(
+        prog="distiller/corpus.py",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    if not config.validation and config.path != EMBEDDED:
-        train, validation = _hold_out(train, config.validation_share)
-    if not train or not validation:
-        shortest, longest = min(durations, default=0), max(durations, default=0)
-        raise UserError(
-            f"{config.path} has too little to train and validate on: {len(train)} and {len(validation)} of its "
-            f"{len(durations)} utterances ({shortest:.3g} to {longest:.3g} s long) last "
-            f"from {config.min_seconds:g} to {config.longest:g} s (corpus.min_seconds, .max_seconds, .batch_seconds)"
-        )
-    return Corpus(
-        CutSet.from_cuts(train),
-        CutSet.from_cuts(validation),
-        skipped,
-        too_short=sum(duration < config.min_seconds for duration in durations),
-        too_long=sum(duration > config.longest for duration in durations),
+    commands = built.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    workers = {"type": int, "default": os.cpu_count() or 1, "help": "processes (default: one for each core)"}
+
+    prepare = commands.add_parser("prepare", help="decode a corpus into shards", allow_abbrev=False)
+    prepare.add_argument("corpus", type=Path, help="a folder, LibriSpeech, a Lhotse manifest or Shar folder, a list")
+    prepare.add_argument("--output", type=Path, required=True, help="folder of the shards")
+    prepare.add_argument("--subsets", nargs="+", default=[], metavar="NAME", help="as corpus.subsets and .validation")
+    prepare.add_argument(
+        "--format", choices=("wav", "flac"), default="wav", help="flac takes half the disk and twice the time to read"
+    )
+    prepare.add_argument("--workers", **workers)
+    prepare.add_argument(
+        "--max-skipped", type=float, default=0.01, metavar="SHARE", help="of unusable utterances (default: 0.01)"
     )
 
+    verify = commands.add_parser("verify", help="check every byte of a prepared folder", allow_abbrev=False)
+    verify.add_argument("folder", type=Path)
+    verify.add_argument("--workers", **workers)
 
-def open_audio(
-    path: str, key: str, longest: float, cache: Path | None = None, min_samples: int = 400
-) -> "list[DataCut]":
-    """All audio of a corpus, to measure something on: nothing is held out, and no length is too long.
-
-    A cut of more than `longest` seconds comes in windows of that length, ID-0, ID-1, ... The embedded corpus gives its
-    training part. Warns when some of the audio cannot be used.
-
-    Args:
-        path, key: where the audio is, as CorpusConfig.path, and what the user named that by.
-        cache, min_samples: as `open_corpus`.
-
-    Raises:
-        UserError: no such corpus, no audio in it, no permission.
-    """
-    config = CorpusConfig(path=path, max_skipped=1.0)
-    cuts, _, skipped = _embedded() if path == EMBEDDED else _scanned(config, cache, key)
-    usable = _whole(cuts, skipped, min_samples)
-    _check_skipped(config, skipped, len(usable))
-    if not usable:
-        raise UserError(f"{key} is {path!r}, which holds no audio")
-    if skipped:
-        first = f"{skipped[0].path} ({skipped[0].reason})"
-        total = len(usable) + len(skipped)
-        warnings.warn(
-            f"{len(skipped)} of {total} utterances of {path} cannot be used; the first is {first}", stacklevel=2
-        )
-    return _whole([window for cut in usable for window in _windows(cut, longest)], [], min_samples)
+    benchmark = commands.add_parser(
+        "benchmark", help="seconds of audio read for each CPU second, by format", allow_abbrev=False
+    )
+    benchmark.add_argument("corpus", type=Path, nargs="?", help="whose utterances to use (default: the embedded one)")
+    benchmark.add_argument("--subsets", nargs="+", default=[], metavar="NAME")
+    benchmark.add_argument("--minutes", type=float, default=20.0, help="of audio to use (default: 20)")
+    benchmark.add_argument("--rounds", type=int, default=7, help="interleaved readings; medians count (default: 7)")
+    benchmark.add_argument(
+        "--workers", type=int, default=0, help="processes of the loader, which is then timed by the clock (default: 0)"
+    )
+    benchmark.add_argument("--table", type=Path, help="CSV to add the rows to")
+    return built
 
 
-def hours(cuts: "CutSet") -> float:
-    """Hours of audio."""
-    return math.fsum(cut.duration for cut in list(cuts)) / 3600
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(lambda: _carry_out(parser().parse_args(argv)))
 
 
-def _embedded() -> "tuple[list[DataCut], list[DataCut], list[Skipped]]":
-    from distiller.synthesis import load_split
+def _carry_out(options: argparse.Namespace) -> None:
+    require(options.workers >= 0, "--workers", options.workers, "an integer of at least 0")
+    if options.command == "benchmark":
+        require(options.minutes > 0, "--minutes", options.minutes, "a number above 0")
+        require(options.rounds >= 1, "--rounds", options.rounds, "an integer of at least 1")
+        if options.table is not None:
+            check_writable(options.table.parent)
+        from distiller.benchmarks.reading import benchmark
 
-    return list(load_split("train")), list(load_split("validation")), []
-
-
-def _scanned(
-    config: CorpusConfig, cache: Path | None, key: str = "corpus.path"
-) -> "tuple[list[DataCut], list[DataCut], list[Skipped]]":
-    """The cuts of the subsets to train and to validate on, and what of either has no readable header."""
-    from distiller.scanning import locate, scan_cached
-
-    path = expanded(config.path).absolute()
-    root, sources = locate(path, config.subsets + config.validation, key)
-    scans = [scan_cached(source, root, cache) for source in sources]
-    of_train = len(sources) - len(config.validation)
-    train = [cut for cuts, _ in scans[:of_train] for cut in cuts]
-    validation = [cut for cuts, _ in scans[of_train:] for cut in cuts]
-    return train, validation, [row for _, rows in scans for row in rows]
-
-
-def _whole(cuts: "list[DataCut]", skipped: list[Skipped], min_samples: int) -> "list[DataCut]":
-    """The cuts that have a frame; the others are added to `skipped`."""
-    from distiller.decoding import SAMPLE_RATE, source_path, too_few
-
-    kept = []
-    for cut in cuts:
-        samples = math.ceil(cut.duration * SAMPLE_RATE - 1e-6)
-        if samples < min_samples:
-            skipped.append(Skipped(source_path(cut), too_few(samples, min_samples)))
-        else:
-            kept.append(cut)
-    return kept
-
-
-def _windows(cut: "DataCut", longest: float) -> "list[DataCut]":
-    """A cut that is too long in parts, the last of them the shortest; any other as it is."""
-    if cut.duration <= longest:
-        return [cut]
-    parts: list[DataCut] = list(cut.cut_into_windows(longest))  # type: ignore[arg-type]
-    for part in parts:
-        if span := (part.custom or {}).get("span"):  # of a prepared corpus: no longer the whole of a member
-            part.custom = {"span": span | {"whole": False}}
-    return parts
-
-
-def _check_skipped(config: CorpusConfig, skipped: list[Skipped], usable: int) -> None:
-    if not skipped:
+        benchmark(options.corpus, options.subsets, options.minutes, options.rounds, options.workers, options.table)
         return
-    first = f"the first is {skipped[0].path} ({skipped[0].reason})"
-    if not usable:
-        raise UserError(f"none of the {len(skipped)} utterances of {config.path} can be used; {first}")
-    check_share(len(skipped), usable + len(skipped), config.max_skipped, first)
+    # heavy imports, after everything that may be wrong with the options
+    if options.command == "verify":
+        from distiller.corpora.prepare import verify
+
+        _print(verify(options.folder, options.workers))
+        return
+    require(0 <= options.max_skipped <= 1, "--max-skipped", options.max_skipped, "a share from 0 to 1")
+    require(len(set(options.subsets)) == len(options.subsets), "--subsets", options.subsets, "different names")
+    from distiller.corpora.prepare import prepare
+
+    with refusals(options.output):
+        prepared = prepare(
+            options.corpus, options.output, options.subsets, options.format, options.workers, options.max_skipped
+        )
+    _print(prepared)
+    print(f"\nNext\n  python distiller/run.py --recipe star-hubert-100h --corpus {options.output}")
 
 
-def _hold_out(cuts: "list[DataCut]", share: float) -> "tuple[list[DataCut], list[DataCut]]":
-    """What is left, and about `share` of the cuts: at least one, and one at least is left.
+def _print(prepared: "Prepared") -> None:
+    print(
+        f"{prepared.folder}: {prepared.utterances:,} utterances, {prepared.seconds / 3600:,.2f} hours, "
+        f"{prepared.shards:,} shards, {prepared.bytes / 1e9:,.2f} GB, every byte as it was written"
+    )
+    if prepared.skipped:
+        print(f"{prepared.skipped:,} utterances are set aside: {prepared.folder / 'skipped.csv'} says why")
 
-    The ids decide, each on its own: files that come or go move no others.
-    """
 
-    def position(cut: "DataCut") -> float:
-        return int.from_bytes(hashlib.sha256(cut.id.encode()).digest()[:8]) / 2**64  # uniform over [0, 1)
-
-    positions = sorted(map(position, cuts))
-    bound = min([max([share, *positions[:1]]), *positions[-2:-1]])
-    return [cut for cut in cuts if position(cut) > bound], [cut for cut in cuts if position(cut) <= bound]
+if __name__ == "__main__":
+    sys.exit(main())

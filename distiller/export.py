@@ -13,7 +13,8 @@ if __name__ == "__main__":  # runs uninstalled and from any directory; distiller
 import argparse
 from collections.abc import Sequence
 
-from distiller.run import Parser, complain
+from distiller.common.command import Parser, run_command
+from distiller.common.files import check_writable
 from upstream.errors import UserError
 
 EPILOG = """\
@@ -67,17 +68,20 @@ def export(options: argparse.Namespace) -> None:
     """Load, convert, check, write, and say how close it is."""
     from upstream.checkpoint import load
 
+    if options.to != "transformers" and options.output.is_dir():
+        raise UserError(f"--output is {options.output}, which is a folder, but --to {options.to} writes a file")
+    check_writable(options.output if options.to == "transformers" else options.output.parent)
     student = load(options.checkpoint, options.model_config)
     if options.to == "transformers":
-        from distiller.export_card import transformers_card
-        from distiller.export_transformers import needs_own_code, to_transformers
+        from distiller.exporters.card import transformers_card
+        from distiller.exporters.transformers import needs_own_code, to_transformers
 
         own_code = needs_own_code(student)
         difference = to_transformers(student, options.output, transformers_card(student, options.checkpoint, own_code))
         opened = "AutoModel.from_pretrained" + (" with trust_remote_code=True" if own_code else "")
         print(f"{options.output}: {opened} opens it; largest difference of any hidden state {difference:.1e}")
         return
-    from distiller import export_onnx
+    from distiller.exporters import onnx as export_onnx
 
     graph = export_onnx.graph_of(student, options.states, options.weights)
     if options.to == "torch-export":
@@ -94,13 +98,8 @@ def export(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 for a mistake of the user's, with one line on stderr."""
-    try:
-        export(parse(argv))
-    except UserError as error:
-        complain(f"error: {' '.join(str(error).split())}")
-        return 2
-    return 0
+    """Exit code: 0; 2 for a mistake of the user's, 130 or 143 when interrupted, with one line on stderr."""
+    return run_command(lambda: export(parse(argv)), "nothing is exported")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from distiller import run
-from distiller.output import check_same_recipe, is_finished
-from distiller.run import Parser, exit_code, located, recipe_of
-from distiller.strict import one_of
+from distiller.common.command import Parser, run_command
+from distiller.common.strict import one_of
+from distiller.distillation.run_folder import check_same_recipe, is_finished
+from distiller.recipes.command_line import recipe_of, with_absolute_paths
 from upstream.errors import UserError
 
 EPILOG = """\
@@ -112,7 +113,7 @@ def check(cells: Iterable[Cell], output: Path, overrides: Sequence[str]) -> str:
     Raises:
         UserError: a recipe that cannot be, or a finished run of another recipe.
     """
-    recipes = {cell: located(recipe_of(run.parse(cell.argv(output, overrides)))) for cell in cells}
+    recipes = {cell: with_absolute_paths(recipe_of(run.parse(cell.argv(output, overrides)))) for cell in cells}
     for cell, recipe in recipes.items():
         if is_finished(output / cell.name):
             check_same_recipe(output / cell.name, recipe)
@@ -175,9 +176,9 @@ def speeds(cells: Sequence[Cell], output: Path, teacher: str) -> dict[str, dict[
     known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
     missing = [cell.name for cell in cells if cell.name not in known]
     if missing:
-        from distiller.files import write_json
-        from distiller.teacher import EMBEDDED_TEACHER
-        from distiller.timing import Setting, measure
+        from distiller.benchmarks.inference import Setting, measure
+        from distiller.common.files import write_json
+        from distiller.distillation.teacher import EMBEDDED_TEACHER
 
         say(f"measuring the speed of {len(missing)} students")
         targets = [str(EMBEDDED_TEACHER) if teacher == "embedded" else teacher]
@@ -201,8 +202,8 @@ def carry_out(options: argparse.Namespace) -> int:
     if not finished:
         raise UserError(f"{options.output} holds no finished run, so there is nothing to report")
 
-    from distiller.grid_summary import summarise
-    from distiller.results import append, row
+    from distiller.reports.grid_summary import summarise
+    from distiller.reports.results import append, row
 
     measured = speeds(finished, options.output, teacher)
     rows = [
@@ -219,7 +220,7 @@ def carry_out(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0; 1 when a run failed; 2 for a mistake of the user's; 130 or 143 when interrupted."""
-    return exit_code(lambda: carry_out(parse(argv)))
+    return run_command(lambda: carry_out(parse(argv)))
 
 
 if __name__ == "__main__":

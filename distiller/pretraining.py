@@ -17,14 +17,17 @@ from lhotse.cut import Cut
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distiller.batching import AudioDataset, Batch, WindowSampler
-from distiller.corpus import hours
-from distiller.loop import fit
-from distiller.objectives import Term
-from distiller.probe import CONTEXT, Probe, encoder_layers, filterbank
-from distiller.recipe import OptimizerConfig, TrainerConfig
-from distiller.synthesis import PHONES, load_split, phone_targets, speaker_of
-from distiller.training import WindowTraining
+from distiller.audio.batch import Batch
+from distiller.audio.dataset import AudioDataset
+from distiller.audio.sampler import StepBatchSampler
+from distiller.corpora.corpus import hours
+from distiller.objectives.base import Term
+from distiller.reports.probe import CONTEXT, Probe, encoder_layers, filterbank
+from distiller.synthesis.espeak import PHONES
+from distiller.synthesis.splits import load_split, phone_targets, speaker_of
+from distiller.training.config import OptimizerConfig, TrainerConfig
+from distiller.training.loop import fit
+from distiller.training.module import TrainingModule
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
@@ -44,7 +47,7 @@ UNMASKED_WEIGHT = 0.5
 SPEAKER_LAYER, SPEAKER_WEIGHT = 2, 0.2
 
 
-class PhonePretraining(WindowTraining):
+class PhonePretraining(TrainingModule):
     """Cross-entropy of each frame's phone, with spans of P masked; cross-entropy of the speaker from layer 2's mean."""
 
     def __init__(self, encoder: SpeechEncoder, cuts: list[Cut], optimizer: OptimizerConfig, seed: int) -> None:
@@ -137,8 +140,8 @@ def main() -> None:
     optimizer = OptimizerConfig(lr=options.lr, weight_decay=0.01, warmup=0.08, clip=1.0)
     module = PhonePretraining(SpeechEncoder(TEACHER), list(cuts.data), optimizer, options.seed)
 
-    def windows(rank: int, world_size: int) -> WindowSampler:
-        return WindowSampler(cuts, options.batch_seconds, 10, options.seed, rank, world_size, accumulate=1)
+    def windows(rank: int, world_size: int) -> StepBatchSampler:
+        return StepBatchSampler(cuts, options.batch_seconds, 10, options.seed, rank, world_size, accumulate=1)
 
     trainer = TrainerConfig(steps=options.steps, accelerator=options.accelerator, checkpoint_every=200)
     if fit(module, AudioDataset(cuts, options.seed), windows, trainer, options.output):

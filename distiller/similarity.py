@@ -14,15 +14,15 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from distiller.output import check_writable
-from distiller.run import Parser, complain, exit_code, refusals
-from distiller.strict import require
+from distiller.common.command import Parser, complain, refusals, run_command
+from distiller.common.files import check_writable
+from distiller.common.strict import require
 from upstream.errors import UserError
 
 if TYPE_CHECKING:
-    from distiller.calibration import Similarity
-    from distiller.clustering import Clustering
-    from distiller.objectives.layers import Zeroth
+    from distiller.clustering.calibrate import Similarity
+    from distiller.clustering.tree import Clustering
+    from distiller.objectives.config import Zeroth
 
 DESCRIPTION = """\
 Compare a teacher's layers by linear CKA, cluster them, and say how well each clustering separates. Trains nothing.
@@ -70,7 +70,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0; 2 for a mistake of the user's; 130 or 143 when interrupted."""
     warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
-    return exit_code(lambda: _carry_out(parser().parse_args(argv)), "run the same command to start again")
+    return run_command(lambda: _carry_out(parser().parse_args(argv)), "run the same command to start again")
 
 
 def _carry_out(options: argparse.Namespace) -> None:
@@ -84,12 +84,12 @@ def _carry_out(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace, counts: list[int], layers: list[int] | None) -> None:
     # heavy imports, after everything that may be wrong with the options
-    from distiller.calibration import CLUSTERS, FIGURE, MATRIX, calibrate, write_clusters, write_matrix
-    from distiller.clustering import automatic_count, cut_tree, layer_tree, separation
-    from distiller.corpus import CorpusConfig
-    from distiller.objectives.clusters import ClustersConfig
-    from distiller.strict import typed
-    from distiller.teacher import load_teacher
+    from distiller.clustering.calibrate import CLUSTERS, FIGURE, MATRIX, calibrate, write_clusters, write_matrix
+    from distiller.clustering.tree import automatic_count, cut_tree, layer_tree, separation
+    from distiller.common.strict import typed
+    from distiller.corpora.config import CorpusConfig
+    from distiller.distillation.teacher import load_teacher
+    from distiller.objectives.config import ClustersConfig
 
     estimator = {name: getattr(options, name) for name in ("corpus", "frames", "stride", "debiased")}
     section = {"layers": layers, "linkage": options.linkage, "contiguous": options.contiguous}
@@ -136,7 +136,7 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
-    from distiller.calibration import layer_names
+    from distiller.clustering.calibrate import layer_names
 
     names = layer_names(similarity.layers, zeroth)
     table = Table(title="Clusterings of the teacher's layers")

@@ -12,11 +12,12 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from distiller.run import exit_code
-from downstream_recipes.corpora_check import CORPORA, corpora_of, hours, missing, missing_words
-from downstream_recipes.miniature import make_miniature
-from downstream_recipes.recipes import read_corpora
-from downstream_recipes.tasks import TASKS
+from distiller.common.command import run_command
+from downstream_recipes.miniature.make import make_miniature
+from downstream_recipes.tasks.corpora_check import corpora_of, hours, missing, missing_words
+from downstream_recipes.tasks.corpus_layouts import CORPORA
+from downstream_recipes.tasks.recipes import read_corpora
+from downstream_recipes.tasks.tasks import TASKS
 from upstream.errors import UserError
 
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("check", help="what is missing").add_argument("file", help="as downstream_recipes/corpora.yaml")
     commands.add_parser("make-mini", help="synthesise miniature corpora").add_argument("directory", type=Path)
     arguments = parser.parse_args(argv)
-    return exit_code(lambda: _carry_out(arguments))
+    return run_command(lambda: _carry_out(arguments))
 
 
 def _carry_out(arguments: argparse.Namespace) -> int:

@@ -4,8 +4,8 @@ python downstream_recipes/s3prl_hook.py install    # then: python -m s3prl.run_d
 python downstream_recipes/s3prl_hook.py remove     # as if it had never been
 
 Two small files go into this Python's site-packages: a .pth that imports the other at every start, which waits, at no
-cost, until something imports s3prl, and then lets downstream_recipes/compat.py adapt it. s3prl's own files stay as
-they are.
+cost, until something imports s3prl, and then lets downstream_recipes/adaptation/compat.py adapt it. The files of s3prl
+itself stay as they are.
 """
 
 import argparse

@@ -17,14 +17,14 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from distiller.output import claimed
-from distiller.run import exit_code
-from downstream_recipes.recipes import read_corpora
-from downstream_recipes.side_by_side import run_on_gpus
-from downstream_recipes.suite import Suite, TaskFailed, check_kept, finished, forget, keep, say
-from downstream_recipes.suite_report import done_tasks, rows_beside, write_report, write_submission_of
-from downstream_recipes.suite_tasks import run_task
-from downstream_recipes.tasks import TASKS, Task
+from distiller.common.command import run_command
+from distiller.common.files import claimed
+from downstream_recipes.suite.gpus import run_on_gpus
+from downstream_recipes.suite.procedures import run_task
+from downstream_recipes.suite.report import done_tasks, rows_beside, write_report, write_submission_of
+from downstream_recipes.suite.suite import Suite, TaskFailed, check_kept, finished, forget, keep, say
+from downstream_recipes.tasks.recipes import read_corpora
+from downstream_recipes.tasks.tasks import TASKS, Task
 from upstream.errors import UserError
 
 
@@ -130,7 +130,7 @@ def complaint(error: Exception, output: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: _carry_out(parse_arguments(given), given))
+    return run_command(lambda: _carry_out(parse_arguments(given), given))
 
 
 def _carry_out(arguments: argparse.Namespace, argv: Sequence[str]) -> int:

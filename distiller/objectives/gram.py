@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-SCALINGS = ("none", "width", "unit", "centred")
 BLOCK_ELEMENTS = 1 << 24  # of a block of Gram rows, 64 MiB in fp32
 CANCELLATION = 1e-3  # distance / |G_T|^2 below which the identity has lost too many digits
 TINY = 1e-16  # mean square Gram entry below which a centred Gram is rounding noise and is not blown up to unit norm

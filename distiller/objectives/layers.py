@@ -11,19 +11,18 @@ arXiv 2110.01900, eq. 3).
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distiller.objectives import Objective, Term
-from distiller.objectives.star import resolve_layer_map
-from distiller.strict import require
+from distiller.objectives.base import Objective, Term
+from distiller.objectives.config import LayersConfig, PredictionsConfig, Zeroth
+from distiller.objectives.layer_map import check_layers, spread_layers, student_layers
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput
 
-Zeroth = Literal["projected", "layer_input"]  # what layer 0 is: P or F^0
 LAST = -1  # as a layer: the last hidden state, normed in pre-LN models
 
 
@@ -90,57 +89,6 @@ def projection(student_width: int, teacher_width: int) -> nn.Linear:
     return linear
 
 
-def spread_layers(depth: int, count: int) -> list[int]:
-    """`count` layers evenly spaced up to the last: 4, 8, 12 of 12; at least layer 1."""
-    return sorted({max(1, round(depth * (index + 1) / count)) for index in range(count)})
-
-
-def check_layers(layers: Sequence[int], depth: int, key: str) -> None:
-    """Raises UserError unless the teacher has all `layers`."""
-    require(
-        all(0 <= layer <= depth for layer in layers), key, list(layers), f"layers of the teacher, from 0 to {depth}"
-    )
-
-
-def student_layers(
-    teacher_layers: Sequence[int], teacher_depth: int, student_depth: int, layer_map: Sequence[int] | None
-) -> tuple[int, ...]:
-    """The student layers that answer for `teacher_layers`; layer 0 answers for layer 0 alone.
-
-    Args:
-        layer_map: for each student layer 1..L_S the teacher layer that it follows. Left out: teacher layer l is
-            followed by student layer round(l L_S / L_T), but at least 1 (our choice); the identity for equal depths.
-
-    Raises:
-        UserError: a map of the wrong length, or one that leaves these layers without a student layer.
-    """
-    if layer_map is None:
-        places = {max(1, round(layer * student_depth / teacher_depth)) if layer else 0 for layer in teacher_layers}
-        return tuple(sorted(places))
-    mapped = resolve_layer_map(layer_map, teacher_depth, student_depth)
-    followers = tuple(place for place, layer in enumerate([0, *mapped]) if layer in teacher_layers)
-    require(bool(followers), "objective.layer_map", mapped, f"a list with one of the teacher's layers {teacher_layers}")
-    return followers
-
-
-@dataclass
-class LayersConfig:
-    """DPHuBERT's objective: chosen layers, with one projection for all but layer 0, which has its own."""
-
-    name: str = "layers"
-    layers: list[int] | None = None  # of the teacher; left out: 0 and every third of its depth (0, 4, 8, 12)
-    layer_map: list[int] | None = None  # see student_layers
-    zeroth: Zeroth = "projected"
-    l1_weight: float = 1.0
-    cosine_weight: float = 1.0
-
-    def validate(self) -> None:
-        require(self.layers is None or len(self.layers) > 0, "objective.layers", self.layers, "at least one layer")
-        for key in ("l1_weight", "cosine_weight"):
-            require(getattr(self, key) >= 0, f"objective.{key}", getattr(self, key), "a number of at least 0")
-        require(self.l1_weight + self.cosine_weight > 0, "objective.l1_weight", 0, "above 0 where cosine_weight is 0")
-
-
 class Layers(LayerMatching):
     """DPHuBERT: layers 0, 4, 8, 12 of 12 against the same layers of the student."""
 
@@ -162,18 +110,6 @@ class Layers(LayerMatching):
             for layer in layers
         ]
         return matches, [projection(student.embed_dim, teacher.embed_dim) for _ in {match.head for match in matches}]
-
-
-@dataclass
-class PredictionsConfig(LayersConfig):
-    """DistilHuBERT's objective: a head per teacher layer, all on the student's last hidden state."""
-
-    name: str = "predictions"
-    layers: list[int] | None = None  # of the teacher; left out: every third of its depth (4, 8, 12)
-
-    def validate(self) -> None:
-        super().validate()
-        require(self.layer_map is None, "objective.layer_map", self.layer_map, "null: every head reads the last layer")
 
 
 class Predictions(LayerMatching):

@@ -4,58 +4,20 @@ Average and last attention maps, layer-wise and intra-layer temporal Gram matric
 No projection: nothing is trained that is thrown away afterwards.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from distiller.objectives import Objective, Term
-from distiller.objectives.gram import SCALINGS, gram_distances, gram_features
+from distiller.objectives.base import Objective, Term
+from distiller.objectives.config import ATTENTION_TERMS, GRAM_LAGS, StarConfig
+from distiller.objectives.gram import gram_distances, gram_features
+from distiller.objectives.layer_map import resolve_layer_map
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput
 from upstream.errors import UserError
 
-ATTENTION_TERMS = ("average_attention", "last_attention")
-GRAM_LAGS = {"layer_wise": 0, "intra_layer": 1}  # how many layers below F^l the other factor of its Gram matrix is
-CHOICES = {
-    "scaling": SCALINGS,
-    "zeroth": ("layer_input", "projected"),
-    "identity": ("auto", "never"),
-}
 SMALLEST_PROBABILITY = 1e-30  # keeps log and its gradient finite, loss scaling of fp16 included
-
-
-@dataclass
-class StarConfig:
-    """A recipe's `objective` section; weights of 0 leave a term out."""
-
-    name: str = "star"
-    average_attention: float = 0.0
-    last_attention: float = 0.0
-    layer_wise: float = 1.0
-    intra_layer: float = 1.0
-    scaling: str = "none"  # of the Gram matrices, see `gram.gram_features`; the paper's are raw
-    zeroth: str = "layer_input"  # what layer 1's input is taken to be: F^0, or "projected" for P
-    layer_map: list[int] | None = None  # teacher layer (1..L_T) of each student layer; default: evenly spaced
-    relative: bool = False  # each layer's term over the teacher's own squared Gram norm, and the mean over layers
-    identity: str = "auto"  # "never" keeps to the direct form
-
-    def validate(self) -> None:
-        """
-        Raises:
-            UserError: a value out of range, naming its key and what is allowed.
-        """
-        weights = {key: getattr(self, key) for key in (*ATTENTION_TERMS, *GRAM_LAGS)}
-        for key, weight in weights.items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise UserError(f"objective.{key} is {weight}; a weight must be a finite number of at least 0")
-        if not any(weights.values()):
-            raise UserError(f"objective: {', '.join(weights)} are all 0; at least one weight must be above 0")
-        for key, allowed in CHOICES.items():
-            if getattr(self, key) not in allowed:
-                raise UserError(f"objective.{key} is '{getattr(self, key)}'; allowed are {', '.join(allowed)}")
 
 
 class Star(Objective):
@@ -127,31 +89,6 @@ def _map(output: EncoderOutput, index: int) -> Tensor:
     if attention_map is None:
         raise ValueError(f"no attention map of layer {index + 1}: run the encoders with attention_maps=True")
     return attention_map
-
-
-def resolve_layer_map(layer_map: Sequence[int] | None, teacher_layers: int, student_layers: int) -> list[int]:
-    """The teacher layer (1..L_T) for each of the student's layers 1..L_S; by default evenly spaced, ending at the last.
-
-    Raises:
-        UserError: a map of another length than the student's, a layer that the teacher lacks, or no map for a teacher
-            with fewer layers than the student.
-    """
-    if layer_map is None:
-        if teacher_layers < student_layers:
-            raise UserError(
-                f"objective.layer_map is not given; a student of {student_layers} layers needs one "
-                f"when the teacher has only {teacher_layers}"
-            )
-        return [round(layer * teacher_layers / student_layers) for layer in range(1, student_layers + 1)]
-    chosen = list(layer_map)
-    if len(chosen) != student_layers:
-        raise UserError(
-            f"objective.layer_map has {len(chosen)} entries; it must have {student_layers}, one for each student layer"
-        )
-    for layer in chosen:
-        if not 1 <= layer <= teacher_layers:
-            raise UserError(f"objective.layer_map names layer {layer}; the teacher's are 1 to {teacher_layers}")
-    return chosen
 
 
 def gram_losses(

@@ -9,7 +9,7 @@ import numpy as np
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from distiller.files import expanded
+from distiller.common.files import expanded
 from distiller.synthesis.espeak import PHONES, SAMPLE_RATE
 from distiller.synthesis.sentences import sentence
 from distiller.synthesis.shards import synthesise

@@ -123,7 +123,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    from distiller.report import commit, machine
+    from distiller.common.provenance import commit, machine
 
     command = shlex.join(["python", "tests/campaigns/fuzz.py", *(sys.argv[1:] if argv is None else argv)])
     facts = {"seed": options.seed, "commit": commit(), "machine": machine(), "command": command}

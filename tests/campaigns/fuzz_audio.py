@@ -14,10 +14,11 @@ from fuzz_worker import Broken, Target
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from distiller import scanning
-from distiller.corpus import CorpusConfig, open_corpus
-from distiller.decoding import SAMPLE_RATE, TOLERANCE, Undecodable, decode, source_path
-from distiller.skipped import Skipped
+from distiller.audio.decoding import SAMPLE_RATE, TOLERANCE, Undecodable, decode, source_path
+from distiller.audio.skipped import Skipped
+from distiller.corpora import scanning
+from distiller.corpora.config import CorpusConfig
+from distiller.corpora.corpus import open_corpus
 
 FORMATS = {  # ending and libsndfile's names by what is asked for
     "wav": ("wav", "WAV", "PCM_16"),

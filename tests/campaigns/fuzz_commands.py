@@ -22,22 +22,18 @@ from fuzz_worker import Broken, Target
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from distiller import (
-    benchmark,
-    calibration,
-    export,
-    export_onnx,
-    export_transformers,
-    grid,
-    preparation,
-    preparation_benchmark,
-    preparation_command,
-    run,
-    similarity,
-)
-from distiller.recipe_values import shipped
-from downstream_recipes import compat, corpora, run_downstream, suite, superb
-from downstream_recipes.tasks import TASKS
+from distiller import benchmark, export, grid, run, similarity
+from distiller import corpus as preparation_command
+from distiller.benchmarks import reading as preparation_benchmark
+from distiller.clustering import calibrate as calibration
+from distiller.corpora import prepare as preparation
+from distiller.exporters import onnx as export_onnx
+from distiller.exporters import transformers as export_transformers
+from distiller.recipes.yaml_files import shipped
+from downstream_recipes import corpora, run_downstream, superb
+from downstream_recipes.adaptation import compat
+from downstream_recipes.suite import suite
+from downstream_recipes.tasks.tasks import TASKS
 from upstream.checkpoint import save
 
 Command = Callable[[list[str]], int]

@@ -17,8 +17,9 @@ from lhotse import AudioSource, CutSet, Recording
 from lhotse.cut import MonoCut, MultiCut
 from lhotse.supervision import SupervisionSegment
 
-from distiller import scanning
-from distiller.corpus import CorpusConfig, open_corpus
+from distiller.corpora import scanning
+from distiller.corpora.config import CorpusConfig
+from distiller.corpora.corpus import open_corpus
 from upstream.errors import UserError
 
 Files = dict[str, bytes]  # what an example writes, by name

@@ -9,8 +9,9 @@ from fuzz_worker import Broken, Target
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from distiller.recipe import Recipe, first_difference, resolve, to_dict, to_yaml
-from distiller.recipe_values import RECIPES, flatten, read, shipped
+from distiller.common.values import flatten
+from distiller.recipes.recipe import Recipe, first_difference, resolve, to_dict, to_yaml
+from distiller.recipes.yaml_files import RECIPES, read, shipped
 from upstream.errors import UserError
 
 BOMB = "a: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -17,10 +17,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from distiller import report
-from distiller.files import writing
+from distiller.common.files import writing
+from distiller.reports import report
 
 EPILOG = """\
 examples:
@@ -88,9 +89,10 @@ def kill_worker(process: subprocess.Popen) -> None:
     """`kill -9` of one of its processes, as soon as it has one."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while process.poll() is None:
-        if found := children.read_text().split():
-            os.kill(int(random.choice(found)), signal.SIGKILL)
-            return
+        with suppress(ProcessLookupError, FileNotFoundError):  # the worker, or the run, has just ended
+            if found := children.read_text().split():
+                os.kill(int(random.choice(found)), signal.SIGKILL)
+                return
         time.sleep(0.05)
 
 
@@ -237,7 +239,7 @@ def _completes(one: Round, reference: Round) -> tuple[float, str]:
 
 def row(subject: Subject, number: int, event: str, seconds: float, code: int, outcome: str) -> dict:
     return {
-        "subject": subject.name, "round": number, "event": event, "seconds": round(seconds, 1), "exit_code": code,
+        "subject": subject.name, "round": number, "event": event, "seconds": round(seconds, 1), "run_command": code,
         "outcome": outcome,
     }  # fmt: skip
 

@@ -1,6 +1,8 @@
 """The campaign itself: a run that goes on where it was ended passes, one that loses something does not."""
 
 import csv
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -54,13 +56,30 @@ def test_a_run_that_goes_on_where_it_was_ended(tmp_path: Path, monkeypatch: pyte
         "kill -9 of a worker": 1,
     }
     assert {row["outcome"] for row in rows if row["event"] == "finishes"} == {"identical"}
-    assert {row["exit_code"] for row in rows if row["event"] == "kill -9"} == {"-9"}
+    assert {row["run_command"] for row in rows if row["event"] == "kill -9"} == {"-9"}
 
 
 def test_a_run_that_loses_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, rows = campaign(tmp_path, monkeypatch, LOSES)
     assert code == 1
     assert "different: numbers.csv" in {row["outcome"] for row in rows if row["event"] == "finishes"}
+
+
+def test_a_worker_that_has_just_ended_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is taken then."""
+    kill, tried = os.kill, []
+
+    def late(worker: int, number: int) -> None:
+        tried.append(worker)
+        if len(tried) == 1:
+            raise ProcessLookupError
+        kill(worker, number)
+
+    monkeypatch.setattr(os, "kill", late)
+    with subprocess.Popen(["sh", "-c", "sleep 60; exit 7"]) as process:
+        kills.kill_worker(process)
+        assert process.wait(timeout=10) == 7
+    assert len(tried) == 2
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,22 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from distiller import benchmark, benchmark_train
-from distiller.benchmark_shapes import HUBERT_BASE, SHAPES
-from distiller.benchmark_train import TrainSetting
-from distiller.export_transformers import has_only_our_code, to_transformers
+from distiller import benchmark
+from distiller.benchmarks import training as benchmark_train
+from distiller.benchmarks.shapes import HUBERT_BASE, SHAPES
+from distiller.benchmarks.training import TrainSetting
+from distiller.exporters.transformers import has_only_our_code, to_transformers
 from upstream.checkpoint import load, save
 from upstream.config import EncoderConfig
 from upstream.cost import count_macs
@@ -115,16 +121,42 @@ def test_a_larger_encoder_takes_longer(tiny_teacher, tmp_path) -> None:
         (["x", "--train", "star"], "give PATHs, or --train METHODS, not both"),
         (["--train", "start"], "--train is 'start', but it must be one of star, skill"),
         (["x", "--long", "0"], "--long is 0.0; allowed is 1 to 36000"),
+        (["x", "--long", "1", "--device", "cuda"], "--long measures on the CPU: leave out --device cuda"),
+        (["--train", "star", "--device", "cuda"], "--train measures on the CPU: leave out --device cuda"),
+        (["random:skill", "--output", "file"], "file cannot be the output: file is a file"),
+        (["--train", "star", "--output", "file/x"], "file/x cannot be the output: file is a file"),
+        (["random:skill", "--long", "1", "--output", "file/x"], "file/x cannot be the output: file is a file"),
         (["random:base"], "the shape after random: is 'base', but it must be one of"),
     ],
 )
 def test_a_wrong_command_is_one_line(argv, said, capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("file").touch()
     assert benchmark.main(argv) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert said in error
     assert not (tmp_path / "exp").exists()
+
+
+@pytest.mark.parametrize("mode", [[], ["--long", "600"]])
+def test_ctrl_c_is_one_line(mode, tiny_teacher, tmp_path) -> None:
+    """To the process and to those that it measures in, as from a terminal."""
+    argv = [str(tiny_teacher), *mode, "--seconds", "60", "--rounds", "1000", "--output", str(tmp_path / "bench")]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, benchmark.__file__, *argv], stdout=log, stderr=log, start_new_session=True
+        )
+    deadline = time.monotonic() + 60
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not children.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == "interrupted; nothing is kept of what was measured"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

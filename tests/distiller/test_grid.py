@@ -17,7 +17,7 @@ import soundfile
 
 from distiller import grid, run
 from distiller.grid import Cell, cells_of, run_cells
-from distiller.grid_summary import interval, paired_differences, summarise
+from distiller.reports.grid_summary import interval, paired_differences, summarise
 from upstream.errors import UserError
 
 # Stands for distiller/run.py: notes that it ran, then fails, or finishes.

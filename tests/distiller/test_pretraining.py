@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from distiller.batching import Batch
+from distiller.audio.batch import Batch
+from distiller.distillation.teacher import EMBEDDED_TEACHER, load_teacher
 from distiller.pretraining import TEACHER, PhonePretraining, span_mask
-from distiller.recipe import OptimizerConfig
-from distiller.synthesis import PHONES, load_split
-from distiller.teacher import EMBEDDED_TEACHER, load_teacher
+from distiller.synthesis.espeak import PHONES
+from distiller.synthesis.splits import load_split
+from distiller.training.config import OptimizerConfig
 from upstream.encoder import SpeechEncoder
 
 

@@ -13,9 +13,10 @@ from types import ModuleType
 
 import pytest
 
-from distiller import devices, run
-from distiller.output import claimed
-from distiller.recipe import Recipe, load_recipe
+from distiller import run
+from distiller.common.files import claimed
+from distiller.recipes.recipe import Recipe, load_recipe
+from distiller.training import devices
 
 SCRIPT = Path(run.__file__)
 STAR = ["--method", "star", "trainer.accelerator=cpu"]
@@ -38,7 +39,7 @@ def distilled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, distil: Callable[[Recipe, Path], object]) -> None:
-    distillation, report = ModuleType("distiller.distillation"), ModuleType("distiller.report")
+    distillation, report = ModuleType("distiller.distillation.distil"), ModuleType("distiller.reports.report")
     vars(distillation).update(distil=distil)
     vars(report).update(print_report=lambda output: print(f"table of {output}"))
     for module in (distillation, report):
@@ -194,7 +195,7 @@ def test_overwrite_removes_a_run_and_nothing_else(distilled: list, capsys: pytes
 def test_one_run_at_a_time(distilled: list, capsys: pytest.CaptureFixture[str]) -> None:
     hold = (
         f"import sys, time, os; sys.path.insert(0, {str(SCRIPT.parents[1])!r})\n"
-        "from pathlib import Path; from distiller.output import claimed\n"
+        "from pathlib import Path; from distiller.common.files import claimed\n"
         "with claimed(Path('exp/star')):\n"
         "    if os.fork() == 0: time.sleep(60); os._exit(0)  # a data loader that outlives the run\n"
         "    print('held', flush=True); time.sleep(60)\n"
@@ -237,7 +238,7 @@ def test_a_full_disk_before_the_run(
     distilled: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr("distiller.files.os.fsync", lambda descriptor: (_ for _ in ()).throw(full))
+    monkeypatch.setattr("distiller.common.files.os.fsync", lambda descriptor: (_ for _ in ()).throw(full))
     assert run.main(STAR) == 2
     assert capsys.readouterr().err == "error: exp/star/recipe.yaml cannot be written: No space left on device\n"
     assert not distilled
@@ -278,6 +279,21 @@ def test_interruption(
     assert capsys.readouterr().err == "interrupted; run the same command to continue\n"
     assert signal.getsignal(number) == before
     assert not went_on
+
+
+@pytest.mark.parametrize(
+    ("launcher", "code"), [("LOCAL_RANK=1", 0), ("RANK=1 LOCAL_RANK=1", 143), ("SLURM_PROCID=1", 143)]
+)
+def test_an_interrupted_child_leaves_the_exit_code_to_its_parent(
+    launcher: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning's observer would kill the parent, in the midst of its own end, for any other code than 0."""
+    monkeypatch.delenv("SLURM_JOB_NAME", raising=False)
+    for setting in launcher.split():
+        monkeypatch.setenv(*setting.split("="))
+    use(monkeypatch, lambda recipe, output: signal.raise_signal(signal.SIGTERM))
+    assert run.main(STAR) == code
+    assert capsys.readouterr().err == "[rank 1] interrupted; run the same command to continue\n"
 
 
 def test_an_interruption_has_the_last_word(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,12 +16,13 @@ import soundfile
 import torch
 from torch import nn
 
-from distiller.batching import Batch
-from distiller.calibration import calibrate, cluster_layers, measure, read_clusters
-from distiller.corpus import CorpusConfig
-from distiller.objectives import build
-from distiller.objectives.clusters import CalibrationConfig, ClustersConfig
-from distiller.run import parse, recipe_of
+from distiller.audio.batch import Batch
+from distiller.clustering.calibrate import calibrate, cluster_layers, measure, read_clusters
+from distiller.corpora.config import CorpusConfig
+from distiller.objectives.config import CalibrationConfig, ClustersConfig
+from distiller.objectives.registry import build
+from distiller.recipes.command_line import recipe_of
+from distiller.run import parse
 from distiller.similarity import main
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
@@ -281,7 +282,7 @@ def test_mistakes_are_one_line(audio, teacher, tmp_path, capsys, options, senten
 
 
 def test_an_output_that_cannot_be_is_refused_before_any_work(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("distiller.teacher.load_teacher", lambda name: pytest.fail("it was loaded"))
+    monkeypatch.setattr("distiller.distillation.teacher.load_teacher", lambda name: pytest.fail("it was loaded"))
     (tmp_path / "file").touch()
     assert main(["--output", str(tmp_path / "file" / "x")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/file/x cannot be the output: {tmp_path}/file is a file\n"
@@ -293,7 +294,7 @@ def test_interruption_is_one_line(number, code, teacher, monkeypatch, tmp_path, 
         os.kill(os.getpid(), number)
         time.sleep(2)
 
-    monkeypatch.setattr("distiller.calibration.calibrate", interrupted)
+    monkeypatch.setattr("distiller.clustering.tree.calibrate.calibrate", interrupted)
     assert main(["--teacher", str(teacher), "--output", str(tmp_path / "out")]) == code
     assert capsys.readouterr().err == "interrupted; run the same command to start again\n"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downstream_recipes.miniature import make_with
-from downstream_recipes.recipes import read_corpora
-from downstream_recipes.studio import Studio
-from downstream_recipes.suite import Suite
+from downstream_recipes.miniature.make import make_with
+from downstream_recipes.miniature.recordings import Studio
+from downstream_recipes.suite.suite import Suite
+from downstream_recipes.tasks.recipes import read_corpora
 from tests.downstream_recipes.pretender import Pretender
 
 SCALE = 0.05

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from downstream_recipes.corpus_layouts import CORPORA
+from downstream_recipes.tasks.corpus_layouts import CORPORA
 
 
 def lay_out(name: str, path: Path) -> None:

@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 import torch
 
-from downstream_recipes import suite_tasks
-from downstream_recipes.suite import Score, Suite, TaskFailed
-from downstream_recipes.tasks import TASKS
+from downstream_recipes.suite import procedures as suite_tasks
+from downstream_recipes.suite.suite import Score, Suite, TaskFailed
+from downstream_recipes.tasks.tasks import TASKS
 
 
 class Pretender:

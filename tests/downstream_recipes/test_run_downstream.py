@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from downstream_recipes import run_downstream, s3prl_hook
-from downstream_recipes.s3prl_output import read_checkpoint
+from downstream_recipes.adaptation.s3prl_output import read_checkpoint
 from tests.downstream_recipes.laid_out import lay_out
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from distiller.objectives import build
-from distiller.objectives.star import Star, StarConfig
+from distiller.objectives.config import StarConfig
+from distiller.objectives.registry import build
+from distiller.objectives.star import Star
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput
 

@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from distiller.objectives import build
-from distiller.objectives.clusters import CalibrationConfig, ClustersConfig
-from distiller.objectives.layers import LayersConfig
-from distiller.strict import typed
+from distiller.common.strict import typed
+from distiller.objectives.config import CalibrationConfig, ClustersConfig, LayersConfig
+from distiller.objectives.registry import build
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput
 from upstream.errors import UserError

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from distiller.objectives import build
-from distiller.objectives.layers import LayersConfig, PredictionsConfig, projection, spread_layers, student_layers
+from distiller.objectives.config import LayersConfig, PredictionsConfig
+from distiller.objectives.layer_map import spread_layers, student_layers
+from distiller.objectives.layers import projection
+from distiller.objectives.registry import build
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput
 from upstream.errors import UserError

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from distiller.objectives import build, gram
-from distiller.objectives.star import StarConfig, attention_loss, gram_losses
+from distiller.objectives import gram
+from distiller.objectives.config import StarConfig
+from distiller.objectives.registry import build
+from distiller.objectives.star import attention_loss, gram_losses
 from tests.distiller.objectives.outputs import (
     ALL_TERMS,
     LAYERS,

@@ -4,8 +4,9 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from distiller.objectives import build
-from distiller.objectives.star import StarConfig, resolve_layer_map
+from distiller.objectives.config import StarConfig
+from distiller.objectives.layer_map import resolve_layer_map
+from distiller.objectives.registry import build
 from upstream.config import EncoderConfig
 from upstream.errors import UserError
 

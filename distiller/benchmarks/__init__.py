@@ -1,0 +1,1 @@
+"""What encoders, training steps and corpus readers cost."""

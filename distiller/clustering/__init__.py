@@ -1,0 +1,1 @@
+"""Which of the teacher's layers are similar."""

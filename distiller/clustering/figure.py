@@ -1,0 +1,112 @@
+"""The figure of a teacher's layers: CKA heat map, dendrogram beside it, clusters marked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib import pyplot as plt
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+from scipy.cluster.hierarchy import dendrogram
+
+from distiller.common.plotting import save_figure
+
+MAP = "viridis"
+BRANCH = "#8a8a8a"  # above the clusters
+MARK = "#ffffff"
+WRITTEN = 16  # layers up to which every cell carries its number
+
+
+def similarity_figure(
+    path: Path, cka: np.ndarray, tree: np.ndarray, clusters: Sequence[Sequence[int]], labels: Sequence[str], title: str
+) -> None:
+    """Draw `path`.
+
+    Args:
+        cka: (layer, layer).
+        tree: their linkage matrix, from `clustering.layer_tree`.
+        clusters: positions in `cka`, a cut of the tree.
+        labels: of the layers.
+    """
+    count = len(cka)
+    side = 2.8 + 0.33 * count
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(side * 1.42, side), width_ratios=(0.34, 1), layout="constrained", sharey=True
+    )
+    figure.suptitle(title)
+    colours = _colours(len(clusters))
+    order = _draw_tree(left, tree, clusters, colours)
+    image = _draw_matrix(right, cka[np.ix_(order, order)])
+    _mark(right, order, clusters)
+    right.set_xticks(range(count), [labels[layer] for layer in order])
+    right.set_yticks(range(count), [labels[layer] for layer in order])
+    right.set(xlabel="layer", ylim=(count - 0.5, -0.5))
+    right.tick_params(length=0, labelleft=True)
+    cluster_of = {layer: index for index, cluster in enumerate(clusters) for layer in cluster}
+    for axis in (right.get_xticklabels(), right.get_yticklabels()):
+        for tick, layer in zip(axis, order, strict=True):
+            tick.set(color=colours[cluster_of[layer]], fontweight="bold")
+    figure.colorbar(image, ax=right, label="linear CKA", shrink=0.82, pad=0.02)
+    save_figure(figure, path)
+
+
+def _colours(count: int) -> list[Any]:
+    """Colours that neighbours tell apart, dark enough for text."""
+    base = [colour for index, colour in enumerate(colormaps["tab10"].colors) if index not in (7, 8)]  # type: ignore[attr-defined]
+    return [base[index % len(base)] for index in range(count)]
+
+
+def _draw_tree(axes: Any, tree: np.ndarray, clusters: Sequence[Sequence[int]], colours: Sequence[Any]) -> list[int]:
+    """A dendrogram whose leaves face right, branches inside a cluster in its colour; returns the leaves' order."""
+    count = len(tree) + 1
+    sets = [set(cluster) for cluster in clusters]
+    members: list[set[int]] = [{layer} for layer in range(count)]
+    for left, right in tree[:, :2].astype(int):
+        members.append(members[left] | members[right])
+
+    def colour(node: int) -> str:
+        inside = [index for index, cluster in enumerate(sets) if members[node] <= cluster]
+        return f"C{inside[0]}" if inside else BRANCH
+
+    if count > 1:
+        drawn = dendrogram(tree, no_plot=True, link_color_func=colour)
+        order = [int(leaf) for leaf in drawn["leaves"]]
+        for places, heights, name in zip(drawn["icoord"], drawn["dcoord"], drawn["color_list"], strict=True):
+            line = colours[int(name[1:])] if name != BRANCH else BRANCH
+            rows = [(place - 5) / 10 for place in places]  # SciPy puts leaf i at 10 i + 5
+            axes.plot(heights, rows, color=line, linewidth=1.6, solid_joinstyle="round")
+    else:
+        order = [0]
+    axes.invert_xaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(2))
+    axes.set(xlabel="1 $-$ CKA")
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.tick_params(axis="y", length=0, labelleft=False)
+    return order
+
+
+def _draw_matrix(axes: Any, cka: np.ndarray) -> Any:
+    lowest = min(0.9, float(np.floor(20 * np.nanmin(cka)) / 20))
+    image = axes.imshow(cka, cmap=MAP, vmin=lowest, vmax=1, aspect="equal")
+    axes.spines[:].set_visible(False)
+    if len(cka) <= WRITTEN:
+        for row, column in np.ndindex(cka.shape):
+            if row != column:
+                value = cka[row, column]
+                light = (value - lowest) / (1 - lowest) > 0.6
+                text = f"{value:.2f}".removeprefix("0") if value < 0.995 else "1."
+                shade = "#1b1b1b" if light else "#f4f4f4"
+                axes.text(column, row, text, ha="center", va="center", fontsize=6.5, color=shade)
+    return image
+
+
+def _mark(axes: Any, order: Sequence[int], clusters: Sequence[Sequence[int]]) -> None:
+    """A frame around each cluster: as a cut of the tree it is a run of its leaves."""
+    for cluster in clusters:
+        first, side = min(order.index(layer) for layer in cluster) - 0.46, len(cluster) - 0.08  # inside its cells
+        frame = Rectangle((first, first), side, side, fill=False, edgecolor=MARK, linewidth=2.2, joinstyle="round")
+        frame.set_path_effects([withStroke(linewidth=3.6, foreground="#1b1b1b")])
+        axes.add_patch(frame)

@@ -1,0 +1,1 @@
+"""What every room needs: commands, files, values, progress, provenance. Nothing here imports torch."""

@@ -1,0 +1,1 @@
+"""From a path to cuts, and corpora prepared once."""

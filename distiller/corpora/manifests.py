@@ -1,0 +1,104 @@
+"""The entries of Lhotse manifests, none of them trusted: Lhotse itself takes any JSON value for any field."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from lhotse import AudioSource, Recording
+from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
+from lhotse.lazy import LazyManifestIterator
+from lhotse.utils import fastcopy
+
+from distiller.audio.skipped import Skipped
+from upstream.errors import UserError
+
+
+def read_items(path: Path) -> list[Any]:
+    """What a manifest holds, as Lhotse's objects.
+
+    Raises:
+        UserError: it cannot be read, or a line of it is nothing that Lhotse knows.
+    """
+    try:
+        return list(LazyManifestIterator(path))
+    except OSError as error:
+        raise UserError(f"manifest {path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # not gzip, not JSON, not Lhotse's: each raises its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"manifest {path} is not a Lhotse manifest: {reason:.200}") from error
+
+
+def plain(item: Any, manifest: Path) -> DataCut | Skipped:
+    """A cut without what distillation does not use; only audio files are opened, no address and no shell command.
+
+    Raises:
+        UserError: the item is neither a recording nor a cut.
+    """
+    if not isinstance(item, (Recording, Cut)):
+        raise UserError(f"manifest {manifest} holds a {type(item).__name__}; it must hold recordings or cuts")
+    where = f"{manifest}:{item.id}"
+    if isinstance(item, Recording):
+        problem = wrong_recording(item)
+        if problem is not None:
+            return Skipped(where, problem)
+        item = item.to_cut()
+    if not isinstance(item, DataCut) or item.recording is None:
+        return Skipped(where, f"a {type(item).__name__} that is not a part of one recording")
+    problem = wrong(item)
+    if problem is not None:
+        return Skipped(where, problem)
+    other = {source.type for source in item.recording.sources} - {"file"}
+    if other:
+        return Skipped(where, f"its audio is of type {other.pop()!r:.80}; only files are read")
+    files = [fastcopy(source, source=os.path.abspath(str(source.source))) for source in item.recording.sources]
+    recording = fastcopy(item.recording, sources=files)
+    return fastcopy(item, recording=recording, supervisions=[], features=None, custom=None)
+
+
+def wrong(cut: DataCut) -> str | None:
+    """What of a cut with a recording cannot be, if anything."""
+    if not isinstance(cut.id, str):
+        return f"its id is {cut.id!r:.80}, not text"
+    if not (_is_number(cut.start) and cut.start >= 0):
+        return f"its start is {cut.start!r:.80}, not a number of seconds"
+    if not (_is_number(cut.duration) and cut.duration > 0):
+        return f"its duration is {cut.duration!r:.80}, not a number of seconds"
+    if not (_is_integer(cut.channel) or _are_integers(cut.channel)):
+        return f"its channel is {cut.channel!r:.80}, neither a number nor a list of them"
+    return wrong_recording(cut.recording)
+
+
+def wrong_recording(recording: Any) -> str | None:
+    """What of a recording cannot be, if anything."""
+    if not isinstance(recording, Recording) or not isinstance(recording.id, str):
+        return "its recording has no id"
+    if not (_is_number(recording.duration) and recording.duration > 0):
+        return f"its recording's duration is {recording.duration!r:.80}, not a number of seconds"
+    for name in ("sampling_rate", "num_samples"):
+        if not (_is_integer(getattr(recording, name)) and getattr(recording, name) > 0):
+            return f"its recording's {name} is {getattr(recording, name)!r:.80}, not a number above 0"
+    if not (recording.channel_ids is None or _are_integers(recording.channel_ids)):
+        return f"its recording's channel_ids are {recording.channel_ids!r:.80}, not a list of numbers"
+    return (
+        None if recording.sources and all(map(_is_source, recording.sources)) else "its recording has no audio source"
+    )
+
+
+def _is_source(source: Any) -> bool:
+    if not (isinstance(source, AudioSource) and isinstance(source.type, str) and isinstance(source.source, str)):
+        return False
+    return "\0" not in source.source and _are_integers(source.channels)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_integers(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_integer, value))

@@ -1,0 +1,46 @@
+"""Distillation: the run from a recipe to a finished student."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from distiller.audio.skipped import SkippedLog
+from distiller.distillation.stages import STAGES, Run
+from distiller.distillation.teacher import load_teacher
+from distiller.recipes.recipe import Recipe
+from distiller.reports import card, report
+from distiller.reports.distances import write_distances
+from distiller.reports.figures import distance_curves, loss_curves, phone_accuracy, remaining_units
+from upstream.checkpoint import save
+
+
+def distil(recipe: Recipe, output: Path) -> None:
+    """Run a recipe to its end below `output`, continuing with whatever an earlier run left there.
+
+    The stages of the recipe's student (`distillation.stages`), then student/, then report.json, which marks the run as
+    finished.
+
+    Raises:
+        UserError: whatever the user can mend, in one sentence.
+    """
+    started = time.perf_counter()
+    run = Run(recipe, output, load_teacher(recipe.teacher))
+    torch.manual_seed(recipe.seed)
+    distilled = STAGES[recipe.student.name](run)
+    if distilled is None:  # not the first rank
+        return
+    student = distilled.student.eval()
+    loss_curves(output, distilled.folders)
+    write_distances(output / "distances.csv", run.teacher, student, run.held_out)
+    distance_curves(output)
+    if recipe.pruning is not None:
+        remaining_units(output, run.teacher.config, student.config, distilled.folders[0])
+    probe = report.probe_all(run.teacher, distilled.untrained, student) if recipe.probe.enabled else None
+    seconds = distilled.seconds + time.perf_counter() - started
+    skipped = SkippedLog(output / "skipped.csv", recipe.corpus.max_skipped).count
+    result = report.summary(recipe, distilled.folders[-1], student, probe, skipped, seconds) | distilled.facts
+    if probe is not None:
+        phone_accuracy(output, probe)
+    save(student, output / "student", extra_files=card.files(output, result))
+    report.finish(output, result)

@@ -1,0 +1,78 @@
+"""What is trained: a student beside its frozen teacher, alone or while gates take units from it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distiller.audio.batch import Batch
+from distiller.distillation.controls import apply_negative_control
+from distiller.objectives.base import Objective, Term
+from distiller.recipes.recipe import Recipe
+from distiller.students.gates import GatedEncoder
+from distiller.students.lagrangian import SparsityLagrangian
+from distiller.training.module import TrainingModule
+from upstream.encoder import SpeechEncoder
+from upstream.extractor import frame_mask
+
+
+class Distillation(TrainingModule):
+    """Teacher and student hear the same batch; the objective compares what they make of it.
+
+    The teacher is no submodule: it stays in eval mode, without gradients, out of checkpoints and of every optimiser,
+    whatever Lightning does to this module.
+    """
+
+    def __init__(
+        self, teacher: SpeechEncoder, student: SpeechEncoder | GatedEncoder, objective: Objective, recipe: Recipe
+    ) -> None:
+        super().__init__(student, recipe.optimizer, recipe.seed, recipe.trainer.ema)
+        self.objective = objective
+        self.control = recipe.control
+        self._teacher = (teacher.eval().requires_grad_(False),)  # a tuple hides it from nn.Module
+
+    @property
+    def teacher(self) -> SpeechEncoder:
+        return self._teacher[0]
+
+    def on_fit_start(self) -> None:
+        self.teacher.to(self.device)
+
+    def frame_lengths(self, batch: Batch) -> Tensor:
+        return self.teacher.config.frame_count(batch.lengths)
+
+    def losses(self, batch: Batch) -> list[Term]:
+        maps = self.objective.needs_attention_maps
+        with torch.no_grad():
+            teacher = self.teacher(batch.waveforms, batch.lengths, maps)
+        student = self.student(batch.waveforms, batch.lengths, maps)
+        if self.control != "none":
+            teacher = apply_negative_control(teacher, self.control)
+        return self.objective(teacher, student, frame_mask(student.frame_lengths, student.projected.shape[1]))
+
+
+class JointDistillation(Distillation):
+    """Distillation while gates take units from the student, until it has its target size (DPHuBERT's first stage)."""
+
+    def __init__(
+        self,
+        teacher: SpeechEncoder,
+        student: GatedEncoder,
+        objective: Objective,
+        recipe: Recipe,
+        pruning: SparsityLagrangian,
+    ) -> None:
+        super().__init__(teacher, student, objective, recipe)
+        self.pruning = pruning
+
+    @property
+    def gated(self) -> GatedEncoder:
+        assert isinstance(self.student, GatedEncoder)
+        return self.student
+
+    def penalty(self) -> tuple[Tensor, dict[str, float]]:
+        return self.pruning(self.gated, self.global_step)
+
+    def special_groups(self) -> list[dict[str, Any]]:
+        self.pruning.steps = self.steps  # known since the corpus was looked at
+        return self.pruning.parameter_groups(self.gated)

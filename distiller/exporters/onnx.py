@@ -1,0 +1,295 @@
+"""A student as one ONNX file: waveforms and lengths in, hidden states out, batch and time of any size."""
+
+import importlib.util
+import json
+import logging
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from distiller.common.files import writing
+from distiller.exporters.transformers import LENGTHS, TOLERANCE, farthest, test_waveforms
+from upstream.encoder import EncoderOutput, SpeechEncoder
+from upstream.errors import UserError
+
+OPSET = 18
+STATES = ("all", "weighted", "last")
+QUANTIZED = ["MatMul", "Gemm"]  # linear layers; 8-bit convolutions are slower than 32-bit ones in onnxruntime
+LONGEST = 2**24  # samples that the graph declares it can take, 17 minutes
+
+
+class StatesGraph(nn.Module):
+    """What the file computes: (waveforms, lengths) -> (states, frame_lengths).
+
+    states: "all": F^0..F^L, (layer, batch, frame, channel); "weighted": their sum with `weights`; "last": the last
+    hidden state; the latter two (batch, frame, channel). Padded frames hold arbitrary finite values.
+    """
+
+    def __init__(self, encoder: SpeechEncoder, states: str, weights: Sequence[float] = ()) -> None:
+        super().__init__()
+        self.encoder, self.states = encoder, states
+        self.weights = tuple(weights)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        # with maps attention is spelled out in matrix products, which every runtime has and quantisation leaves alone
+        output = self.encoder(waveforms, lengths, attention_maps=True)
+        return self.select(output), output.frame_lengths
+
+    def select(self, output: EncoderOutput) -> Tensor:
+        if self.states == "all":
+            return torch.stack(output.hidden_states)
+        if self.states == "last":
+            return output.last_hidden_state
+        weighted = (
+            weight * states for weight, states in zip(self.weights, output.hidden_states, strict=True) if weight
+        )
+        return torch.stack(list(weighted)).sum(dim=0)
+
+    @property
+    def output_name(self) -> str:
+        return {"all": "hidden_states", "weighted": "weighted_states", "last": "last_hidden_state"}[self.states]
+
+
+def graph_of(student: SpeechEncoder, states: str, weights: Sequence[float] | None) -> StatesGraph:
+    """
+    Raises:
+        UserError: weights that do not fit the student's layers, or are no finite numbers.
+    """
+    count = student.config.num_layers + 1
+    if weights is None:
+        weights = [1 / count] * count
+    if states == "weighted" and (len(weights) != count or not any(weights)):
+        raise UserError(
+            f"{len(weights)} weights for {count} hidden states (F^0..F^{count - 1}); one for each is needed"
+        )
+    if not all(math.isfinite(weight) for weight in weights):
+        raise UserError(f"weights are {','.join(str(weight) for weight in weights):.80}; all must be finite numbers")
+    return StatesGraph(student.eval(), states, weights).eval()
+
+
+def export_program(graph: StatesGraph) -> torch.export.ExportedProgram:
+    """The graph as `torch.export` has it, batch and time of any size."""
+    shapes = _dynamic_shapes(graph)
+    with _quietly(), torch.no_grad():
+        return torch.export.export(
+            graph,
+            _example(),
+            dynamic_shapes=shapes,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,  # guards on frame counts are true, but it cannot prove it
+        )
+
+
+def to_onnx(graph: StatesGraph, path: Path) -> float:
+    """Write the file, run and checked before it is kept; returns the largest difference from PyTorch.
+
+    Raises:
+        UserError: a deviation above 1e-4, no onnx here, or what the disk refuses.
+    """
+    require("onnx", "onnxscript", "onnxruntime")
+    with _quietly(), torch.no_grad():
+        program = torch.onnx.export(
+            export_program(graph),
+            _example(),
+            dynamo=True,
+            input_names=["waveforms", "lengths"],
+            output_names=[graph.output_name, "frame_lengths"],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None  # it is, with dynamo=True
+    config = graph.encoder.config
+    program.model.metadata_props["encoder"] = json.dumps(config.to_dict())
+    program.model.metadata_props["parameters"] = str(sum(value.numel() for value in graph.encoder.parameters()))
+    with writing(path) as temporary:
+        program.save(temporary, external_data=False)
+        difference = compare(graph, session(temporary)).largest
+        if not difference < TOLERANCE:
+            raise UserError(f"{path}: not written, its states differ from PyTorch's by {difference:.2g}")
+    return difference
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far one graph's states are from the student's, over valid frames of three wavs, alone and in a batch."""
+
+    largest: float  # infinite where a state is no finite number
+    relative: float  # |difference| / |states|, Euclidean over everything
+    cosine: float  # lowest mean over a wav's frames
+
+
+def compare(graph: StatesGraph, run: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Deviation:
+    """How far `run`, (waveforms, lengths) -> (states, frame lengths), is from the encoder: wavs in a batch, and alone.
+
+    Raises:
+        UserError: other frame lengths than the encoder's.
+    """
+    wavs = test_waveforms()
+    batch = (pad_sequence(wavs, batch_first=True), torch.tensor(LENGTHS))
+    alone = [(wav[None], torch.tensor([len(wav)])) for wav in wavs]
+    largest, squares, norm, cosines = 0.0, 0.0, 0.0, []
+    for waveforms, lengths in [batch, *alone]:
+        with torch.no_grad():
+            states, frame_lengths = run(waveforms, lengths)
+            expected = graph.encoder(waveforms, lengths)
+            reference = graph.select(expected)
+        if not torch.equal(frame_lengths, expected.frame_lengths):
+            raise UserError(f"frame lengths are {frame_lengths.tolist()}, not {expected.frame_lengths.tolist()}")
+        for row, frames in enumerate(frame_lengths.tolist()):
+            ours, theirs = reference[..., row, :frames, :], states[..., row, :frames, :]
+            largest = max(largest, farthest(ours, theirs))
+            squares += float((ours - theirs).square().sum())
+            norm += float(ours.square().sum())
+            cosines.append(float(torch.cosine_similarity(ours, theirs, dim=-1).mean()))
+    return Deviation(largest, (squares / norm) ** 0.5, min(cosines))
+
+
+def to_program(graph: StatesGraph, path: Path) -> float:
+    """Write a `torch.export` program (.pt2), loaded and checked before it is kept; returns the largest difference.
+
+    Raises:
+        UserError: a deviation above 1e-4, or what the disk refuses.
+    """
+    program = export_program(graph)
+    with writing(path) as temporary:
+        with _quietly():
+            torch.export.save(program, temporary)
+            run = torch.export.load(temporary).module()
+        difference = compare(graph, run).largest
+        if not difference < TOLERANCE:
+            raise UserError(f"{path}: not written, its states differ from the student's by {difference:.2g}")
+    return difference
+
+
+def quantized(graph: StatesGraph, path: Path) -> str:
+    """Write the file with its linear layers in 8 bits: weights per channel beforehand, activations by their range as
+    they come. Returns the sentence that says how far its states are from the student's and how fast it is.
+
+    Raises:
+        UserError: states that are no finite numbers, no onnxruntime here, or what the disk refuses.
+    """
+    require("onnx", "onnxscript", "onnxruntime")
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole.onnx"
+        to_onnx(graph, whole)
+        with writing(path) as temporary:
+            with _quietly():
+                quantize_dynamic(
+                    whole, temporary, op_types_to_quantize=QUANTIZED, per_channel=True, weight_type=QuantType.QInt8
+                )
+            run = session(temporary, threads=1)
+            deviation = compare(graph, run)
+            if not math.isfinite(deviation.largest):
+                raise UserError(f"{path}: not written, in 8 bits its states are no finite numbers")
+            full, eight_bit = seconds_each([session(whole, threads=1), run])
+    return (
+        f"{path}: relative error {deviation.relative:.3f}, mean cosine of a wav at least {deviation.cosine:.4f}, "
+        f"largest difference {deviation.largest:.2g}; 10 s of audio in {eight_bit:.3f} s on one thread "
+        f"({full:.3f} s in 32 bits, {full / eight_bit:.2f} times faster)"
+    )
+
+
+def _open(path: Path, threads: int) -> Any:
+    require("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own kinds, one per thing that can be wrong with a file
+        raise UserError(f"{path}: onnxruntime cannot open it ({str(error).splitlines()[0]:.120})") from None
+
+
+def session(path: Path, threads: int = 0) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """onnxruntime over a file, on the CPU: (waveforms, lengths) -> (states, frame lengths); 0 threads: all cores.
+
+    Raises:
+        UserError: onnxruntime cannot open the file, or it is no export of this project.
+    """
+    opened = _open(path, threads)
+    names = {value.name for value in opened.get_inputs()}
+    if names != {"waveforms", "lengths"}:
+        raise UserError(f"{path}: its inputs are {', '.join(sorted(names))}, not waveforms and lengths")
+
+    def run(waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        states, frame_lengths = opened.run(None, {"waveforms": waveforms.numpy(), "lengths": lengths.numpy()})
+        return torch.from_numpy(states), torch.from_numpy(np.asarray(frame_lengths))
+
+    return run
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What `to_onnx` wrote beside the graph: the encoder's configuration and its number of parameters.
+
+    Raises:
+        UserError: no onnxruntime here, or no ONNX file there.
+    """
+    return _open(path, threads=1).get_modelmeta().custom_metadata_map
+
+
+def seconds_each(
+    runs: Sequence[Callable[[Tensor, Tensor], Any]], seconds: float = 10.0, rounds: int = 7
+) -> list[float]:
+    """Median time of each for one wav, taken in turns so that all meet the same machine."""
+    waveforms = 0.1 * torch.randn(1, int(seconds * 16_000), generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([waveforms.shape[1]])
+    taken: list[list[float]] = [[] for _ in runs]
+    for turn in range(rounds + 1):
+        for run, times in zip(runs, taken, strict=True):
+            start = time.perf_counter()
+            run(waveforms, lengths)
+            if turn:  # the first is warm-up
+                times.append(time.perf_counter() - start)
+    return [median(times) for times in taken]
+
+
+def require(*packages: str) -> None:
+    """
+    Raises:
+        UserError: a package that exports need is not installed; says how to get it.
+    """
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: uv sync --group export"
+        )
+
+
+def _example() -> tuple[Tensor, Tensor]:
+    return torch.randn(2, 16_000), torch.tensor([16_000, 11_231])
+
+
+def _dynamic_shapes(graph: StatesGraph) -> dict[str, Any]:
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    config = graph.encoder.config  # tracing takes a single frame for a special case: it is told of two or more
+    sample = torch.export.Dim("sample", min=config.min_samples + config.samples_per_frame, max=LONGEST)
+    return {"waveforms": {0: batch, 1: sample}, "lengths": {0: batch}}
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Exporters say much that no user can act on."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,64 @@
+"""Which layer of the student answers for which of the teacher."""
+
+from collections.abc import Sequence
+
+from distiller.common.strict import require
+from upstream.errors import UserError
+
+
+def spread_layers(depth: int, count: int) -> list[int]:
+    """`count` layers evenly spaced up to the last: 4, 8, 12 of 12; at least layer 1."""
+    return sorted({max(1, round(depth * (index + 1) / count)) for index in range(count)})
+
+
+def check_layers(layers: Sequence[int], depth: int, key: str) -> None:
+    """Raises UserError unless the teacher has all `layers`."""
+    require(
+        all(0 <= layer <= depth for layer in layers), key, list(layers), f"layers of the teacher, from 0 to {depth}"
+    )
+
+
+def student_layers(
+    teacher_layers: Sequence[int], teacher_depth: int, student_depth: int, layer_map: Sequence[int] | None
+) -> tuple[int, ...]:
+    """The student layers that answer for `teacher_layers`; layer 0 answers for layer 0 alone.
+
+    Args:
+        layer_map: for each student layer 1..L_S the teacher layer that it follows. Left out: teacher layer l is
+            followed by student layer round(l L_S / L_T), but at least 1 (our choice); the identity for equal depths.
+
+    Raises:
+        UserError: a map of the wrong length, or one that leaves these layers without a student layer.
+    """
+    if layer_map is None:
+        places = {max(1, round(layer * student_depth / teacher_depth)) if layer else 0 for layer in teacher_layers}
+        return tuple(sorted(places))
+    mapped = resolve_layer_map(layer_map, teacher_depth, student_depth)
+    followers = tuple(place for place, layer in enumerate([0, *mapped]) if layer in teacher_layers)
+    require(bool(followers), "objective.layer_map", mapped, f"a list with one of the teacher's layers {teacher_layers}")
+    return followers
+
+
+def resolve_layer_map(layer_map: Sequence[int] | None, teacher_layers: int, student_layers: int) -> list[int]:
+    """The teacher layer (1..L_T) for each of the student's layers 1..L_S; by default evenly spaced, ending at the last.
+
+    Raises:
+        UserError: a map of another length than the student's, a layer that the teacher lacks, or no map for a teacher
+            with fewer layers than the student.
+    """
+    if layer_map is None:
+        if teacher_layers < student_layers:
+            raise UserError(
+                f"objective.layer_map is not given; a student of {student_layers} layers needs one "
+                f"when the teacher has only {teacher_layers}"
+            )
+        return [round(layer * teacher_layers / student_layers) for layer in range(1, student_layers + 1)]
+    chosen = list(layer_map)
+    if len(chosen) != student_layers:
+        raise UserError(
+            f"objective.layer_map has {len(chosen)} entries; it must have {student_layers}, one for each student layer"
+        )
+    for layer in chosen:
+        if not 1 <= layer <= teacher_layers:
+            raise UserError(f"objective.layer_map names layer {layer}; the teacher's are 1 to {teacher_layers}")
+    return chosen

@@ -1,0 +1,89 @@
+"""How far a student's layers are from the teacher's, on held-out audio (SKILL's analysis; the measures are ours)."""
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distiller.audio.batch import Batch
+from distiller.clustering.cka import PairMoments
+from distiller.common.files import writing
+from distiller.common.progress import progress
+from distiller.objectives.layer_map import resolve_layer_map
+from upstream.encoder import EncoderOutput, SpeechEncoder
+from upstream.extractor import frame_mask
+
+ENOUGH = 20  # frames per channel, as for clusters of layers
+
+
+def write_distances(
+    path: Path, teacher: SpeechEncoder, student: SpeechEncoder, batches: Sequence[Callable[[], Batch]]
+) -> None:
+    """A CSV with a row per layer: teacher_layer, student_layer, l2, cosine, cka; layer 0 is P.
+
+    l2: root of sum |T - S|^2 / sum |T|^2 over frames; cosine: 1 - cosine similarity, mean over frames; both only where
+    the widths agree. cka: 1 - linear CKA over all frames. States are as they come, without the objective's
+    projections; student layers meet the teacher's at even spacing.
+    """
+    rows = layer_distances(teacher, student, batches)
+    with writing(path) as temporary, temporary.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+@torch.no_grad()
+def layer_distances(
+    teacher: SpeechEncoder, student: SpeechEncoder, batches: Sequence[Callable[[], Batch]]
+) -> list[dict[str, float]]:
+    """The rows of `write_distances`, over enough of the batches for CKA; both encoders in eval mode on one device."""
+    depth = student.config.num_layers
+    if teacher.config.num_layers < depth:
+        layers = [(layer, layer) for layer in range(teacher.config.num_layers + 1)]
+    else:
+        followed = resolve_layer_map(None, teacher.config.num_layers, depth)
+        layers = list(zip([0, *followed], range(depth + 1), strict=True))
+    pairs = [(2 * index, 2 * index + 1) for index in range(len(layers))]  # of the states below
+    moments = PairMoments([both for t, s in pairs for both in ((t, t), (s, s), (t, s))], stride=1)
+    same_width = teacher.config.embed_dim == student.config.embed_dim
+    sums = torch.zeros(len(layers), 3, dtype=torch.float64)  # |T - S|^2, |T|^2, cosine
+    device = next(teacher.parameters()).device
+    student.to(device)
+    order = np.random.default_rng(0).permutation(len(batches))  # they come sorted by duration
+    for index in progress(order, "Comparing student and teacher", len(batches)):
+        batch = batches[index]().to(device)
+        outputs = [encoder(batch.waveforms, batch.lengths) for encoder in (teacher, student)]
+        mask = frame_mask(outputs[0].frame_lengths, outputs[0].projected.shape[1])
+        states = [_state(output, layer) for pair in layers for output, layer in zip(outputs, pair, strict=True)]
+        moments.update(states, mask)
+        if same_width:
+            sums += torch.stack([_sums(states[t][mask], states[s][mask]) for t, s in pairs])
+        if moments.frames >= ENOUGH * teacher.config.embed_dim:
+            break
+    rows = []
+    for (teacher_layer, student_layer), pair, (apart, norm, cosine) in zip(layers, pairs, sums.tolist(), strict=True):
+        row: dict[str, float] = {"teacher_layer": teacher_layer, "student_layer": student_layer}
+        if same_width:
+            row |= {"l2": math.sqrt(apart / norm), "cosine": 1 - cosine / moments.frames}
+        rows.append(row | {"cka": _cka_distance(moments, pair)})
+    return rows
+
+
+def _state(output: EncoderOutput, layer: int) -> Tensor:
+    return output.hidden_states[layer] if layer else output.projected
+
+
+def _sums(teacher: Tensor, student: Tensor) -> Tensor:  # (frame, channel) each
+    similarity = F.cosine_similarity(teacher, student, dim=-1)
+    return torch.stack([(teacher - student).square().sum(), teacher.square().sum(), similarity.sum()]).double().cpu()
+
+
+def _cka_distance(moments: PairMoments, pair: tuple[int, int]) -> float:
+    """1 - CKA; not a number for a constant state."""
+    norms = [moments.hsic((index, index)) for index in pair]
+    return 1 - moments.hsic(pair) / math.sqrt(norms[0] * norms[1]) if min(norms) > 0 else math.nan

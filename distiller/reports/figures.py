@@ -1,0 +1,117 @@
+"""Figures of a run, drawn from the tables beside them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from distiller.common.plotting import COLOURS, read_table, save_figure
+from upstream.config import EncoderConfig
+
+FIGURES = ("loss.png", "phones.png", "similarity.png", "left.png", "distances.png")  # that a run may leave
+NOT_TERMS = ("step", "lr", "gradient_norm", "loss", "audio_seconds", "step_seconds")
+NOT_TERMS += ("target", "sparsity", "lambda1", "lambda2")  # of pruning
+
+
+def loss_curves(output: Path, folders: Sequence[Path]) -> None:
+    """OUTPUT/loss.png: the loss of every step, smoothed, the held-out loss, and the terms; a row per stage's folder."""
+    size = (10, 3.8 * len(folders))
+    figure, rows = plt.subplots(len(folders), 2, figsize=size, layout="constrained", squeeze=False)
+    for folder, (losses, terms) in zip(folders, rows, strict=True):
+        stage = f", {folder.name} stage" if len(folders) > 1 else ""
+        steps, held_out = read_table(folder / "metrics.csv"), read_table(folder / "held_out.csv")
+        losses.plot(steps["step"], steps["loss"], color="#c8412b", alpha=0.25, linewidth=0.8)
+        losses.plot(steps["step"], smooth(steps["loss"]), color="#c8412b", label="training")
+        if held_out:
+            losses.plot(held_out["step"], held_out["loss"], "o-", color="#2b6ca3", markersize=4, label="held out")
+        for name in (name for name in steps if name not in NOT_TERMS):
+            terms.plot(steps["step"], smooth(steps[name]), label=name.replace("_", " "))
+        for axes, title in ((losses, f"Loss{stage}"), (terms, f"Terms (unweighted){stage}")):
+            positive = all(value > 0 for line in axes.lines for value in line.get_ydata())
+            axes.set(title=title, xlabel="optimiser step", yscale="log" if positive else "linear")
+            axes.grid(alpha=0.25)
+            axes.legend(frameon=False)
+    save_figure(figure, output / "loss.png")
+
+
+def phone_accuracy(output: Path, probe: dict[str, dict[str, Any]]) -> None:
+    """OUTPUT/phones.png: phone accuracy by layer of every encoder in the probe, filterbanks as lines."""
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    for name, row in probe.items():
+        values, label = row["layers"]["phone"], name.replace("_", " ")
+        if len(values) == 1:
+            axes.axhline(values[0], color=COLOURS[name], linestyle="--", linewidth=1.2, label=label)
+        else:
+            axes.plot(range(1, len(values) + 1), values, "o-", color=COLOURS[name], markersize=4, label=label)
+    axes.set(
+        xlabel="layer", ylabel="phone accuracy per frame (%)", title="Linear phone probe, seen speakers", ylim=(0, 100)
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    figure.legend(frameon=False, fontsize="small", ncols=5, loc="outside lower center")
+    save_figure(figure, output / "phones.png")
+
+
+def smooth(values: list[float], share: float = 0.02) -> list[float]:
+    """Running mean over the last `share` of all values."""
+    window = max(1, round(share * len(values)))
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    return [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(window, i + 1) for i in range(len(values))]
+
+
+def widths(config: EncoderConfig) -> dict[str, list[int]]:
+    """Units per layer: channels of each convolution, heads and inner units of each Transformer layer."""
+    return {
+        "convolution channels": [channels for channels, _, _ in config.conv_layers],
+        "attention heads": [len(heads or ()) for heads in config.attention_heads],
+        "feed-forward units": [inner or 0 for inner in config.ffn_dims],
+    }
+
+
+def remaining_units(output: Path, before: EncoderConfig, after: EncoderConfig, joint: Path) -> None:
+    """OUTPUT/left.png: units per layer before and after pruning; expected sparsity by step, from JOINT/metrics.csv."""
+    figure, panels = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained")
+    sides = zip(widths(before).items(), widths(after).values(), panels.flat, strict=False)
+    for (name, whole), left, axes in sides:
+        places = range(1, len(whole) + 1)
+        axes.bar(places, whole, color="#e4e4e4", label="teacher")
+        bars = axes.bar(places, left, color=COLOURS["student"], label="student")
+        axes.bar_label(bars, fontsize="small", padding=1)
+        share = sum(left) / max(1, sum(whole))
+        axes.set(title=f"{name[0].upper()}{name[1:]}: {share:.0%} left", ylim=(0, 1.3 * max([*whole, 1])))
+        axes.set_xlabel("convolution" if "channels" in name else "layer")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False, fontsize="small", loc="upper left", ncols=2)
+    steps = read_table(joint / "metrics.csv")
+    axes = panels.flat[3]
+    axes.plot(steps["step"], steps["sparsity"], color=COLOURS["student"], label="expected")
+    axes.plot(steps["step"], steps["target"], color="#5f5f5f", linestyle="--", linewidth=1.2, label="target")
+    axes.set(title="Sparsity", xlabel="optimiser step of the joint stage", ylim=(0, 1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
+    axes.grid(alpha=0.25)
+    save_figure(figure, output / "left.png")
+
+
+def distance_curves(output: Path) -> None:
+    """OUTPUT/distances.png: how far each layer of the student is from the teacher's, from distances.csv."""
+    table = read_table(output / "distances.csv")
+    titles = {"l2": "Relative L2 distance", "cosine": "1 - cosine similarity", "cka": "1 - linear CKA"}
+    shown = [name for name in titles if name in table]
+    figure, panels = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 3.4), layout="constrained", squeeze=False)
+    labels = ["P" if layer == 0 else f"{layer:.0f}" for layer in table["teacher_layer"]]
+    for name, axes in zip(shown, panels.flat, strict=True):
+        axes.plot(range(len(labels)), table[name], "o-", color=COLOURS["student"], markersize=4)
+        axes.set(title=titles[name], xlabel="teacher's layer")
+        axes.set_ylim(0, 1.15 * max([value for value in table[name] if value > 0], default=1))  # NaN is not above 0
+        axes.set_xticks(range(len(labels)), labels)
+        axes.grid(alpha=0.25)
+    save_figure(figure, output / "distances.png")

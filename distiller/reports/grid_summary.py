@@ -1,0 +1,177 @@
+"""What a grid of pruned runs says: a summary in Markdown and a figure, beside its table."""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib.ticker import PercentFormatter
+from scipy import stats
+
+from distiller.common.files import write_text
+from distiller.common.plotting import save_figure
+
+Row = dict[str, Any]  # of distiller.results.row, with cell, method and speeds
+
+CONFIDENCE = 0.95
+MEASURES = {  # column -> (title, decimals)
+    "student_phone": ("phones, %", 1),
+    "student_phone_unseen": ("phones of unseen speakers, %", 1),
+    "retention_phone": ("retention of phones", 3),
+    "student_speaker": ("speakers, %", 1),
+    "cka_distance": ("1 - CKA, mean over layers", 3),
+    "l2_distance": ("relative L2, mean over layers", 3),
+    "cosine_distance": ("1 - cosine, mean over layers", 3),
+}
+SHOWN = {  # columns of the table of runs
+    "sparsity": ("pruned", "{:.1%}"),
+    "student_phone": ("phones", "{:.1f}"),
+    "student_phone_unseen": ("unseen speakers", "{:.1f}"),
+    "retention_phone": ("retention", "{:.3f}"),
+    "student_speaker": ("speakers", "{:.1f}"),
+    "held_out_loss": ("held-out loss", "{:.4f}"),
+    "cka_distance": ("1 - CKA", "{:.3f}"),
+    "l2_distance": ("L2", "{:.3f}"),
+    "parameters": ("parameters", "{:,}"),
+    "macs_10s": ("MACs, 10 s", "{:,}"),
+    "real_time_factor": ("real-time factor", "{:.4f}"),
+    "speed_up": ("speed-up", "{:.2f}"),
+}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and half the width of its t-interval; the latter is not a number for a single value."""
+    if len(values) < 2:
+        return fmean(values), math.nan
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+    return fmean(values), float(quantile * stdev(values) / math.sqrt(len(values)))
+
+
+def paired_differences(rows: Sequence[Row], target: float, column: str) -> list[tuple[str, str, list[float]]]:
+    """For each pair of methods, first - second of every seed that both have at this target."""
+    values: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["target"] == target and row.get(column) is not None:
+            values.setdefault(row["method"], {})[row["seed"]] = row[column]
+    pairs = []
+    for first, second in combinations(values, 2):
+        seeds = sorted(values[first].keys() & values[second].keys())
+        if seeds:
+            pairs.append((first, second, [values[first][seed] - values[second][seed] for seed in seeds]))
+    return pairs
+
+
+def summarise(table: Path, rows: Sequence[Row], paired: float, command: str, missing: dict[str, str]) -> list[Path]:
+    """Write the summary and, where the runs were probed, the figure; returns their paths.
+
+    Args:
+        rows: of the runs that are finished.
+        paired: the target at which several seeds are compared.
+        command: that made the grid.
+        missing: runs that are not finished, and why.
+    """
+    summary, figure = table.with_suffix(".md"), table.with_suffix(".png")
+    probed = all("student_phone" in row for row in rows)
+    parts = [_heading(table, rows, command, missing), _runs(rows)]
+    parts += [_means(rows, paired), _pairs(rows, paired)]
+    parts += [f"![phones by sparsity]({figure.name})\n"] if probed else []
+    write_text(summary, "\n".join(part for part in parts if part))
+    if not probed:
+        return [summary]
+    accuracy_by_sparsity(figure, rows, paired)
+    return [summary, figure]
+
+
+def _heading(table: Path, rows: Sequence[Row], command: str, missing: dict[str, str]) -> str:
+    commits, machines, steps = (
+        list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("commit", "machine", "steps")
+    )
+    unmet = [row["cell"] for row in rows if not row["met"]]
+    lines = [
+        f"# {table.stem}: objectives while pruning",
+        "",
+        f"Made by `{command}`; every number is in [{table.name}]({table.name}).",
+        f"Commit {', '.join(commits)}; {', '.join(machines)}; {', '.join(steps)} steps after the cut.",
+        "",
+        "A small teacher and synthetic speech: no order of the methods is claimed for the papers' scale. The held-out",
+        "loss is each objective's own and can be compared only within a method.",
+        "",
+        f"Off their target by more than 1 %: {', '.join(unmet)}." if unmet else "All runs met their target within 1 %.",
+    ]
+    if missing:
+        lines += ["", "Missing:", "", *(f"- {name}: {reason}" for name, reason in missing.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _runs(rows: Sequence[Row]) -> str:
+    shown = [column for column in SHOWN if any(row.get(column) is not None for row in rows)]
+    lines = [
+        [row["method"], f"{row['target']:g}", str(row["seed"])]
+        + ["" if row.get(column) is None else SHOWN[column][1].format(row[column]) for column in shown]
+        for row in sorted(rows, key=lambda row: (row["target"], row["seed"]))
+    ]
+    return "## Runs\n\n" + _table(["method", "target", "seed", *(SHOWN[column][0] for column in shown)], lines)
+
+
+def _signed(values: Sequence[float], decimals: int, sign: str = "") -> list[str]:
+    mean, half = interval(values)
+    around = "" if math.isnan(half) else f"{mean - half:{sign}.{decimals}f} to {mean + half:{sign}.{decimals}f}"
+    return [f"{mean:{sign}.{decimals}f}", around, str(len(values))]
+
+
+def _means(rows: Sequence[Row], paired: float) -> str:
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if (row["method"], row["target"]) == (method, paired)]
+        for column, (title, decimals) in MEASURES.items():
+            if values := [row[column] for row in own if row.get(column) is not None]:
+                lines.append([method, title, *_signed(values, decimals)])
+    return (
+        f"## Means at {paired:g}\n\n" + _table(["method", "", "mean", "95 % t-interval", "seeds"], lines)
+        if lines
+        else ""
+    )
+
+
+def _pairs(rows: Sequence[Row], paired: float) -> str:
+    lines = [
+        [first, second, title, *_signed(differences, decimals, "+")]
+        for column, (title, decimals) in MEASURES.items()
+        for first, second, differences in paired_differences(rows, paired, column)
+    ]
+    titles = ["first", "second", "", "first - second", "95 % t-interval", "seeds"]
+    return f"## Paired differences at {paired:g}\n\n" + _table(titles, lines) if lines else ""
+
+
+def accuracy_by_sparsity(path: Path, rows: Sequence[Row], paired: float) -> None:
+    """Phone accuracy against the sparsity that was reached: the first seed as a line, all seeds at `paired`."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    first_seed = rows[0]["seed"]
+    for index, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        own = [row for row in rows if row["method"] == method]
+        line = sorted((row["sparsity"], row["student_phone"]) for row in own if row["seed"] == first_seed)
+        axes.plot(*zip(*line, strict=True), "o-", color=f"C{index}", markersize=4, label=f"{method}, seed {first_seed}")
+        repeated = [row for row in own if row["target"] == paired]
+        if len(repeated) > 1:
+            mean, half = interval([row["student_phone"] for row in repeated])
+            place = fmean(row["sparsity"] for row in repeated) + 0.008 * (index - 1)
+            label = f"{method}, {len(repeated)} seeds, 95 %"
+            axes.errorbar(place, mean, half, fmt="s", color=f"C{index}", capsize=4, markersize=5, label=label)
+    for column, title, style in (
+        ("teacher_phone", "teacher", "-"),
+        ("stacked_filterbank_phone", "log-mel, stacked", "--"),
+    ):
+        axes.axhline(rows[0][column], color="#5f5f5f", linestyle=style, linewidth=1.2, label=title)
+    axes.set(xlabel="share of the teacher's parameters pruned", ylabel="phone accuracy per frame (%)")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    axes.grid(alpha=0.25)
+    figure.legend(frameon=False, fontsize="small", ncols=2, loc="outside lower center")
+    save_figure(figure, path)

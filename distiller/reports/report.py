@@ -1,0 +1,152 @@
+"""report.json and the table that a run ends with."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from distiller.common.files import write_json
+from distiller.common.plotting import read_table
+from distiller.common.provenance import TEN_SECONDS, commit, machine, peak_rss_mb
+from distiller.recipes.recipe import Recipe, to_dict
+from distiller.reports.figures import FIGURES
+from distiller.reports.probe import CONTEXT, Probe, encoder_layers, filterbank, retention
+from upstream.cost import count_macs
+from upstream.encoder import SpeechEncoder
+
+ROWS = {
+    "filterbank": "log-mel",
+    "stacked_filterbank": f"log-mel, ±{CONTEXT} frames",
+    "random": "random student",
+    "teacher": "teacher",
+    "student": "{objective} student",
+}
+COLUMNS = {  # accuracies in percent
+    "phone": "phones",
+    "phone_unseen": "unseen speakers",
+    "phone_best": "best layer",
+    "speaker": "speakers",
+    "speaker_best": "best layer",
+}
+
+
+def probe_all(teacher: SpeechEncoder, random: SpeechEncoder, student: SpeechEncoder) -> dict[str, dict[str, Any]]:
+    """Both filterbanks, the untrained student, the teacher and the student through the same probe."""
+    probe = Probe.embedded(student.config.frame_count)
+    encoders = {"random": random, "teacher": teacher, "student": student}
+    rows = {"filterbank": filterbank(), "stacked_filterbank": filterbank(CONTEXT)}
+    rows |= {name: encoder_layers(encoder.cpu().eval()) for name, encoder in encoders.items()}
+    return {name: probe.run(represent, name) for name, represent in rows.items()}
+
+
+def summary(
+    recipe: Recipe,
+    folder: Path,
+    student: SpeechEncoder,
+    probe: dict[str, dict[str, Any]] | None,
+    skipped: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """What report.json holds; losses are those in `folder`, the last stage's."""
+    steps, held_out = read_table(folder / "metrics.csv"), read_table(folder / "held_out.csv")
+    losses: dict[str, Any] = {"train": {name: values[-1] for name, values in steps.items() if name != "step_seconds"}}
+    if held_out:
+        losses["held_out"] = {name: values[-1] for name, values in held_out.items()}
+        losses["held_out_best"] = min(held_out["loss"])
+    result = {
+        "recipe": to_dict(recipe),
+        "command": shlex.join(["python", "distiller/run.py", *sys.argv[1:]]),
+        "commit": commit(),
+        "machine": machine(),
+        "finished": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
+        "seconds": round(seconds, 1),
+        "peak_rss_mb": round(peak_rss_mb()),
+        "parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "macs_10s": count_macs(student.config, TEN_SECONDS),
+        "losses": losses,
+        "skipped": skipped,
+    }
+    if probe is not None:
+        result["probe"] = probe
+        result["retention"] = {key: retention(probe, key) for key in ("phone", "phone_unseen", "phone_best")}
+    return result
+
+
+def finish(output: Path, result: dict[str, Any]) -> None:
+    """Write what marks the run as finished, and show it."""
+    write_json(output / "report.json", result)
+    print_report(output)
+
+
+def print_report(output: Path) -> None:
+    """The table of a finished run, where everything is, and what to try next."""
+    result = json.loads((output / "report.json").read_text())
+    if "probe" in result:
+        Console(width=100).print(_probe_table(result))
+    held_out = result["losses"].get("held_out", {}).get("loss")
+    facts = [
+        f"{result['parameters']:,} parameters",
+        f"{result['macs_10s'] / 1e9:.2f} G MACs for 10 s",
+        f"{result['seconds']:.0f} s",
+        f"peak {result['peak_rss_mb']} MB",
+    ]
+    facts += [] if held_out is None else [f"held-out loss {held_out:.4g}"]
+    facts += [f"{result['skipped']} files skipped, see {output / 'skipped.csv'}"] if result["skipped"] else []
+    if "pruning" in result:
+        print(outcome(result["pruning"]))
+    figures = ", ".join(name for name in FIGURES if (output / name).exists())
+    print(", ".join(facts))
+    print(f"\nStudent  {output / 'student'}\nFigures  {figures} in {output}\nNumbers  {output / 'report.json'}")
+    code = f"from upstream.checkpoint import load; print(load({json.dumps(str(output / 'student'))}))"
+    print(f"\nNext\n  python -c {shlex.quote(code)}\n  {another_run(result, output)}")
+
+
+def another_run(result: dict[str, Any], output: Path) -> str:
+    """For a shell: the command that made a run, with another output and one change."""
+    ending, change = _variant(result["recipe"])
+    words, kept = iter(shlex.split(result["command"])), []
+    for word in words:
+        if word == "--output":
+            next(words, None)
+        elif not word.startswith(("--output=", f"{change.partition('=')[0]}=")) and word != "--overwrite":
+            kept.append(word)
+    return shlex.join([*kept[:2], f"--output={output}-{ending}", *kept[2:], change])
+
+
+def _variant(recipe: dict[str, Any]) -> tuple[str, str]:
+    """Another run to try: the ending of its output, and what it changes."""
+    if pruning := recipe.get("pruning"):
+        target = "0.5" if pruning["target"] > 0.7 else "0.75"
+        return target, f"pruning.target={target}"
+    if recipe["objective"]["name"] == "star" and recipe["objective"]["scaling"] != "none":
+        return "raw", "objective.scaling=none"
+    return "again", f"seed={recipe['seed'] + 1}"
+
+
+def _probe_table(result: dict[str, Any]) -> Table:
+    table = Table(title="Linear probe, accuracy in percent; last layer unless said", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for title in COLUMNS.values():
+        table.add_column(title, justify="right")
+    for key, row in result["probe"].items():
+        title = ROWS[key].format(objective=result["recipe"]["objective"]["name"])
+        table.add_row(title, *(f"{row[column]:.1f}" for column in COLUMNS))
+    kept = (result["retention"].get(column) for column in COLUMNS)
+    table.add_section()
+    table.add_row("retention", *("" if share is None else f"{share:.2f}" for share in kept))
+    return table
+
+
+def outcome(facts: Mapping[str, Any]) -> str:
+    """Whether a cut met its target, in a sentence; `facts` are those of pruning.json."""
+    said = f"pruned {facts['sparsity']:.1%} of the teacher's parameters (target {facts['target']:.1%})"
+    if not facts["met"]:
+        said += ": more than 1% off the target; give trainer.steps more or pruning.lr another value"
+    return said

@@ -1,0 +1,186 @@
+"""Hard-concrete gates on a speech encoder's units: channels, heads, inner units, and whole sublayers.
+
+A gate multiplies what a unit hands on (Louizos et al. 2018, arXiv 1712.01312, section 2.2, as DPHuBERT uses it). That
+meets a weight next, and the gate multiplies the weight instead: the same numbers, without a second copy of every
+activation. An encoder with gates is that same encoder, run with other weights.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from upstream.config import EncoderConfig
+from upstream.encoder import EncoderOutput, SpeechEncoder
+
+BETA = 2 / 3  # temperature
+LEFT, RIGHT = -0.1, 1.1  # the interval that the concrete variable is stretched to
+SHARPNESS = 0.8  # of the deterministic gates, Louizos' "magical number" in the public implementations
+CLOSED = BETA * math.log(-LEFT / RIGHT)  # log alpha at which a gate is open with probability one half
+SPREAD = 0.01  # standard deviation of log alpha at the start
+
+
+class Site(NamedTuple):
+    """Where a gate is: one of UNITS, and the index of its convolution or Transformer layer."""
+
+    unit: str
+    layer: int
+
+
+Values = dict[Site, Tensor]  # a number per unit of each site: gate values, or probabilities
+
+
+class HardConcrete(nn.Module):
+    """Gates in [0, 1] that are exactly 0 with a probability that gradients can move."""
+
+    def __init__(self, units: int, drop: float) -> None:
+        """
+        Args:
+            drop: the initial rate; log alpha starts around log((1 - drop) / drop).
+        """
+        super().__init__()
+        self.log_alpha = nn.Parameter(math.log((1 - drop) / drop) + SPREAD * torch.randn(units))
+        self.value: Tensor | None = None  # (unit,), while the encoder runs
+
+    def open_probability(self) -> Tensor:
+        """P(z > 0) of each unit, (unit,)."""
+        return torch.sigmoid(self.log_alpha - CLOSED)
+
+    def sample(self) -> Tensor:
+        """Training: sigmoid((log u - log(1 - u) + log alpha) / beta), stretched and clamped; (unit,)."""
+        tiny = torch.finfo(torch.float32).eps
+        noise = torch.empty_like(self.log_alpha).uniform_(tiny, 1 - tiny)
+        concrete = torch.sigmoid((noise.logit() + self.log_alpha) / BETA)
+        return (concrete * (RIGHT - LEFT) + LEFT).clamp(0, 1)
+
+    @torch.no_grad()
+    def deterministic(self, at_least: int = 0, shift: float = 0.0) -> Tensor:
+        """Evaluation: as many zeros as are expected, at the lowest log alpha, but `at_least` so many open; (unit,).
+
+        With a `shift`, as many zeros as are expected of log alpha + shift.
+        """
+        open_units = torch.sigmoid(self.log_alpha + shift - CLOSED).sum()
+        closed = round(self.log_alpha.numel() - float(open_units))
+        value = torch.sigmoid(SHARPNESS * self.log_alpha / BETA)
+        lowest = self.log_alpha.argsort(stable=True)[: min(closed, self.log_alpha.numel() - at_least)]
+        return value.index_fill(0, lowest, 0.0)
+
+    def on_features(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # (batch, frame, channel)
+        """A hook; a bound method, so that a deep copy of the gated encoder has hooks on its own gates."""
+        if self.value is None:
+            raise RuntimeError("a gated encoder runs through GatedEncoder.forward, which draws its gates")
+        return output * self.value.to(output.dtype)
+
+
+def gated_sites(config: EncoderConfig, units: Iterable[str]) -> dict[Site, int]:
+    """Every site of the chosen `units` in such an encoder, and how many units it has.
+
+    Without a projection behind it, the last convolution is as wide as the encoder and keeps its channels.
+    """
+    sites: dict[Site, int] = {}
+    convolutions = config.conv_layers if config.projection else config.conv_layers[:-1]
+    layers = list(zip(config.attention_heads, config.ffn_dims, strict=True))
+    if "channels" in units:
+        sites |= {Site("channels", index): layer[0] for index, layer in enumerate(convolutions)}
+    for unit, count in (("heads", lambda heads, _: len(heads or ())), ("ffn_units", lambda _, inner: inner or 0)):
+        if unit in units:
+            sites |= {Site(unit, index): count(*layer) for index, layer in enumerate(layers) if count(*layer)}
+    for unit, part in (("attention", 0), ("ffn", 1)):
+        if unit in units:
+            sites |= {Site(unit, index): 1 for index, layer in enumerate(layers) if layer[part]}
+    return sites
+
+
+class GatedEncoder(nn.Module):
+    """A speech encoder with gates: sampled once a forward pass in training, deterministic in evaluation."""
+
+    def __init__(self, encoder: SpeechEncoder, drops: dict[str, float]) -> None:
+        """
+        Args:
+            encoder: becomes part of this module, its extractor with a hook; its weights are trained along.
+            drops: for each unit that is gated (of UNITS) its initial drop rate.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.sites = gated_sites(encoder.config, drops)
+        self.gates = nn.ModuleList(HardConcrete(count, drops[site.unit]) for site, count in self.sites.items())
+        self.shift = 0.0  # of every log alpha in evaluation, see `SparsityLagrangian.settle_gates`
+        last = self.by_site().get(_last(encoder.config))
+        if last is not None:  # what it hands on meets a layer norm, and no weight
+            encoder.feature_extractor.register_forward_hook(last.on_features)
+
+    @property
+    def config(self) -> EncoderConfig:
+        """The encoder's, as if nothing were pruned."""
+        return self.encoder.config
+
+    def by_site(self) -> dict[Site, HardConcrete]:
+        return dict(zip(self.sites, self.gates, strict=True))  # type: ignore[arg-type]  # ModuleList forgets the type
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None, attention_maps: bool = False) -> EncoderOutput:
+        """As `SpeechEncoder.forward`, under gates."""
+        return self.forward_with(self.draw(), waveforms, lengths, attention_maps)
+
+    def forward_with(
+        self, values: Values, waveforms: Tensor, lengths: Tensor | None = None, attention_maps: bool = False
+    ) -> EncoderOutput:
+        """As `forward`, under given gate values."""
+        last = self.by_site().get(_last(self.config))
+        try:
+            if last is not None:
+                last.value = values[_last(self.config)]
+            inputs = (waveforms, lengths, attention_maps)
+            return functional_call(self.encoder, self._gated_weights(values), inputs)
+        finally:  # no graph outlives the pass in an attribute: it could be neither copied nor freed
+            if last is not None:
+                last.value = None
+
+    def _gated_weights(self, values: Values) -> dict[str, Tensor]:
+        """The encoder's parameters that gates multiply, and they in them, by name."""
+        parameters = dict(self.encoder.named_parameters())
+        factors: dict[str, Tensor] = {}
+        for site, value in values.items():
+            for name, factor in _factors(site, value, self.config):
+                if name in parameters:  # some convolutions have no bias, and behind the last one comes none
+                    factors[name] = factors[name] * factor if name in factors else factor
+        return {name: parameters[name] * factor for name, factor in factors.items()}
+
+    def draw(self) -> Values:
+        """Gate values of this mode: a sample in training, the fixed ones in evaluation."""
+        if not self.training:
+            return self.fixed()
+        return {site: gate.sample() for site, gate in self.by_site().items()}
+
+    def fixed(self) -> Values:
+        """The gate values of evaluation, see `HardConcrete.deterministic`; every convolution keeps a channel."""
+        return {
+            site: gate.deterministic(int(site.unit == "channels"), self.shift) for site, gate in self.by_site().items()
+        }
+
+    def probabilities(self) -> Values:
+        """P(z > 0) of every unit."""
+        return {site: gate.open_probability() for site, gate in self.by_site().items()}
+
+
+def _last(config: EncoderConfig) -> Site:
+    return Site("channels", len(config.conv_layers) - 1)
+
+
+def _factors(site: Site, value: Tensor, config: EncoderConfig) -> Iterator[tuple[str, Tensor]]:
+    """The parameters that a site's gates `value` (unit,) multiply, by name, and the factor of each."""
+    if site.unit == "channels":
+        yield f"feature_extractor.conv_layers.{site.layer + 1}.conv.weight", value[:, None]  # (out, in, tap)
+        if config.conv_norm == "layer":
+            # A channel that is zero behind the layer norm only would still count in its statistics, and could not be
+            # cut without changing the others.
+            yield f"feature_extractor.conv_layers.{site.layer}.conv.weight", value[:, None, None]
+            yield f"feature_extractor.conv_layers.{site.layer}.conv.bias", value
+        return
+    sublayer = "attention.out_proj" if site.unit in ("heads", "attention") else "feed_forward.output"
+    linear = f"layers.{site.layer}.{sublayer}"
+    yield f"{linear}.weight", value.repeat_interleave(config.head_dim if site.unit == "heads" else 1)  # (out, in)
+    if site.unit in ("attention", "ffn"):  # the whole output
+        yield f"{linear}.bias", value

@@ -1,0 +1,139 @@
+"""Structured pruning to a target size: what a gated encoder will weigh, and the Lagrangian that gets it there.
+
+DPHuBERT (arXiv 2305.17651, section 2.2): s = 1 - E[parameters] / parameters of the teacher, and the loss gains
+lambda1 (s - t) + lambda2 (s - t)^2, minimised over gates and weights, maximised over the lambdas.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distiller.common.strict import require
+from distiller.students.config import PruningConfig
+from distiller.students.expected_parameters import expected_parameters, opened
+from distiller.students.gates import GatedEncoder, Values, gated_sites
+from upstream.config import EncoderConfig
+from upstream.encoder import SpeechEncoder
+from upstream.errors import UserError
+
+# Runs of fewer steps move gates and lambda1 faster, see `time_scale`. DPHuBERT's rate of 0.02 takes a head's gate from
+# open to closed in 310 steps: far too slow for a few hundred steps, plenty for its own 50,000.
+FULL_RATE_STEPS = 5000
+# Runs of fewer steps let lambda2 grow faster and both multipliers forget faster, as in DPHuBERT's 50,000. lambda2
+# damps: lambda1 goes on growing until the target is passed, and a short run has no time for the swing to die out. And a
+# multiplier that remembers the gap while the target rose takes, by Adam's rule, small steps for the gap at the end.
+DAMPING_STEPS = 50_000
+TOLERANCE = 0.01  # of sparsity, within which a target counts as met
+ROUNDING = 0.001  # of sparsity, more than which rounding the gates may not take it off the target
+ROUNDING_SHIFT = 4.0  # of log alpha, the most that rounding may need
+
+
+class SparsityLagrangian(nn.Module):
+    """The Lagrangian of one run: expected sparsity of a gated encoder against a rising target.
+
+    `lambda1` and `lambda2` start at 0 and are maximised (`parameter_groups`).
+    """
+
+    def __init__(self, config: PruningConfig, encoder: EncoderConfig, parameters: int, steps: int) -> None:
+        """
+        Args:
+            encoder: of the student before pruning.
+            parameters: all of the teacher's; sparsity is a share of them.
+            steps: of the whole stage, for the target's warm-up and the rates.
+
+        Raises:
+            UserError: a target that closing every gate would not reach, or nothing to prune.
+        """
+        super().__init__()
+        self.config, self.encoder, self.parameters_before, self.steps = config, encoder, parameters, steps
+        self.lambda1 = nn.Parameter(torch.zeros(()))
+        self.lambda2 = nn.Parameter(torch.zeros(()))
+        _check_reachable(config, encoder, parameters)
+
+    def sparsity(self, probabilities: Values) -> Tensor:
+        """Expected share of the teacher's parameters that goes when gates are open with these probabilities."""
+        return 1 - expected_parameters(self.encoder, probabilities) / self.parameters_before
+
+    def target(self, step: int) -> float:
+        """The target in optimiser step 0, 1, ...: it rises linearly from 0, then stays."""
+        return self.config.target * min(1.0, step / max(1, round(self.config.warmup * self.steps)))
+
+    def forward(self, student: GatedEncoder, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The penalty of one optimiser step, to be added to its loss once, and what there is to log of it."""
+        sparsity = self.sparsity(student.probabilities())
+        excess = sparsity - self.target(step)
+        penalty = self.lambda1 * excess + self.lambda2 * excess.square()
+        logged = {"sparsity": sparsity, "lambda1": self.lambda1, "lambda2": self.lambda2}
+        return penalty, {"target": self.target(step)} | {name: value.item() for name, value in logged.items()}
+
+    def parameter_groups(self, student: GatedEncoder) -> list[dict[str, Any]]:
+        """Optimiser groups of gates (minimised) and multipliers (maximised); the schedule is the weights' own."""
+        scale, damping = time_scale(self.steps), time_scale(self.steps, DAMPING_STEPS)
+        gates = {"params": [gate.log_alpha for gate in student.by_site().values()]}
+        groups = [
+            gates | {"lr": self.config.lr * scale, "betas": (0.9**scale, 0.999**scale)},
+            {"params": [self.lambda1], "lr": self.config.lr * scale, "maximize": True},
+            {"params": [self.lambda2], "lr": self.config.lr * damping, "maximize": True},
+        ]
+        return [{"betas": (0.9**damping, 0.999**damping), "weight_decay": 0.0} | group for group in groups]
+
+    @torch.no_grad()
+    def settle_gates(self, student: GatedEncoder) -> float:
+        """Settle the gates that `student` has in evaluation; returns the sparsity that a cut with them has.
+
+        Where rounding the zeros of each site takes the whole off the target by more than ROUNDING, though its
+        expectation is on it (few heads, gates that are half open), all counts are rounded after a common shift of log
+        alpha that ends on the target (our choice); it becomes the student's `shift`.
+        """
+        target = self.config.target
+        expected, sparsity = float(self.sparsity(student.probabilities())), self._shifted(student, 0.0)
+        if abs(sparsity - target) <= ROUNDING or abs(expected - target) > TOLERANCE:
+            return sparsity
+        low, high = -ROUNDING_SHIFT, ROUNDING_SHIFT
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._shifted(student, middle) > target else (low, middle)
+        best = min((0.0, low, high), key=lambda shift: abs(self._shifted(student, shift) - target))
+        return self._shifted(student, best)
+
+    def _shifted(self, student: GatedEncoder, shift: float) -> float:
+        """The sparsity of a cut after this shift, which the student keeps."""
+        student.shift = shift
+        return float(self.sparsity(opened(student.fixed())))
+
+    def met(self, sparsity: float) -> bool:
+        """Whether a sparsity is on the target, within TOLERANCE."""
+        return abs(sparsity - self.config.target) <= TOLERANCE
+
+
+def time_scale(steps: int, full: int = FULL_RATE_STEPS) -> float:
+    """How much faster gates and multipliers must move in a run of fewer steps than `full`: that run, fast-forward.
+
+    With rates times k and Adam's betas to the power of k, the course over steps / k steps is that over `steps` (our
+    choice; scaling the rates alone overshoots, since Adam's memory then spans the run).
+    """
+    return max(1.0, full / steps)
+
+
+def gate(encoder: SpeechEncoder, config: PruningConfig) -> GatedEncoder:
+    """The student at the start of joint pruning: `encoder` (a copy of the teacher) with its gates."""
+    return GatedEncoder(encoder, config.drops)
+
+
+def _check_reachable(config: PruningConfig, encoder: EncoderConfig, parameters: int) -> None:
+    """Raises UserError when closing every gate (but a channel per convolution) would not reach the target."""
+    sites = gated_sites(encoder, config.units)
+    if not sites:
+        raise UserError(f"pruning.units is {config.units}, but the teacher has none of these left to prune")
+    least = {site: torch.zeros(count) for site, count in sites.items()}
+    for site, chances in least.items():
+        chances[0] = float(site.unit == "channels")
+    reachable = 1 - float(expected_parameters(encoder, least)) / parameters
+    require(
+        config.target <= reachable,
+        "pruning.target",
+        config.target,
+        f"at most {math.floor(1000 * reachable) / 1000:g}, which closing every gate of pruning.units gives",
+    )

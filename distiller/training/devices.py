@@ -1,0 +1,83 @@
+"""Where a run takes place: the devices that a recipe asks for, against those that are there."""
+
+import os
+from dataclasses import replace
+
+from distiller.training.config import TrainerConfig
+from upstream.errors import UserError
+
+
+def place(trainer: TrainerConfig) -> TrainerConfig:
+    """The same with `auto` replaced by what it stands for on this machine, so that a continued run is placed alike.
+
+    Raises:
+        UserError: a device that this machine does not have, or a number of processes that is not torchrun's.
+    """
+    counts = _available()
+    accelerator = _accelerator(trainer.accelerator, counts)
+    devices = _devices(str(trainer.devices), accelerator, counts)
+    _check_launcher(trainer, devices)
+    if accelerator == "cpu" and trainer.precision == "16-mixed":
+        raise UserError("trainer.precision is '16-mixed', but on cpu it must be 32-true or bf16-mixed")
+    return replace(trainer, accelerator=accelerator, devices=devices)
+
+
+def _available() -> dict[str, int]:
+    """Number of devices of each kind."""
+    import torch  # takes seconds: not at the top, so that wrong recipes and --help do not wait for it
+
+    return {
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": os.cpu_count() or 1,
+    }
+
+
+def _accelerator(wanted: str, counts: dict[str, int]) -> str:
+    candidates = {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps")}.get(wanted, (wanted,))
+    there = [kind for kind, count in counts.items() if count]
+    for kind in candidates:
+        if kind in there:
+            return kind
+    raise UserError(f"trainer.accelerator is '{wanted}', but this machine has only {' and '.join(there)}")
+
+
+def _devices(wanted: str, accelerator: str, counts: dict[str, int]) -> int | str:
+    """A count, or indices as they were given."""
+    if accelerator == "cpu":  # its devices are processes, as many as one likes
+        if "," in wanted:
+            raise UserError(f"trainer.devices is '{wanted}', but on cpu it must be a count")
+        return 1 if wanted == "auto" else int(wanted)
+    count = counts[accelerator]
+    if wanted == "auto":
+        return count
+    beyond = int(wanted) > count if wanted.isdecimal() else any(index >= count for index in indices(wanted))
+    if beyond:
+        have = f"a count up to {count}" + (f" or indices up to {count - 1}" if count > 1 else "")
+        raise UserError(f"trainer.devices is {wanted}, but this machine has {count} of kind {accelerator}: give {have}")
+    return int(wanted) if wanted.isdecimal() else wanted
+
+
+def indices(devices: str) -> list[int]:
+    return [int(index) for index in devices.split(",") if index]
+
+
+def device_count(devices: int | str) -> int:
+    """Devices of a node; `auto` counts as one."""
+    return (
+        len(indices(devices)) if isinstance(devices, str) and "," in devices else int(str(devices).replace("auto", "1"))
+    )
+
+
+def _check_launcher(trainer: TrainerConfig, devices: int | str) -> None:
+    """torchrun has decided the number of processes; Lightning's own complaint comes late and does not name the key."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    here, all_nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    wanted = {
+        "trainer.devices": (device_count(devices), here),
+        "trainer.num_nodes": (trainer.num_nodes, all_nodes // here),
+    }
+    for key, (asked, started) in wanted.items():
+        if asked != started:
+            raise UserError(f"{key} is {asked}, but torchrun started {started}: add {key}={started}")

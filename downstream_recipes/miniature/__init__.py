@@ -1,0 +1,1 @@
+"""Synthesised miniature corpora of all tasks."""

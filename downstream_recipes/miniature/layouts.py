@@ -1,0 +1,283 @@
+"""The miniature corpora, one function per corpus, each in the exact layout that s3prl's task reads.
+
+Every function writes below `root`; where a file has to name others by absolute path, they will lie below `home`, to
+which the whole is moved when it is complete.
+"""
+
+import csv
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from distiller.synthesis.espeak import SAMPLE_RATE, Prosody
+from distiller.synthesis.sentences import LEXICON, sentence
+from downstream_recipes.miniature.content import COMMANDS, KEYWORDS, SLOTS, UNKNOWN_WORDS, request
+from downstream_recipes.miniature.recordings import Studio, fit, write_wav
+from downstream_recipes.tasks.preparation import VOWELS
+
+# Speakers of the embedded corpus by number; what must not share a speaker draws from another range.
+TRAIN_SPEAKERS, DEV_SPEAKERS, TEST_SPEAKERS = range(300, 316), range(316, 320), range(320, 328)
+SPLIT_SPEAKERS = {"train": TRAIN_SPEAKERS, "dev": DEV_SPEAKERS, "valid": DEV_SPEAKERS, "test": TEST_SPEAKERS}
+
+
+def plain_words(text: str) -> list[str]:
+    """Lower-case words without punctuation, apostrophes kept."""
+    return re.sub(r"[^a-z' ]", "", text.lower()).split()
+
+
+def librispeech(studio: Studio, root: Path, home: Path) -> None:
+    """PR, ASR: SPLIT/SPEAKER/CHAPTER/*.flac with *.trans.txt, and a lexicon of every word."""
+    sizes = {
+        "train-clean-100": (TRAIN_SPEAKERS, 240),
+        "dev-clean": (DEV_SPEAKERS, 24),
+        "test-clean": (TEST_SPEAKERS, 48),
+    }
+    for split, (speakers, full) in sizes.items():
+        lines: dict[Path, list[str]] = {}
+        for index in range(studio.count(full, least=4)):
+            speaker = speakers[index % len(speakers)]
+            name = f"{speaker}-1-{index:04d}"
+            text = sentence(studio.random(f"libri {name}"))
+            folder = root / split / str(speaker) / "1"
+            write_wav(folder / f"{name}.flac", studio.say(f"libri {name}", text, speaker))
+            lines.setdefault(folder, []).append(f"{name} {' '.join(plain_words(text)).upper()}\n")
+        for folder, rows in lines.items():
+            (folder / f"{folder.parent.name}-1.trans.txt").write_text("".join(rows))
+
+
+def lexicon(studio: Studio, root: Path, home: Path) -> None:
+    """PR: every word that `librispeech` uses, as the synthesiser says it, every vowel stressed but schwa."""
+
+    def arpabet(phone: str) -> str:
+        return "AH0" if phone == "AX" else f"{phone}1" if phone in VOWELS else phone
+
+    rows = [f"{word.upper()} {' '.join(map(arpabet, studio.pronounce(word)))}\n" for word in LEXICON]
+    (root / "lexicon.txt").write_text("".join(rows))
+
+
+def _keyword_speakers() -> Iterator[tuple[str, str]]:
+    """Names with the split that Speech Commands' hash gives them."""
+    number = 0
+    while True:
+        name = f"{number:08x}"
+        share = int(hashlib.sha1(name.encode()).hexdigest(), 16) % 2**27 * 100 / (2**27 - 1)
+        yield name, "valid" if share < 10 else "test" if share < 20 else "train"
+        number += 1
+
+
+def speech_commands(studio: Studio, root: Path, home: Path) -> None:
+    """KS: WORD/SPEAKER_nohash_N.wav of one second, and noises."""
+    speakers = {"train": list(TRAIN_SPEAKERS)[: studio.count(16, 2)], "valid": list(DEV_SPEAKERS)[: studio.count(4, 1)]}
+    names = _keyword_speakers()
+    for split, numbers in speakers.items():
+        for speaker in numbers:
+            name = next(name for name, of in names if of == split)
+            for word in KEYWORDS + UNKNOWN_WORDS:
+                samples = studio.say(f"ks {name} {word}", word, speaker)
+                write_wav(root / word / f"{name}_nohash_0.wav", fit(samples, SAMPLE_RATE))
+    for index in range(4):
+        write_wav(root / "_background_noise_" / f"noise{index}.wav", _noise(studio, f"ks noise {index}", 3))
+
+
+def speech_commands_test(studio: Studio, root: Path, home: Path) -> None:
+    """KS: the twelve classes as folders."""
+    for speaker in list(TEST_SPEAKERS)[: studio.count(8, 1)]:
+        for word in KEYWORDS + UNKNOWN_WORDS[:2]:
+            folder = word if word in KEYWORDS else "_unknown_"
+            samples = studio.say(f"ks test {speaker} {word}", word, speaker)
+            write_wav(root / folder / f"{speaker}_{word}.wav", fit(samples, SAMPLE_RATE))
+        write_wav(root / "_silence_" / f"{speaker}.wav", _noise(studio, f"ks silence {speaker}", 1))
+
+
+def _noise(studio: Studio, name: str, seconds: float) -> np.ndarray:
+    random = studio.random(name)
+    return random.uniform(0.002, 0.02) * random.standard_normal(int(seconds * SAMPLE_RATE))
+
+
+def quesst14(studio: Studio, root: Path, home: Path) -> None:
+    """QbE: documents, queries of two words that some documents have, and which ones they are."""
+    texts = {}
+    for index in range(studio.count(40, least=8)):
+        name = f"quesst14_{index:05d}"
+        texts[name] = " ".join(plain_words(sentence(studio.random(f"qbe {name}"))))
+        speaker = TRAIN_SPEAKERS[index % len(TRAIN_SPEAKERS)]
+        write_wav(root / "Audio" / f"{name}.wav", studio.say(f"qbe {name}", texts[name], speaker))
+    scoring = root / "scoring"
+    scoring.mkdir(parents=True)
+    _language_key(scoring / "language_key_utterances.lst", "Audio", list(texts))
+    pairs = sorted({f"{first} {second}" for text in texts.values() for first, second in pairwise(text.split())})
+    long_pairs = [pair for pair in pairs if len(pair) >= 10]  # as long as a query of the real corpus
+    chosen = studio.random("qbe queries").permutation(len(long_pairs))
+    count = studio.count(10, least=2)
+    for split, start in (("dev", 0), ("eval", count)):
+        rows, names = [], []
+        for index, pair in enumerate(long_pairs[position] for position in chosen[start : start + count]):
+            names.append(f"quesst14_{split}_{index:04d}")
+            speaker = TEST_SPEAKERS[index % len(TEST_SPEAKERS)]
+            samples = studio.say(f"qbe {names[-1]}", pair, speaker)
+            write_wav(root / f"{split}_queries" / f"{names[-1]}.wav", samples)
+            found = [name for name, text in texts.items() if f" {pair} " in f" {text} "]
+            rows += [f"LEXEME {name} 1 0.00 1.00 {names[-1]} lex <NA> 0.5\n" for name in found]
+        _language_key(scoring / f"language_key_{split}.lst", f"{split}_queries", names)
+        truth = scoring / f"groundtruth_quesst14_{split}"
+        truth.mkdir()
+        (truth / f"quesst14_{split}.rttm").write_text("".join(rows))
+
+
+def _language_key(path: Path, folder: str, names: Sequence[str]) -> None:
+    path.write_text("".join(f"quesst14Database/{folder}/{name}.wav nnenglish\n" for name in names))
+
+
+def voxceleb1(studio: Studio, root: Path, home: Path) -> None:
+    """SID, ASV: PART/wav/SPEAKER/VIDEO/*.wav, the identification split, the verification trials."""
+    split, test = [], []
+    people = [("dev", speaker) for speaker in list(TRAIN_SPEAKERS)[: studio.count(16, 2)]]
+    people += [("test", speaker) for speaker in list(TEST_SPEAKERS)[: studio.count(6, 2)]]
+    videos = {"train": studio.count(6, 2), "dev": 2, "test": 2}
+    for number, (part, speaker) in enumerate(people):
+        person = f"id{10001 + number}"
+        for code, (video, count) in enumerate(videos.items(), start=1):
+            for index in range(count):
+                path = f"{person}/{video}/{index:05d}.wav"
+                text = sentence(studio.random(f"voxceleb {path}"))
+                write_wav(root / part / "wav" / path, studio.say(f"voxceleb {path}", text, speaker))
+                split.append(f"{code} {path}\n")
+                test += [(person, path)] if part == "test" else []
+    (root / "iden_split.txt").write_text("".join(split))
+    random, trials = studio.random("voxceleb trials"), []
+    for same in (True, False):
+        pairs = [(a, b) for i, a in enumerate(test) for b in test[i + 1 :] if (a[0] == b[0]) == same]
+        for position in random.permutation(len(pairs))[: studio.count(60, least=4)]:
+            (_, first), (_, second) = pairs[position]
+            trials.append(f"{int(same)} {first} {second}\n")
+    (root / "veri_test2.txt").write_text("".join(trials))
+
+
+def libri2mix_diarization(studio: Studio, root: Path, home: Path) -> None:
+    """SD: two speakers who overlap, as Kaldi folders with RTTM."""
+    for split, full in (("train", 60), ("dev", 6), ("test", 12)):
+        tables: dict[str, list[str]] = {name: [] for name in ("wav.scp", "segments", "utt2spk", "reco2dur", "rttm")}
+        for index in range(studio.count(full, least=2)):
+            recording = f"{split}_{index:04d}"
+            random = studio.random(f"sd {recording}")
+            pair = random.choice(list(SPLIT_SPEAKERS[split]), 2, replace=False).tolist()
+            spoken = [studio.say(f"sd {recording} {who}", sentence(random), who) for who in pair]
+            starts = [0, int(len(spoken[0]) * random.uniform(0.4, 0.9))]
+            ends = [start + len(samples) for start, samples in zip(starts, spoken, strict=True)]
+            mixture = sum(
+                fit(np.pad(samples, (start, 0)), max(ends)) for start, samples in zip(starts, spoken, strict=True)
+            )
+            write_wav(root / split / "wav" / f"{recording}.wav", np.asarray(mixture))
+            tables["wav.scp"].append(f"{recording} {home / split / 'wav' / recording}.wav\n")
+            tables["reco2dur"].append(f"{recording} {max(ends) / SAMPLE_RATE:.4f}\n")
+            for who, start, end in zip(pair, starts, ends, strict=True):
+                begin, stop = start / SAMPLE_RATE, end / SAMPLE_RATE
+                tables["segments"].append(f"{who}_{recording} {recording} {begin:.4f} {stop:.4f}\n")
+                tables["utt2spk"].append(f"{who}_{recording} {who}\n")
+                turn = f"SPEAKER {recording} 1 {begin:.4f} {stop - begin:.4f} <NA> <NA> {who} <NA>\n"
+                tables["rttm"].append(turn)
+        people = sorted({line.split()[1] for line in tables["utt2spk"]})
+        turns = [line.split() for line in tables["utt2spk"]]
+        tables["spk2utt"] = [f"{who} {' '.join(turn for turn, of in turns if of == who)}\n" for who in people]
+        for name, lines in tables.items():
+            (root / split / name).write_text("".join(lines))
+
+
+def fluent_commands(studio: Studio, root: Path, home: Path) -> None:
+    """IC: data/*.csv and wavs/speakers/."""
+    columns = ["", "path", "speakerId", "transcription", "action", "object", "location"]
+    for split, full in (("train", 192), ("valid", 32), ("test", 64)):
+        rows = []
+        for index in range(studio.count(full, least=len(COMMANDS))):
+            random = studio.random(f"ic {split} {index}")
+            slots, texts = list(COMMANDS.items())[index % len(COMMANDS)]  # every value is in the training data
+            text = texts[int(random.integers(len(texts)))]
+            speaker = SPLIT_SPEAKERS[split][index // len(COMMANDS) % len(SPLIT_SPEAKERS[split])]
+            path = f"wavs/speakers/{speaker}/{split}-{index:04d}.wav"
+            write_wav(root / path, studio.say(f"ic {split} {index}", text, speaker))
+            rows.append([index, path, speaker, text, *slots])
+        (root / "data").mkdir(exist_ok=True)
+        with (root / "data" / f"{split}_data.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([columns, *rows])
+
+
+def snips(studio: Studio, root: Path, home: Path) -> None:
+    """SF: SPLIT/Speaker-*.wav, transcripts with slots, the slots' names."""
+    people = {"train": ("Ivy", "Joey", "Salli", "Kendra"), "valid": ("Amy", "Nicole"), "test": ("Brian", "Emma")}
+    lines = []
+    for split, full in (("train", 200), ("valid", 24), ("test", 48)):
+        for index in range(studio.count(full, least=4)):
+            text, tags, intent = request(studio.random(f"sf {split} {index}"))
+            person = people[split][index % len(people[split])]
+            speaker = SPLIT_SPEAKERS[split][index % len(people[split])]
+            name = f"{person}-snips-{split}-{index}"
+            write_wav(root / split / f"{name}.wav", studio.say(f"sf {name}", text, speaker))
+            lines.append(f"{name} BOS {text.upper()} EOS\tO {' '.join(tags)} {intent}\n")
+    (root / "all.iob.snips.txt").write_text("".join(lines))
+    (root / "slots.txt").write_text("\n".join(["slots", *SLOTS]))
+
+
+# How each emotion is said: prosody and loudness (dB)
+EMOTIONS = {
+    "neu": (Prosody(rate=175, pitch=50, range=45), -24.0),
+    "hap": (Prosody(rate=200, pitch=75, range=90), -21.0),
+    "ang": (Prosody(rate=220, pitch=55, range=25), -15.0),
+    "sad": (Prosody(rate=130, pitch=30, range=10), -30.0),
+}
+
+
+def iemocap(studio: Studio, root: Path, home: Path) -> None:
+    """ER: Session{1..5}/sentences/wav/DIALOG/*.wav and dialog/EmoEvaluation/*.txt; two speakers a session."""
+    for session in range(1, 6):
+        for actor, sex in enumerate("FM"):
+            dialog = f"Ses{session:02d}{sex}_impro01"
+            lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
+            for index in range(studio.count(16, least=4)):
+                emotion = list(EMOTIONS)[index % 4]
+                name = f"{dialog}_{sex}{index:03d}"
+                text = sentence(studio.random(f"er {name}"))
+                prosody, level = EMOTIONS[emotion]
+                samples = studio.say(f"er {name}", text, 2 * (330 + session) + actor, prosody, level)
+                write_wav(root / f"Session{session}" / "sentences" / "wav" / dialog / f"{name}.wav", samples)
+                lines.append(f"[{index}.0000 - {index}.9000]\t{name}\t{emotion}\t[2.5000, 2.5000, 2.5000]")
+            path = root / f"Session{session}" / "dialog" / "EmoEvaluation" / f"{dialog}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join([*lines, ""]))
+
+
+def voicebank(studio: Studio, root: Path, home: Path) -> None:
+    """SE: clean speech and the same with noise at 0 to 10 dB, as Kaldi lists."""
+    for split, full in (("train", 32), ("dev", 4), ("test", 8)):
+        for index in range(studio.count(full, least=2)):
+            name = f"{split}_{index:04d}"
+            random = studio.random(f"se {name}")
+            speaker = SPLIT_SPEAKERS[split][index % len(SPLIT_SPEAKERS[split])]
+            clean = studio.say(f"se {name}", sentence(random), speaker)
+            loudness = np.sqrt(np.mean(clean**2)) * 10 ** (-random.uniform(0, 10) / 20)
+            noisy = clean + loudness * random.standard_normal(len(clean))
+            _scp(root / split, home / split, name, {"noisy": noisy, "clean": clean})
+
+
+def libri2mix_separation(studio: Studio, root: Path, home: Path) -> None:
+    """SS: two speakers at once, as Kaldi lists."""
+    for split, kind, full in (("train-100", "train", 32), ("dev_1000", "dev", 4), ("test", "test", 8)):
+        for index in range(studio.count(full, least=2)):
+            name = f"{split}_{index:04d}"
+            random = studio.random(f"ss {name}")
+            pair = random.choice(list(SPLIT_SPEAKERS[kind]), 2, replace=False).tolist()
+            first, second = (studio.say(f"ss {name} {who}", sentence(random), who) for who in pair)
+            length = min(len(first), len(second))
+            first, second = first[:length], second[:length]
+            _scp(root / split, home / split, name, {"mix_clean": first + second, "s1": first, "s2": second})
+
+
+def _scp(folder: Path, home: Path, name: str, signals: dict[str, np.ndarray]) -> None:
+    """One recording's signals, each with its line in SIGNAL/wav.scp."""
+    for signal, samples in signals.items():
+        write_wav(folder / signal / "wav" / f"{name}.wav", samples)
+        with (folder / signal / "wav.scp").open("a") as file:
+            file.write(f"{name} {home / signal / 'wav' / name}.wav\n")

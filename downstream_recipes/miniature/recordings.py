@@ -1,0 +1,76 @@
+"""Synthetic recordings for the miniature corpora: who says what, under conditions drawn from the recording's name."""
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from distiller.synthesis.espeak import SAMPLE_RATE, Phone, Prosody, Synthesizer
+from distiller.synthesis.speakers import random_prosody, speaker_voice
+from distiller.synthesis.utterances import Conditions, Utterance, render
+
+Render = Callable[[Utterance], tuple[np.ndarray, list[Phone]]]  # -> (sample,) int16 at 16 kHz, phones
+
+
+class Studio:
+    """Speaks and writes. `scale` multiplies how much of everything a corpus gets; 1 is the embedded suite's."""
+
+    def __init__(self, render: Render, scale: float = 1.0) -> None:
+        self.render, self.scale = render, scale
+
+    def count(self, full: int, least: int = 1) -> int:
+        """How many of something there are at this scale, `full` at scale 1."""
+        return max(least, round(full * self.scale))
+
+    def random(self, name: str) -> np.random.Generator:
+        """The same numbers for the same name, whatever else is drawn."""
+        return np.random.default_rng(zlib.crc32(name.encode()))
+
+    def say(
+        self, name: str, text: str, speaker: int, prosody: Prosody | None = None, level: float | None = None
+    ) -> np.ndarray:
+        """A recording, float32 (sample,) in [-1, 1]; `prosody` and `level` (dB) are drawn when left out."""
+        random = self.random(name)
+        drawn = random_prosody(speaker, random)
+        conditions = Conditions(
+            silence=(round(random.uniform(0.08, 0.2), 3), round(random.uniform(0.08, 0.2), 3)),
+            tilt=round(random.uniform(-0.3, 0.3), 3),
+            level=round(random.uniform(-28, -20), 2) if level is None else level,
+            snr=round(random.uniform(25, 40), 2),
+            colour=round(random.uniform(0.0, 0.7), 3),
+            seed=int(random.integers(2**31)),
+        )
+        voice = speaker_voice(speaker)
+        samples, _ = self.render(Utterance(name, str(speaker), text, voice, prosody or drawn, conditions))
+        return samples.astype(np.float32) / 32768
+
+    def pronounce(self, word: str) -> list[str]:
+        """The phones of a word said alone, silence left out."""
+        _, phones = self.render(Utterance(word, "0", word, speaker_voice(0)))
+        return [phone for phone, _, _ in phones if phone != "sil"]
+
+
+def write_wav(path: Path, samples: np.ndarray) -> Path:
+    """Write (sample,) in [-1, 1] as 16 bits at 16 kHz, in the format of the suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.clip(samples, -1, 1), SAMPLE_RATE, subtype="PCM_16")
+    return path
+
+
+def fit(samples: np.ndarray, length: int) -> np.ndarray:
+    """(length,): cut at the end, or zeros appended."""
+    return np.pad(samples[:length], (0, max(length - len(samples), 0)))
+
+
+@contextmanager
+def open_studio(scale: float = 1.0) -> Iterator[Studio]:
+    """A studio with a synthesiser of its own.
+
+    Raises:
+        UserError: the package espeakng-loader is missing.
+    """
+    with Synthesizer() as synthesizer:
+        yield Studio(lambda utterance: render(utterance, synthesizer), scale)

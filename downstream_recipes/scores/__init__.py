@@ -1,0 +1,1 @@
+"""Error rates, the columns of the table and the two overall scores."""

@@ -1,0 +1,57 @@
+"""SUPERB's own MTWV and DER, printed at the end of s3prl's evaluation of QbE and SD, which leaves them to other tools.
+
+So the command in a row of the suite's scores.csv prints the number of the row.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from downstream_recipes.adaptation.import_hooks import Action, after_import
+from downstream_recipes.scores import error_rates as scoring
+from upstream.errors import UserError
+
+
+def announce() -> None:
+    """From now on an evaluation of QbE or SD in this process prints its score too."""
+    after_import(
+        {
+            "s3prl.downstream.quesst14_dtw.expert": _ending_with(term_weighted_value),
+            "s3prl.downstream.diarization.expert": _ending_with(diarization_error_rate),
+        }
+    )
+
+
+def _ending_with(line: Callable[[Any, str], str]) -> Action:
+    """Adapts an expert's module: what `line` says of an evaluation is printed after it, or why nothing can be said."""
+
+    def adapt(module: ModuleType) -> None:
+        log_records = module.DownstreamExpert.log_records
+
+        def log_and_print(expert: Any, mode: str, **given: Any) -> Any:
+            names = log_records(expert, mode, **given)
+            try:
+                text = line(expert, mode)
+            except (UserError, OSError) as error:  # of a corpus without a ground truth; what s3prl does is done
+                text = f"{mode}: no score, {error}"
+            if text:
+                print(text)
+            return names
+
+        module.DownstreamExpert.log_records = log_and_print
+
+    return adapt
+
+
+def term_weighted_value(expert: Any, split: str) -> str:
+    value, threshold = scoring.score_search(expert.expdir, Path(expert.datarc["dataset_root"]), split)
+    return f"{split} mtwv: {value:.6f} (threshold {threshold:.4f})"
+
+
+def diarization_error_rate(expert: Any, split: str) -> str:
+    if split != "test" or not expert.save_predictions:  # s3prl keeps predictions of test only
+        return ""
+    rates = scoring.score_diarization(Path(expert.expdir), Path(expert.loaderrc["test_dir"]))
+    median, threshold = min(rates, key=lambda key: rates[key])
+    return f"{split} lowest der: {rates[median, threshold]:.4f} (median {median}, threshold {threshold})"

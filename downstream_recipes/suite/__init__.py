@@ -1,0 +1,1 @@
+"""All tasks of one model, resumable, and their table."""

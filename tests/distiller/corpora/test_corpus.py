@@ -1,0 +1,200 @@
+"""The corpus section, and opening what it names."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import CutSet
+
+from distiller.audio.decoding import decode
+from distiller.corpora.config import CorpusConfig
+from distiller.corpora.corpus import hours, open_audio, open_corpus
+from upstream.errors import UserError
+
+RATE = 16_000
+
+
+def write(path, seconds=0.5):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, int(seconds * RATE)), RATE)
+    return path
+
+
+def ids(cuts):
+    return [cut.id for cut in cuts]
+
+
+@pytest.fixture
+def librispeech(tmp_path):
+    for subset in ("train-clean-100", "train-clean-360", "dev-clean"):
+        for name in ("a", "b"):
+            write(tmp_path / f"LibriSpeech/{subset}/{name}.flac")
+    return tmp_path
+
+
+def test_the_defaults_are_valid():
+    CorpusConfig().validate()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"path": ""}, "corpus.path is '', but it must be a folder, a file, or embedded"),
+        ({"subsets": ["a", "a"]}, "corpus.subsets is ['a', 'a'], but it must be a list of different names"),
+        ({"subsets": ["a"]}, "corpus.subsets is ['a'], but it must be empty when corpus.path is embedded"),
+        ({"path": "x", "subsets": ["a"], "validation": ["a"]}, "corpus.validation is ['a'], but it must be apart"),
+        ({"path": "x", "validation": ["a"]}, "corpus.subsets is [], but it must be a list of what to train on"),
+        ({"validation_share": 0.0}, "corpus.validation_share is 0.0, but it must be a share above 0 and below 1"),
+        ({"min_seconds": -1.0}, "corpus.min_seconds is -1.0, but it must be a number of at least 0"),
+        ({"min_seconds": 2.0, "max_seconds": 1.0}, "corpus.max_seconds is 1.0, but it must be a number above"),
+        ({"batch_seconds": 0.0}, "corpus.batch_seconds is 0.0, but it must be a number above corpus.min_seconds (0)"),
+        ({"batch_seconds": float("nan")}, "corpus.batch_seconds is nan, but it must be a number above"),
+        ({"buckets": 0}, "corpus.buckets is 0, but it must be an integer of at least 1"),
+        ({"workers": -1}, "corpus.workers is -1, but it must be an integer of at least 0"),
+        ({"max_skipped": 1.5}, "corpus.max_skipped is 1.5, but it must be a share from 0 to 1"),
+    ],
+)
+def test_impossible_values(change, sentence):
+    with pytest.raises(UserError) as error:
+        CorpusConfig(**change).validate()
+    assert str(error.value).startswith(sentence)
+
+
+def test_reading_the_section_loads_neither_torch_nor_lhotse():
+    code = "import sys, distiller.corpus; assert not {'torch', 'lhotse'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+
+
+def test_subsets(librispeech):
+    config = CorpusConfig(str(librispeech), ["train-clean-360", "train-clean-100"], ["dev-clean"])
+    corpus = open_corpus(config)
+    assert ids(corpus.train) == [f"train-clean-{part}/{name}.flac" for part in (360, 100) for name in "ab"]
+    assert ids(corpus.validation) == ["dev-clean/a.flac", "dev-clean/b.flac"]
+    assert hours(corpus.train) == pytest.approx(2 / 3600)
+    with pytest.raises(UserError, match="no subset 'test-clean'; the subsets found are dev-clean, train-clean-100"):
+        open_corpus(CorpusConfig(str(librispeech), ["test-clean"]))
+
+
+def test_holding_out_is_stable(tmp_path):
+    for i in range(60):
+        write(tmp_path / f"{i:02d}.wav", 0.05)
+    config = CorpusConfig(str(tmp_path), validation_share=0.2)
+    first = open_corpus(config)
+    assert 4 <= len(first.validation) <= 20
+    assert sorted(ids(first.train) + ids(first.validation)) == [f"{i:02d}.wav" for i in range(60)]
+    (tmp_path / "07.wav").unlink()
+    write(tmp_path / "new.wav", 0.05)
+    second = open_corpus(config)
+    assert set(ids(first.validation)) - {"07.wav"} == set(ids(second.validation)) - {"new.wav"}
+
+
+@pytest.mark.parametrize(("share", "train", "validation"), [(1e-9, 2, 1), (1 - 1e-9, 1, 2)])
+def test_at_least_one_utterance_is_held_out_and_one_is_left(tmp_path, share, train, validation):
+    for name in ("a", "b", "c"):
+        write(tmp_path / f"{name}.wav")
+    corpus = open_corpus(CorpusConfig(str(tmp_path), validation_share=share))
+    assert (len(corpus.train), len(corpus.validation)) == (train, validation)
+
+
+def test_one_utterance_is_too_little(tmp_path):
+    write(tmp_path / "a.wav")
+    with pytest.raises(UserError, match="too little to train and validate on: 0 and 1 of its 1 utterances"):
+        open_corpus(CorpusConfig(str(tmp_path)))
+
+
+def test_audio_to_measure_on_is_all_there_is(tmp_path):
+    write(tmp_path / "long.wav", 2.51)
+    write(tmp_path / "short.wav", 0.1)
+    write(tmp_path / "windows.wav", 2.001)  # of its last window there is less than a frame
+    cuts = open_audio(str(tmp_path), "--corpus", longest=1.0)
+    assert [cut.id for cut in cuts] == [
+        "long.wav-0",
+        "long.wav-1",
+        "long.wav-2",
+        "short.wav",
+        "windows.wav-0",
+        "windows.wav-1",
+    ]
+    heard = torch.cat([decode(cut) for cut in cuts[:3]])
+    assert torch.equal(heard, decode(open_audio(str(tmp_path), "--corpus", longest=9.0)[0]))
+
+
+def test_audio_to_measure_on_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"^--corpus is '/nowhere', which does not exist$"):
+        open_audio("/nowhere", "--corpus", 1.0)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(UserError, match=r"^--corpus is '\S+/empty.jsonl', which holds no audio$"):
+        open_audio(str(tmp_path / "empty.jsonl"), "--corpus", 1.0)
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(UserError, match=r"none of the 1 utterances of \S+ can be used; the first is \S+a.wav"):
+        open_audio(str(tmp_path), "--corpus", 1.0)
+    write(tmp_path / "b.wav")
+    with pytest.warns(UserWarning, match=r"^1 of 2 utterances of \S+ cannot be used; the first is \S+a.wav"):
+        assert len(open_audio(str(tmp_path), "--corpus", 1.0)) == 1
+
+
+def test_bounds_on_duration_are_counted_apart(tmp_path):
+    for i, seconds in enumerate((0.1, 0.2, 0.5, 0.5, 0.5, 1.5, 3.0)):
+        write(tmp_path / f"{i}.wav", seconds)
+    corpus = open_corpus(CorpusConfig(str(tmp_path), min_seconds=0.3, max_seconds=5.0, batch_seconds=2.0))
+    assert sorted(ids(corpus.train) + ids(corpus.validation)) == ["2.wav", "3.wav", "4.wav", "5.wav"]
+    assert (corpus.too_short, corpus.too_long, corpus.skipped) == (2, 1, [])
+    with pytest.raises(UserError, match=r"0 and 0 of its 7 utterances \(0.1 to 3 s long\) last from 4 to 5 s"):
+        open_corpus(CorpusConfig(str(tmp_path), min_seconds=4.0, max_seconds=5.0))
+
+
+def test_what_cannot_be_used_is_listed(tmp_path):
+    for i in range(4):
+        write(tmp_path / f"{i}.wav")
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    write(tmp_path / "click.wav", 1 / RATE)
+    corpus = open_corpus(CorpusConfig(str(tmp_path), max_skipped=0.5))
+    assert corpus.skipped == [
+        (str(tmp_path / "broken.wav"), "Format not recognised."),
+        (str(tmp_path / "click.wav"), "1 samples at 16 kHz, where one frame takes 400"),
+    ]
+    assert len(corpus.train) + len(corpus.validation) == 4
+    with pytest.raises(UserError, match=r"^2 of 6 utterances \(33.3%\) could not be used, more than"):
+        open_corpus(CorpusConfig(str(tmp_path), max_skipped=0.01))
+
+
+def test_nothing_can_be_used(tmp_path):
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(UserError, match=r"none of the 1 utterances of \S+ can be used; the first is \S+a.wav"):
+        open_corpus(CorpusConfig(str(tmp_path)))
+
+
+def test_a_restart_sees_the_same_corpus(librispeech, tmp_path):
+    config = CorpusConfig(str(librispeech), ["train-clean-100"], ["dev-clean"])
+    first = open_corpus(config, tmp_path / "exp/corpus")
+    write(librispeech / "LibriSpeech/train-clean-100/late.flac")
+    second = open_corpus(config, tmp_path / "exp/corpus")
+    assert list(second.train) == list(first.train)
+    assert list(second.validation) == list(first.validation)
+
+
+def test_a_corpus_that_vanished(librispeech, tmp_path):
+    config = CorpusConfig(str(librispeech / "LibriSpeech"), ["train-clean-100"], ["dev-clean"])
+    open_corpus(config, tmp_path / "exp/corpus")
+    (librispeech / "LibriSpeech").rename(librispeech / "moved")
+    with pytest.raises(UserError, match=r"^corpus.path is '\S+/LibriSpeech', which does not exist$"):
+        open_corpus(config, tmp_path / "exp/corpus")
+
+
+def test_the_embedded_corpus_is_the_synthesisers(monkeypatch, tmp_path):
+    import distiller.synthesis
+
+    splits = {name: [write(tmp_path / f"{name}{i}.wav") for i in range(2)] for name in ("train", "validation")}
+    from distiller.corpora.scanning import scan
+
+    def load_split(name):
+        return CutSet.from_cuts(cut for path in splits[name] for cut in scan(path, tmp_path)[0])
+
+    monkeypatch.setattr(distiller.synthesis, "load_split", load_split)
+    corpus = open_corpus(CorpusConfig())
+    assert ids(corpus.train) == ["train0.wav", "train1.wav"]
+    assert ids(corpus.validation) == ["validation0.wav", "validation1.wav"]

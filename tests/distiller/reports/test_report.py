@@ -1,0 +1,82 @@
+import ast
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from distiller.reports.card import model_card
+from distiller.reports.report import another_run, print_report
+
+
+@pytest.fixture
+def result() -> dict:
+    row = {"phone": 50.0, "phone_unseen": 49.0, "phone_best": 51.0, "speaker": 40.0, "speaker_best": 44.0}
+    names = ("filterbank", "stacked_filterbank", "random", "teacher", "student")
+    return {
+        "recipe": {"method": "star", "seed": 1, "teacher": "facebook/hubert-base-ls960", "corpus": {"path": "/data"}}
+        | {"objective": {"name": "star", "scaling": "centred"}, "pruning": None},
+        "command": "python distiller/run.py --method star --corpus '/my data' --output=mine --overwrite seed=1",
+        "commit": "abc",
+        "seconds": 61.2,
+        "peak_rss_mb": 900,
+        "parameters": 1_234_567,
+        "macs_10s": 2_000_000_000,
+        "losses": {"train": {"step": 10, "loss": 1.0}, "held_out": {"step": 10, "loss": 0.5}},
+        "skipped": 3,
+        "probe": {name: {**row, "phone": 10.0 * index} for index, name in enumerate(names)},
+        "retention": {"phone": 0.5, "phone_unseen": None, "phone_best": 0.25},
+    }
+
+
+def test_the_table_has_every_row_the_places_and_what_comes_next(
+    result: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(result))
+    (tmp_path / "loss.png").touch()
+    print_report(tmp_path)
+    printed = capsys.readouterr().out
+    lines = {line.split("  ")[1].strip(): line.split() for line in printed.splitlines() if line.startswith("  ")}
+    assert lines["star student"][-5:] == ["40.0", "49.0", "51.0", "40.0", "44.0"]
+    assert lines["log-mel, ±12 frames"][-5:] == ["10.0", "49.0", "51.0", "40.0", "44.0"]
+    assert lines["retention"][-2:] == ["0.50", "0.25"]
+    assert (
+        "1,234,567 parameters, 2.00 G MACs for 10 s, 61 s, peak 900 MB, held-out loss 0.5, 3 files skipped" in printed
+    )
+    assert f"{tmp_path / 'student'}" in printed
+    assert "phones.png" not in printed
+    assert shlex.split(printed.splitlines()[-1]) == [
+        *("python", "distiller/run.py", f"--output={tmp_path}-raw", "--method", "star", "--corpus", "/my data"),
+        *("seed=1", "objective.scaling=none"),
+    ]
+
+
+def test_the_lines_to_try_next_can_be_pasted(result: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "it's $HOME"
+    output.mkdir()
+    (output / "report.json").write_text(json.dumps(result))
+    print_report(output)
+    code = shlex.split(capsys.readouterr().out.splitlines()[-2])[-1]
+    assert ast.literal_eval(code.partition("print(load(")[2].removesuffix("))")) == str(output / "student")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "ending", "given", "change"),
+    [
+        ({"pruning": {"target": 0.75}}, "0.5", "--output exp/x pruning.target=0.75", "pruning.target=0.5"),
+        ({"pruning": {"target": 0.5}}, "0.75", "--overwrite --output exp/x", "pruning.target=0.75"),
+        ({"pruning": None, "objective": {"name": "star", "scaling": "none"}}, "again", "seed=4", "seed=5"),
+        ({"pruning": None, "objective": {"name": "predictions"}}, "again", "", "seed=5"),
+    ],
+)
+def test_another_run_is_the_same_command_with_one_change(recipe: dict, ending: str, given: str, change: str) -> None:
+    result = {"recipe": {"seed": 4} | recipe, "command": f"python distiller/run.py --recipe x --teacher a/b {given}"}
+    command = f"python distiller/run.py --output=exp/x-{ending} --recipe x --teacher a/b {change}"
+    assert another_run(result, Path("exp/x")) == command
+
+
+def test_the_card_names_teacher_licence_corpus_and_scores(result: dict) -> None:
+    card = model_card(result, ["loss.png"])
+    assert "| teacher | facebook/hubert-base-ls960 |\n| teacher's licence | Apache-2.0 |" in card
+    assert "| student | 40.0 | 49.0 | 40.0 |" in card
+    assert "![loss.png](loss.png)" in card

@@ -1,0 +1,122 @@
+"""A suite whose surroundings fail: outputs, locks, disks and corpora. One line says so; nothing finished is lost."""
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from downstream_recipes import superb
+from downstream_recipes.suite import report as suite_report
+from downstream_recipes.suite import suite as suite_module
+from downstream_recipes.suite.suite import read_state
+from downstream_recipes.tasks.recipes import read_corpora
+from downstream_recipes.tasks.tasks import TASKS
+from tests.downstream_recipes.pretender import line
+
+
+def complaint_of(given: list[str], capsys) -> str:
+    """The one line of a suite that does nothing."""
+    assert superb.main(given) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_an_output_that_cannot_be_one_is_one_line(suite, miniature, tmp_path, pretender, capsys):
+    (tmp_path / "file").write_text("mine")
+    given = [*line(suite, miniature, "--tasks", "pr"), "--output"]
+    assert f"cannot be the output: {tmp_path / 'file'} is a file" in complaint_of([*given, f"{tmp_path}/file"], capsys)
+    assert f"{tmp_path / 'file'} is a file" in complaint_of([*given, f"{tmp_path}/file/below"], capsys)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert re.match(r"superb.py: /proc/superb cannot be written: ", complaint_of([*given, "/proc/superb"], capsys))
+    assert pretender.calls == []
+
+
+HOLD = """
+import sys, time; sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from distiller.output import claimed
+with claimed(Path(sys.argv[2]), sys.argv[3]):
+    print("held", flush=True); time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(suite):
+    """Another process with a lock of the suite's output."""
+    processes = []
+
+    def hold(lock: str) -> int:
+        line = [sys.executable, "-c", HOLD, str(Path(superb.__file__).parents[1]), str(suite.output), lock]
+        processes.append(subprocess.Popen(line, stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout.readline() == "held\n"
+        return processes[-1].pid
+
+    yield hold
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_suite_in_an_output_is_refused(suite, miniature, pretender, holder, capsys):
+    process = holder(".lock")
+    wanted = f"superb.py: {suite.output} is in use by another run (process {process}); wait for it, or give another"
+    assert complaint_of(line(suite, miniature, "--tasks", "pr"), capsys).startswith(wanted)
+    assert pretender.calls == []
+
+
+def test_a_task_that_an_orphan_still_works_at_is_left_alone(suite, miniature, pretender, holder, capsys):
+    process = holder(".pr.lock")  # what kill -9 of a suite with --gpus leaves
+    assert superb.main(line(suite, miniature, "--tasks", "pr,ic")) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"superb.py: pr: {suite.output} is in use by another run (process {process})")
+    assert read_state(suite.output, TASKS["pr"]) == {}
+    assert read_state(suite.output, TASKS["ic"])["scores"] is not None
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(suite, miniature, pretender, monkeypatch, capsys):
+    assert superb.main(line(suite, miniature, "--tasks", "ic")) == 0
+    table, kept = (suite.output / "table.md").read_text(), (suite.output / "ic.json").read_bytes()
+    capsys.readouterr()
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for module in (suite_module, suite_report):
+        monkeypatch.setattr(module, "write_whole", full)
+    assert superb.main(line(suite, miniature, "--tasks", "ic,pr")) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert f"[2/2] pr: {suite.output}: No space left on device" in said
+    assert said[-1] == f"superb.py: {suite.output}: No space left on device"  # the table
+    assert ((suite.output / "table.md").read_text(), (suite.output / "ic.json").read_bytes()) == (table, kept)
+
+
+def test_a_corpus_that_disappears_between_tasks_fails_those_that_need_it(
+    suite, miniature, pretender, tmp_path, monkeypatch, capsys
+):
+    moved = tmp_path / "corpora"
+    shutil.copytree(miniature.parent, moved)
+    pretender.corpora = read_corpora(moved / "corpora.yaml")
+    evaluate = pretender.evaluate
+
+    def and_remove(task, folder, given, rate):
+        printed = evaluate(task, folder, given, rate)
+        for name in ("snips", "libri2mix_diarization/test/rttm"):
+            if task in ("ic", "sd"):
+                path = moved / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return printed
+
+    monkeypatch.setattr(pretender, "evaluate", and_remove)
+    assert superb.main(line(suite, moved / "corpora.yaml", "--tasks", "sd,ic,sf,ks")) == 1
+    said = capsys.readouterr().err.splitlines()[-2:]
+    assert said == [
+        f"superb.py: sd: {moved}/libri2mix_diarization/test/rttm: No such file or directory",
+        f"superb.py: sf: sf needs the corpus 'snips': {moved}/snips does not exist",
+    ]
+    assert [read_state(suite.output, TASKS[code])["scores"] is not None for code in ("ic", "ks")] == [True, True]
