@@ -64,7 +64,7 @@ class EncoderConfig:
         return self.family == "wavlm"
 
     @property
-    def normalizes_otherwise(self) -> bool:
+    def normalizes_with_other_eps(self) -> bool:
         """Whether waveforms are normalised as no feature extractor of `transformers` does it: a model must do it."""
         return self.normalize_waveform and self.normalize_eps != FEATURE_EXTRACTOR_EPS
 

@@ -37,7 +37,7 @@ def preprocessor(config: EncoderConfig) -> dict[str, Any]:
         "sampling_rate": SAMPLE_RATE,
         "padding_value": 0.0,
         "padding_side": "right",
-        "do_normalize": config.normalize_waveform and not config.normalizes_otherwise,
+        "do_normalize": config.normalize_waveform and not config.normalizes_with_other_eps,
         "return_attention_mask": True,
     }
 
@@ -99,6 +99,6 @@ def obstacles(config: EncoderConfig) -> list[str]:
         "it drops frames beyond a multiple": config.frame_multiple != 1,
         "its layer norms count over pruned channels": bool(config.unpruned_channels),
         "it has no norm in front of the projection": not config.feature_norm and config.family != "hubert",
-        f"waveforms are normalised with {config.normalize_eps:g} added to the variance": config.normalizes_otherwise,
+        f"waveforms are normalised with {config.normalize_eps:g} added to the variance": config.normalizes_with_other_eps,
     }
     return [reason for reason, holds in clauses.items() if holds]

@@ -138,7 +138,7 @@ def test_exact_when_a_sublayer_is_emptied(shape, unit, layer):
 @torch.no_grad()
 @pytest.mark.parametrize("settled", [False, True])
 def test_the_gates_of_evaluation_are_the_default(settled):
-    """Also those that `SparsityLagrangian.settle_gates` has settled by a shift, where rounding each site would miss the target."""
+    """Also those that `settle_gates` has settled by a shift, where rounding each site would miss the target."""
     student = gated(BASE)
     for gate in student.by_site().values():
         nn.init.normal_(gate.log_alpha, std=1.0)
