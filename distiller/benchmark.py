@@ -15,8 +15,7 @@ from typing import Any
 
 from distiller.common.command import Parser, run_command
 from distiller.common.files import check_writable, writing
-from distiller.common.strict import one_of, require
-from upstream.errors import UserError
+from upstream.errors import UserError, one_of, require
 
 EPILOG = """\
 examples:
@@ -42,13 +41,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: an option out of range.
     """
-    parser = Parser(
-        prog="distiller/benchmark.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="distiller/benchmark.py", description=__doc__, epilog=EPILOG)
     parser.add_argument("paths", metavar="PATH", nargs="*")
     parser.add_argument("--train", metavar="METHODS", help="training steps of star, skill, or star,skill")
     parser.add_argument("--long", type=float, metavar="SECONDS", help="a wav so long, in stretches and whole")

@@ -12,9 +12,9 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from distiller.common.command import Parser, refusals, run_command
+from distiller.common.command import Parser, run_command
 from distiller.common.files import check_writable
-from distiller.common.strict import require
+from upstream.errors import require
 
 if TYPE_CHECKING:
     from distiller.corpora.prepare import Prepared
@@ -38,17 +38,11 @@ prepare continues where it was interrupted, and makes damaged shards anew.
 
 
 def parser() -> Parser:
-    built = Parser(
-        prog="distiller/corpus.py",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    built = Parser(prog="distiller/corpus.py", description=DESCRIPTION, epilog=EPILOG)
     commands = built.add_subparsers(dest="command", required=True, metavar="COMMAND")
     workers = {"type": int, "default": os.cpu_count() or 1, "help": "processes (default: one for each core)"}
 
-    prepare = commands.add_parser("prepare", help="decode a corpus into shards", allow_abbrev=False)
+    prepare = commands.add_parser("prepare", help="decode a corpus into shards")
     prepare.add_argument("corpus", type=Path, help="a folder, LibriSpeech, a Lhotse manifest or Shar folder, a list")
     prepare.add_argument("--output", type=Path, required=True, help="folder of the shards")
     prepare.add_argument("--subsets", nargs="+", default=[], metavar="NAME", help="as corpus.subsets and .validation")
@@ -60,13 +54,11 @@ def parser() -> Parser:
         "--max-skipped", type=float, default=0.01, metavar="SHARE", help="of unusable utterances (default: 0.01)"
     )
 
-    verify = commands.add_parser("verify", help="check every byte of a prepared folder", allow_abbrev=False)
+    verify = commands.add_parser("verify", help="check every byte of a prepared folder")
     verify.add_argument("folder", type=Path)
     verify.add_argument("--workers", **workers)
 
-    benchmark = commands.add_parser(
-        "benchmark", help="seconds of audio read for each CPU second, by format", allow_abbrev=False
-    )
+    benchmark = commands.add_parser("benchmark", help="seconds of audio read for each CPU second, by format")
     benchmark.add_argument("corpus", type=Path, nargs="?", help="whose utterances to use (default: the embedded one)")
     benchmark.add_argument("--subsets", nargs="+", default=[], metavar="NAME")
     benchmark.add_argument("--minutes", type=float, default=20.0, help="of audio to use (default: 20)")
@@ -103,10 +95,9 @@ def _carry_out(options: argparse.Namespace) -> None:
     require(len(set(options.subsets)) == len(options.subsets), "--subsets", options.subsets, "different names")
     from distiller.corpora.prepare import prepare
 
-    with refusals(options.output):
-        prepared = prepare(
-            options.corpus, options.output, options.subsets, options.format, options.workers, options.max_skipped
-        )
+    prepared = prepare(
+        options.corpus, options.output, options.subsets, options.format, options.workers, options.max_skipped
+    )
     _print(prepared)
     print(f"\nNext\n  python distiller/run.py --recipe star-hubert-100h --corpus {options.output}")
 

@@ -32,13 +32,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: options that are wrong or do not go together.
     """
-    parser = Parser(
-        prog="distiller/export.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="distiller/export.py", description=__doc__, epilog=EPILOG)
     parser.add_argument("checkpoint", help="a student folder, or any checkpoint that upstream.checkpoint.load opens")
     parser.add_argument("--to", required=True, choices=TARGETS)
     parser.add_argument("--output", required=True, type=Path, help="the folder (transformers) or file to write")

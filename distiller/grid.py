@@ -19,10 +19,9 @@ from typing import Any
 
 from distiller import run
 from distiller.common.command import Parser, run_command
-from distiller.common.strict import one_of
 from distiller.distillation.run_folder import check_same_recipe, is_finished
 from distiller.recipes.command_line import recipe_of, with_absolute_paths
-from upstream.errors import UserError
+from upstream.errors import UserError, one_of
 
 EPILOG = """\
 examples:
@@ -73,13 +72,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: an option that does not exist or cannot be.
     """
-    parser = Parser(
-        prog="distiller/grid.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="distiller/grid.py", description=__doc__, epilog=EPILOG)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder for all runs")
     parser.add_argument("--table", type=Path, required=True, metavar="CSV", help="rows are appended to it")
     parser.add_argument("--methods", default=",".join(METHODS), help=f"({','.join(METHODS)})")

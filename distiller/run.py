@@ -11,16 +11,14 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
-from distiller.common.command import Parser, refusals, run_command
-from distiller.common.files import claimed
+from distiller.common.command import Parser, run_command
+from distiller.common.files import lock_folder
 from distiller.common.process import rank
-from distiller.common.strict import nearest
 from distiller.distillation.run_folder import check_same_recipe, is_finished, prepare
 from distiller.recipes.command_line import recipe_of, with_absolute_paths
 from distiller.recipes.recipe import Recipe
 from distiller.recipes.yaml_files import methods, shipped
 from distiller.training.devices import place
-from upstream.errors import UserError
 
 DESCRIPTION = """\
 Distil a HuBERT, WavLM or wav2vec 2.0 teacher into a small student.
@@ -47,13 +45,7 @@ recipes: {recipes}
 
 
 def parser() -> Parser:
-    built = Parser(
-        prog="distiller/run.py",
-        description=DESCRIPTION,
-        epilog=EPILOG.format(recipes=" ".join(shipped())),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    built = Parser(prog="distiller/run.py", description=DESCRIPTION, epilog=EPILOG.format(recipes=" ".join(shipped())))
     built.add_argument("--method", metavar="NAME", help=f"{', '.join(methods())}: take the recipe of that name")
     built.add_argument("--recipe", metavar="NAME|FILE", help="a recipe by its name below, or a YAML file of your own")
     built.add_argument(
@@ -77,14 +69,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: an option that does not exist or lacks its value.
     """
-    built = parser()
-    arguments, unknown = built.parse_known_intermixed_args(argv)
-    if unknown:
-        options = [option[2:] for action in built._actions for option in action.option_strings if option[:2] == "--"]
-        meant = nearest(unknown[0].partition("=")[0].lstrip("-"), options)
-        hint = f"did you mean --{meant}?" if meant else "see --help; a recipe key is given as key=value, without dashes"
-        raise UserError(f"option {unknown[0]} does not exist; {hint}")
-    return arguments
+    return parser().parse_intermixed_args(argv)
 
 
 def output_of(arguments: argparse.Namespace) -> Path:
@@ -105,13 +90,12 @@ def run(recipe: Recipe, output: Path, overwrite: bool) -> None:
             print_report(output)
         return
     recipe = replace(recipe, trainer=place(recipe.trainer))
-    with refusals(output):
-        if rank() > 0:
-            distil(recipe, output)
-            return
-        with claimed(output):
-            prepare(output, recipe, overwrite)
-            distil(recipe, output)
+    if rank() > 0:
+        distil(recipe, output)
+        return
+    with lock_folder(output):
+        prepare(output, recipe, overwrite)
+        distil(recipe, output)
 
 
 def distil(recipe: Recipe, output: Path) -> None:

@@ -14,10 +14,9 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from distiller.common.command import Parser, complain, refusals, run_command
+from distiller.common.command import Parser, complain, run_command
 from distiller.common.files import check_writable
-from distiller.common.strict import require
-from upstream.errors import UserError
+from upstream.errors import UserError, require
 
 if TYPE_CHECKING:
     from distiller.clustering.calibrate import Similarity
@@ -38,13 +37,7 @@ examples:
 
 
 def parser() -> Parser:
-    built = Parser(
-        prog="distiller/similarity.py",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    built = Parser(prog="distiller/similarity.py", description=DESCRIPTION, epilog=EPILOG)
     built.add_argument(
         "--teacher", default="embedded", help="embedded, a hub name, a folder or file (default: embedded)"
     )
@@ -78,8 +71,7 @@ def _carry_out(options: argparse.Namespace) -> None:
     layers = _integers("--layers", options.layers) if options.layers else None
     require(0 <= options.seed < 2**32, "--seed", options.seed, "an integer from 0 to 4294967295")
     check_writable(options.output)
-    with refusals(options.output):
-        _compare(options, counts, layers)
+    _compare(options, counts, layers)
 
 
 def _compare(options: argparse.Namespace, counts: list[int], layers: list[int] | None) -> None:

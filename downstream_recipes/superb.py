@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from distiller.common.command import run_command
-from distiller.common.files import claimed
+from distiller.common.files import lock_folder
 from downstream_recipes.suite.gpus import run_on_gpus
 from downstream_recipes.suite.procedures import run_task
 from downstream_recipes.suite.report import done_tasks, rows_beside, write_report, write_submission_of
@@ -106,7 +106,7 @@ def run_here(suite: Suite, tasks: Sequence[Task]) -> list[str]:
         say(f"[{number}/{len(tasks)}] {task.code}: running, output in {suite.output / task.code}")
         start = time.monotonic()
         try:
-            with claimed(suite.output, f".{task.code}.lock"):  # a killed --gpus may have left a process at it
+            with lock_folder(suite.output, f".{task.code}.lock"):  # a killed --gpus may have left a process at it
                 keep(suite, task, None)
                 scores, note = run_task(suite, task)
                 keep(suite, task, scores, note)
@@ -140,7 +140,7 @@ def _carry_out(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.ERROR)
     output = output_of(arguments)
     # a process of --gpus works in an output that its parent holds
-    hold = contextlib.nullcontext() if arguments.no_report else claimed(output)
+    hold = contextlib.nullcontext() if arguments.no_report else lock_folder(output)
     try:
         with hold:
             failures = run_suite(arguments, output, argv)

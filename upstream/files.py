@@ -1,11 +1,37 @@
-"""Writes that last: what a rename makes visible is on the disk by then."""
+"""Files that appear atomically: a reader sees the old content or the new, never a part."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+PART = ".part-"  # prefix of files that are still being written
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, with the same suffix, that becomes `path` when the block succeeds.
+
+    A killed process can leave the temporary file behind; its name begins with `PART`.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; `path` is unchanged.
+    """
+    temporary = path.with_name(f"{PART}{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    finally:
+        with suppress(OSError):  # already renamed, or the folder does not exist
+            temporary.unlink()
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it."""
+    """Write a file and wait until it is on the disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -13,7 +39,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Wait until the disk has a folder's entries: files created in it, renames."""
+    """Wait until a folder's entries (new files, renames) are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

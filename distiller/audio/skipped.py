@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from distiller.common.files import locked, writing
+from distiller.common.files import lock_folder, writing
 from upstream.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def append_skipped(path: Path, rows: Iterable[tuple[str, str]]) -> None:
     reasons = dict(rows)
     if not reasons:
         return
-    with locked(path.parent):
+    with lock_folder(path.parent, ".busy", wait=True):
         known = dict(read_skipped(path))
         new = [row for row in reasons.items() if row[0] not in known]
         if new:

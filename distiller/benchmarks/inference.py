@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distiller.benchmarks.shapes import RANDOM, random_encoder
 from distiller.common.progress import progress
-from distiller.common.provenance import parameter_count, peak_mb
+from distiller.common.provenance import parameter_count, peak_memory_mb
 from upstream.checkpoint import load
 from upstream.config import SAMPLE_RATE, EncoderConfig
 from upstream.cost import count_macs
@@ -145,7 +145,7 @@ def _work(connection: Connection, target: str, setting: Setting) -> None:
             if setting.device == "cuda":
                 torch.cuda.synchronize()
             connection.send(time.perf_counter() - start)
-        connection.send(peak_mb(setting.device))
+        connection.send(peak_memory_mb(setting.device))
     except UserError as error:
         connection.send(error)
     except EOFError:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distiller.benchmarks.inference import open_encoder, process_of, receive
-from distiller.common.provenance import peak_mb
+from distiller.common.provenance import peak_memory_mb
 from upstream.chunked import stretches
 from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
@@ -56,10 +56,10 @@ def _answer(connection: Connection, work: Callable[..., Any], target: str, setti
 
 
 def _stretches(encoder: SpeechEncoder, waveform: Tensor, setting: LongSetting) -> dict[str, float]:
-    before, start = peak_mb("cpu"), time.perf_counter()
+    before, start = peak_memory_mb("cpu"), time.perf_counter()
     frames = sum(len(states[0]) for states in stretches(encoder, waveform, setting.chunk, setting.overlap))
     seconds = time.perf_counter() - start
-    return {"frames": frames, "loaded_mb": before, "stretches_mb": peak_mb("cpu"), "stretches_seconds": seconds}
+    return {"frames": frames, "loaded_mb": before, "stretches_mb": peak_memory_mb("cpu"), "stretches_seconds": seconds}
 
 
 def _against_the_whole(encoder: SpeechEncoder, waveform: Tensor, setting: LongSetting) -> dict[str, float]:
@@ -67,7 +67,7 @@ def _against_the_whole(encoder: SpeechEncoder, waveform: Tensor, setting: LongSe
     start = time.perf_counter()
     with torch.inference_mode():
         whole = encoder(waveform[None]).hidden_states
-    seconds, peak = time.perf_counter() - start, peak_mb("cpu")
+    seconds, peak = time.perf_counter() - start, peak_memory_mb("cpu")
     squares, norms, done = torch.zeros(len(whole)), torch.zeros(len(whole)), 0
     for states in stretches(encoder, waveform, setting.chunk, setting.overlap):
         span = slice(done, done + len(states[0]))

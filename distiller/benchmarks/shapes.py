@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import torch
 
-from distiller.common.strict import one_of, require
 from distiller.students.config import NarrowConfig
 from distiller.students.narrow import narrow_config
 from upstream.config import BASE_CONV_LAYERS, EncoderConfig
 from upstream.encoder import SpeechEncoder
+from upstream.errors import one_of, require
 
 RANDOM = "random:"  # in front of a shape's name, where a checkpoint's path could stand
 

@@ -20,7 +20,7 @@ from distiller.audio.batch import Batch
 from distiller.benchmarks.inference import process_of, receive
 from distiller.benchmarks.shapes import HUBERT_BASE
 from distiller.common.progress import progress
-from distiller.common.provenance import peak_mb
+from distiller.common.provenance import peak_memory_mb
 from distiller.distillation.distillation_module import Distillation, JointDistillation
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import load_recipe
@@ -126,7 +126,7 @@ def measure_step(method: str, setting: TrainSetting, teacher_config: EncoderConf
     work = LOSS.get(method, 1.0) * gflop(teacher_config, student.config, setting)
     row = MeasuredStep(method, work, parameters)
     step()  # warm-up: optimiser states, kernels
-    row.peak_mb = peak_mb("cpu")
+    row.peak_mb = peak_memory_mb("cpu")
     times, cpu_times, rates = [], [], []
     for _ in range(setting.rounds):
         rates.append(matrix_rate())
@@ -134,7 +134,7 @@ def measure_step(method: str, setting: TrainSetting, teacher_config: EncoderConf
         step()
         times.append(time.perf_counter() - start)
         cpu_times.append(time.process_time() - cpu_start)
-        row.peak_mb = peak_mb("cpu")
+        row.peak_mb = peak_memory_mb("cpu")
     row.step_seconds, row.cpu_seconds, row.matrix_gflops = median(times), median(cpu_times), median(rates)
     row.operators = operators(step)
     return row

@@ -20,7 +20,7 @@ from distiller.audio.dataset import validation_batches
 from distiller.clustering.cka import StateBatch, stream_cka
 from distiller.clustering.figure import similarity_figure
 from distiller.clustering.tree import Clustering, automatic_count, cut_tree, layer_tree, representative, separation
-from distiller.common.files import locked, write_json, write_text
+from distiller.common.files import lock_folder, write_json, write_text
 from distiller.common.progress import progress
 from distiller.corpora.config import CorpusConfig
 from distiller.corpora.corpus import open_audio, open_corpus
@@ -66,7 +66,7 @@ def cluster_layers(
     """
     if config.clusters is not None:
         return config
-    with locked(output / "calibration"):
+    with lock_folder(output / "calibration", ".busy", wait=True):
         if not (output / CLUSTERS).exists():
             similarity = calibrate(config, teacher, corpus, output / "corpus", seed, device)
             tree = layer_tree(similarity.cka, config.linkage, config.contiguous)

@@ -1,45 +1,68 @@
-"""What all commands have in common: the parser, exit codes, signals, and how a mistake is told."""
+"""The frame of every command: its parser, its error line, its exit codes, and what an interruption does."""
 
 import argparse
 import errno
 import gc
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from distiller.common.process import is_child, rank
-from upstream.errors import UserError
+from upstream.errors import UserError, nearest
 
+FAILED, REFUSED = 1, 2  # exit codes: something of the machine's went wrong; the user has something to correct
 INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}  # exit codes
-
-
-REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}  # what a disk says
+# What the operating system says of a disk, a path or a permission; any other OSError is a fault of the code.
+SURROUNDINGS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG}
+)
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises its complaints instead of printing them with the usage."""
+    """An `ArgumentParser` that keeps the layout of its texts, takes no abbreviations, and raises its errors."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
+        """Raises: UserError: always; names the option that was probably meant."""
+        unknown = re.match(r"unrecognized arguments: --?([\w-]+)", message)
+        if not unknown:
+            raise UserError(f"{message} (see --help)")
+        options = [name[2:] for action in self._actions for name in action.option_strings if name.startswith("--")]
+        meant = nearest(unknown[1], options)
+        raise UserError(
+            f"option --{unknown[1]} does not exist; " + (f"did you mean --{meant}?" if meant else "see --help")
+        )
+
+
+def comma_separated(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """An argparse type: "4,6,8" as a list of `kind`."""
+
+    def parse(text: str) -> list[Any]:
+        return [kind(part) for part in text.split(",")]
+
+    parse.__name__ = f"{kind.__name__} list"  # argparse names it: invalid int list value: '4,x'
+    return parse
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM; no KeyboardInterrupt, which Lightning turns into an exit of its own."""
+    """SIGINT or SIGTERM. Not a KeyboardInterrupt, which libraries catch."""
 
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Turns the two signals into `Interrupted`, and lists those that came: a library may hide it."""
+    """Turns the two signals into `Interrupted`, and lists those received: a library may hide the exception."""
     received: list[int] = []
     process = os.getpid()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:  # a forked data loader has this handler too: it ends, and raises no alarm about it
+        if os.getpid() != process:  # a forked data-loading worker inherits this handler: it just ends
             os._exit(0)
         received.append(number)
         raise Interrupted
@@ -52,19 +75,14 @@ def interruptible() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def refusals(output: Path) -> Iterator[None]:
-    """A full or forbidden disk is the user's to mend."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in REFUSED:
-            raise UserError(f"{error.filename or output} cannot be written: {error.strerror}") from error
-        raise
-
-
 def run_command(command: Callable[[], int | None], continuing: str = "run the same command to continue") -> int:
-    """What `command` returns, None as 0; 2 for a mistake of the user's, 130 or 143 when interrupted, with one line."""
+    """The exit code of `command`: what it returns (None: 0), 2 for a user's mistake, 130 or 143 when interrupted.
+
+    A mistake, a disk that refuses and an interruption are one line on stderr.
+
+    Args:
+        continuing: what a user can do after an interruption.
+    """
     try:
         with interruptible() as received:
             try:
@@ -74,15 +92,23 @@ def run_command(command: Callable[[], int | None], continuing: str = "run the sa
                     raise
                 for number in INTERRUPTED:
                     signal.signal(number, signal.SIG_IGN)
-            gc.collect()  # the command's frames are gone, and now their progress bars, which say a last word
+            gc.collect()  # the command's frames are gone, and now their progress bars, which print a last line
             sys.stdout.flush()
             complain(f"interrupted; {continuing}")
-            # with any other code of a child Lightning kills its parent, which may be about to end by itself, with -9
+            # any other exit code of a child makes Lightning kill its parent, which may be about to end by itself
             return 0 if is_child() else INTERRUPTED[signal.Signals(received[0])]
     except UserError as error:
         complain(f"error: {' '.join(str(error).split())}")
-        return 2
+    except BrokenPipeError:  # whoever read our output has closed it (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        if error.errno not in SURROUNDINGS:
+            raise
+        complain(f"error: {error.filename or 'a file'} cannot be used: {error.strerror}")
+    return REFUSED
 
 
 def complain(line: str) -> None:
+    """Print a line on stderr; ranks above 0 say who they are."""
     print(line if rank() == 0 else f"[rank {rank()}] {line}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files, tables and folders that appear atomically, locks on folders, and the user's cache."""
 
 import csv
 import errno
@@ -6,85 +6,117 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from upstream.errors import UserError
-from upstream.files import sync_directory
+from upstream.files import PART, atomic_file
 
-PART = ".part-"  # begins the names of files being written
+LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without locks answers
 
 
 def expanded(path: str | Path) -> Path:
-    """`path` with a leading ~ or ~USER as the home folder; as it is where there is no such folder."""
+    """`path` with a leading ~ or ~USER replaced by the home folder; unchanged where there is no such user."""
     try:
         return Path(path).expanduser()
-    except (RuntimeError, ValueError):  # no such user, or a name that none can have
+    except (RuntimeError, ValueError):  # no such user, or a name that no user can have
         return Path(path)
+
+
+def cache_folder(name: str) -> Path:
+    """Folder `name` of the package's cache: in $SPEECH_DISTILLER_CACHE, else in the user's cache directory."""
+    chosen = os.environ.get("SPEECH_DISTILLER_CACHE")
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    root = Path(chosen) if chosen else Path(caches) / "speech-distiller"
+    return expanded(root).absolute() / name
+
+
+# --- errors
+
+
+@contextmanager
+def disk_errors(path: Path, action: str = "written", hint: str = "") -> Iterator[None]:
+    """Turns an OSError of the block into a UserError: "PATH cannot be ACTION: reason"."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error, action, hint) from error
+
+
+def disk_error(path: Path, error: OSError, action: str = "written", hint: str = "") -> UserError:
+    """The UserError for an OSError about `path`."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        ancestors = (place for place in (path, *path.parents) if os.path.lexists(place) and not os.path.isdir(place))
+        reason = f"{next(ancestors, path)} is a file"
+    return UserError(f"{path} cannot be {action}: {reason}{hint}")
+
+
+# --- files and tables
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, with the same ending, that becomes `path` when the block ends well.
-
-    A killed process leaves it behind; `sweep` takes it away.
+    """As `upstream.files.atomic_file`.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; nothing of `path` has changed then.
+        UserError: the file cannot be written; `path` is unchanged.
     """
-    temporary = path.with_name(f"{PART}{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path), atomic_file(path) as temporary:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {os.strerror(error.errno or errno.EIO)}") from error
-    finally:
-        with suppress(OSError):  # where there is no such folder, a file stands in its place, or the disk is gone
-            temporary.unlink()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, whole or not at all."""
+def write_text(path: Path, text: str) -> Path:
+    """Write text atomically; returns `path`."""
     with writing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.write_text(text, encoding="utf-8")
+    return path
 
 
-def write_text(path: Path, text: str) -> None:
-    with writing(path) as temporary:
-        temporary.write_text(text)
+def write_json(path: Path, value: Any) -> Path:
+    """Write a value as indented JSON, atomically; returns `path`."""
+    return write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_with(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let a library write `path`: it gets a temporary path with the same ending."""
+    """Let a library write `path`: it gets a temporary path with the same suffix."""
     with writing(path) as temporary:
         write(temporary)
 
 
-def sweep(directory: Path) -> None:
-    """Remove what killed processes left half-written below a folder in which no other process writes now."""
-    for path in list(directory.rglob(f"{PART}*")):
-        remove(path)
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Path:
+    """Write rows as a CSV with a header, atomically; the columns are every key of the rows unless given."""
+    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
+    with writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, columns)
+        table.writeheader()
+        table.writerows(rows)
+    return path
 
 
-def remove(path: Path) -> None:
-    """Remove a file or folder, whichever it is, when it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV with a header; none when there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_columns(path: Path) -> dict[str, list[float]]:
+    """The columns of a CSV of numbers; empty when there is no such file."""
+    rows = read_csv(path)
+    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else [])}
 
 
 class StepTable:
     """metrics.csv: one row per optimiser step, however often the run was interrupted.
 
-    A resumed run drops the rows of the steps that it makes again.
+    A resumed run drops the rows of the steps that it repeats.
     """
 
     def __init__(self, path: Path, first_step: int) -> None:
@@ -103,130 +135,110 @@ class StepTable:
         """Add one row, its first column `step`; the columns are those of the first row.
 
         Raises:
-            UserError: the disk refuses.
+            UserError: the file cannot be written.
         """
-        try:
-            with self.path.open("a") as file:
-                if self.columns is None:
-                    self.columns = list(row)
-                    file.write(",".join(self.columns) + "\n")
-                file.write(",".join(f"{row.get(column, float('nan')):.8g}" for column in self.columns) + "\n")
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {os.strerror(error.errno or errno.EIO)}") from error
+        with disk_errors(self.path), self.path.open("a") as file:
+            if self.columns is None:
+                self.columns = list(row)
+                file.write(",".join(self.columns) + "\n")
+            file.write(",".join(f"{row.get(column, float('nan')):.8g}" for column in self.columns) + "\n")
 
 
-LOCK = ".lock"
+# --- folders
 
 
 @contextmanager
-def claimed(output: Path, lock_name: str = LOCK) -> Iterator[None]:
-    """Hold the output, created if need be, against other runs; with another lock, a part of it.
-
-    The lock belongs to this process alone (POSIX, not BSD): after `kill -9` an orphaned data loader cannot hold it.
+def writing_folder(folder: Path) -> Iterator[Path]:
+    """`folder` itself when it exists; otherwise a temporary folder to fill, renamed to `folder` when the block is done.
 
     Raises:
-        UserError: another run holds it, or the folder cannot be made or written.
+        UserError: the folder cannot be written.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = (output / lock_name).open("ab+")
-    except OSError as error:
-        raise _refused(output, error) from error
-    with lock:
-        _lock(lock, output)
-        yield
+    if folder.exists():
+        yield folder
+        return
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=PART) as temporary:
+            filled = Path(temporary) / folder.name
+            filled.mkdir()
+            yield filled
+            if not folder.exists():  # another process may have been faster
+                filled.rename(folder)
 
 
-def check_writable(output: Path) -> None:
-    """Try whether a folder can be written, or made where it is missing; leaves nothing there.
+def sweep(directory: Path) -> None:
+    """Remove what killed processes left half-written below a folder in which no other process writes now."""
+    for path in list(directory.rglob(f"{PART}*")):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that a folder can be written, or created where it is missing; nothing is left there.
 
     Raises:
         UserError: it cannot.
     """
-    there = next(path for path in (output, *output.parents) if os.path.exists(path))
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    with disk_errors(folder), tempfile.TemporaryFile(dir=existing):
+        pass
+
+
+@contextmanager
+def lock_folder(folder: Path, name: str = LOCK, wait: bool = False) -> Iterator[None]:
+    """Hold `folder`, created if missing, against other processes that lock the same `name` in it.
+
+    The lock belongs to this process alone (POSIX): a data-loading worker that survives `kill -9` cannot hold it, and
+    it is lost when the process closes any other handle of the lock file. A folder that the block leaves by an error
+    with nothing in it but the lock is removed again, so a refused command leaves nothing behind.
+
+    Args:
+        wait: until another process releases the lock, instead of an error.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be created or written.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / name).open("ab+")
     try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise _refused(output, error) from error
+        with file:
+            _lock(file, folder, wait)
+            yield
+    except BaseException:
+        with suppress(OSError):  # not empty: there is work to continue
+            if missing and [path.name for path in folder.iterdir()] == [name]:
+                (folder / name).unlink()
+                for path in missing:
+                    path.rmdir()
+        raise
 
 
-def _refused(output: Path, error: OSError) -> UserError:
-    if isinstance(error, (FileExistsError, NotADirectoryError)):
-        inside = (path for path in (output, *output.parents) if os.path.lexists(path) and not os.path.isdir(path))
-        return UserError(f"{output} cannot be the output: {next(inside, output)} is a file")
-    return UserError(f"{output} cannot be written: {error.strerror}")
-
-
-def _lock(file: BinaryIO, output: Path) -> None:
+def _lock(file: BinaryIO, folder: Path, wait: bool) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            return  # a file system without locks
+        if error.errno in NO_LOCKS:
+            return
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise
         file.seek(0)
         holder = file.read().decode() or "unknown"
-        raise UserError(
-            f"{output} is in use by another run (process {holder}); wait for it, or give another --output"
-        ) from error
+        if not wait:
+            raise UserError(
+                f"{folder} is in use by another run (process {holder}); wait for it, or choose another --output"
+            ) from error
+        print(f"waiting for process {holder}, which is writing {folder}", file=sys.stderr)
+        fcntl.lockf(file, fcntl.LOCK_EX)
     file.truncate(0)
     file.write(str(os.getpid()).encode())
     file.flush()
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """One process at a time in `directory`; the system lets go of the lock however the process ends.
-
-    Raises:
-        UserError: the directory cannot be written.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".busy").open("w")  # not the run's own lock: closing that would let go of it
-    except OSError as error:
-        raise UserError(f"{directory} cannot be written: {error.strerror}") from error
-    with file:
-        with suppress(OSError):  # a file system without locks: at worst the same work is done twice
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def cache_directory() -> Path:
-    """$SPEECH_DISTILLER_CACHE, else speech-distiller/ in the user's cache directory, and there superb/."""
-    chosen = os.environ.get("SPEECH_DISTILLER_CACHE")
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    root = Path(chosen) if chosen else Path(caches) / "speech-distiller"
-    return expanded(root).absolute() / "superb"
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a file that is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    return path
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """`folder` when it is there; otherwise an empty one to fill, which becomes `folder` once the block has ended."""
-    if folder.exists():
-        yield folder
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        filled = Path(temporary) / "filled"
-        filled.mkdir()
-        yield filled
-        if not folder.exists():  # another process may have been faster
-            filled.rename(folder)

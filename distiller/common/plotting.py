@@ -1,6 +1,5 @@
 """What all figures share."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,6 @@ COLOURS = {
     "teacher": "#2b6ca3",
     "student": "#c8412b",
 }
-
-
-def read_table(path: Path) -> dict[str, list[float]]:
-    """The columns of a CSV of numbers; empty when there is no such file."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else [])}
 
 
 def save_figure(figure: Any, path: Path) -> None:

@@ -1,16 +1,17 @@
-"""Where a number comes from: commit, machine, memory."""
+"""Where a number comes from: commit, machine, memory, size."""
 
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    from torch import nn
 
-TEN_SECONDS = 160_000
+TEN_SECONDS = 160_000  # samples at 16 kHz
 
 
 def commit() -> str:
@@ -24,28 +25,31 @@ def commit() -> str:
 
 def machine() -> str:
     """Number and kind of processors, and the accelerator if there is one."""
-    models = re.findall(r"model name\s*: (.*)", _read("/proc/cpuinfo"))
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
     name = f"{os.cpu_count()} x {models[0] if models else platform.processor() or platform.machine()}"
     return name + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")
 
 
-def _read(path: str) -> str:
-    return Path(path).read_text() if os.path.exists(path) else ""
+def peak_memory_mb(device: str = "cpu", children: bool = False) -> float:
+    """Most memory used so far, in MB (10^6 bytes): allocated on the GPU, or resident in this process.
 
-
-def peak_rss_mb() -> float:
-    """The most memory that this process, or any worker of it, held at once."""
-    used = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return max(used) / 1024
-
-
-def peak_mb(device: str) -> float:
-    """Most memory so far, in MB (10^6 bytes): of the GPU, or resident of this process."""
+    Args:
+        children: the largest of this process and its ended children.
+    """
     if device == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated() / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3  # bytes there, kB elsewhere
+    import resource  # not on Windows
+
+    processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN) if children else (resource.RUSAGE_SELF,)
+    peak = max(resource.getrusage(process).ru_maxrss for process in processes)
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # bytes on macOS, KiB elsewhere
 
 
-def parameter_count(module: torch.nn.Module) -> int:
+def parameter_count(module: "nn.Module") -> int:
+    """Number of parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -3,7 +3,6 @@
 Types are checked and converted by OmegaConf, the rest by the dataclass itself, in its `validate()`.
 """
 
-import difflib
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -12,32 +11,11 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from upstream.errors import UserError
+from upstream.errors import UserError, one_of, require
 
 T = TypeVar("T")
 _REFUSED = (OmegaConfBaseException, TypeError)  # the latter where a mapping is given for a list
 UNSET = "???"  # OmegaConf's mark for a value that a recipe leaves to its user
-
-
-def require(holds: bool, key: str, value: object, allowed: str) -> None:
-    """Raises: UserError: "KEY is VALUE, but it must be ALLOWED", unless `holds`."""
-    if not holds:
-        raise UserError(f"{key} is {value!r:.200}, but it must be {allowed}")
-
-
-def nearest(value: object, allowed: Collection[str]) -> str | None:
-    """The allowed word that looks most like `value`, if any looks like it."""
-    folded = {word.casefold(): word for word in allowed}
-    matches = difflib.get_close_matches(str(value).casefold(), folded, n=1, cutoff=0.5)
-    return folded[matches[0]] if matches else None
-
-
-def one_of(value: object, allowed: Collection[str]) -> str:
-    """What to say of a word that is not among the `allowed`: which they are, and which was probably meant."""
-    if len(allowed) == 1:
-        return str(next(iter(allowed)))
-    meant = nearest(value, allowed)
-    return f"one of {', '.join(map(str, allowed))}" + (f"; did you mean {meant}?" if meant else "")
 
 
 def typed(cls: type[T], values: Mapping[str, Any] | None, section: str = "") -> T:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from distiller.common.strict import require
+from upstream.errors import require
 
 EMBEDDED = "embedded"
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distiller.audio.dataset import lost_workers
 from distiller.audio.skipped import Skipped, check_share, read_skipped, write_skipped
-from distiller.common.files import claimed, expanded, sweep, write_json
+from distiller.common.files import expanded, lock_folder, sweep, write_json
 from distiller.common.progress import progress
 from distiller.common.values import difference
 from distiller.corpora import prepared as layout
@@ -63,7 +63,7 @@ def prepare(
         "version": layout.VERSION, "corpus": str(corpus), "subsets": subsets or [], "format": format,
         "shard_seconds": shard_seconds,
     }  # fmt: skip
-    with claimed(output):
+    with lock_folder(output):
         complete = _earlier(output, asked)
         if complete and (done := _intact(output, workers)):
             return done

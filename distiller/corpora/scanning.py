@@ -24,7 +24,7 @@ from lhotse.utils import fastcopy
 
 from distiller.audio.decoding import reason, sources
 from distiller.audio.skipped import Skipped, read_skipped, write_skipped
-from distiller.common.files import locked, write_with
+from distiller.common.files import lock_folder, write_with
 from distiller.common.progress import progress, quiet_stderr
 from distiller.corpora.manifests import plain, read_items, wrong, wrong_recording
 from distiller.corpora.prepared import is_prepared, read_prepared
@@ -89,7 +89,7 @@ def scan_cached(source: Path, root: Path, cache: Path | None) -> tuple[list[Data
     digest = hashlib.sha256(json.dumps([VERSION, str(source), str(root)]).encode()).hexdigest()[:12]
     manifest = cache / f"{source.name.split('.')[0]}-{digest}.jsonl.gz"
     unreadable = cache / f"{source.name.split('.')[0]}-{digest}.skipped.csv"
-    with locked(cache):
+    with lock_folder(cache, ".busy", wait=True):
         if not manifest.exists():
             cuts, skipped = scan(source, root)
             write_skipped(unreadable, skipped)

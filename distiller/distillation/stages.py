@@ -24,7 +24,6 @@ from distiller.audio.dataset import AudioDataset, validation_batches
 from distiller.audio.sampler import StepBatchSampler
 from distiller.audio.skipped import SkippedLog
 from distiller.clustering.calibrate import cluster_layers
-from distiller.common.strict import require
 from distiller.corpora.corpus import Corpus, open_corpus
 from distiller.distillation.distillation_module import Distillation, JointDistillation
 from distiller.objectives.config import ClustersConfig
@@ -38,7 +37,7 @@ from distiller.training.loop import fit
 from distiller.training.module import TrainingModule
 from upstream.checkpoint import finished, load, save
 from upstream.encoder import SpeechEncoder
-from upstream.errors import UserError
+from upstream.errors import UserError, require
 
 JOINT, PRUNED, FINAL = "joint", "pruned", "final"
 HEADS, FACTS = "objective.safetensors", "pruning.json"  # beside the cut student

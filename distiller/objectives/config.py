@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from distiller.common.strict import require
-from upstream.errors import UserError
+from upstream.errors import UserError, require
 
 Zeroth = Literal["projected", "layer_input"]  # what layer 0 is: P or F^0
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from distiller.common.strict import require
-from upstream.errors import UserError
+from upstream.errors import UserError, require
 
 
 def spread_layers(depth: int, count: int) -> list[int]:

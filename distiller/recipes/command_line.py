@@ -6,9 +6,8 @@ import re
 from dataclasses import replace
 
 from distiller.common.files import expanded
-from distiller.common.strict import nearest
 from distiller.recipes.recipe import Recipe, resolve
-from upstream.errors import UserError
+from upstream.errors import UserError, nearest
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 from omegaconf import OmegaConf
 
 from distiller.common.files import write_text
-from distiller.common.strict import UNSET, one_of, require, typed, unknown_key
+from distiller.common.strict import UNSET, typed, unknown_key
 from distiller.common.values import difference, flatten
 from distiller.recipes.yaml_files import CHOICES, methods, overlay, parse_overrides, read, shipped
 from distiller.training.config import OptimizerConfig, TrainerConfig
-from upstream.errors import UserError
+from upstream.errors import UserError, one_of, require
 
 if TYPE_CHECKING:
     from distiller.corpora.config import CorpusConfig

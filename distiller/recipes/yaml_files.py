@@ -10,9 +10,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from distiller.common.files import expanded
-from distiller.common.strict import one_of
 from distiller.common.values import flatten
-from upstream.errors import UserError
+from upstream.errors import UserError, one_of
 
 # What reading YAML raises: ValueError is for text that is not UTF-8, and for dates and numbers that are none.
 INVALID = (YAMLError, OmegaConfBaseException, ValueError, RecursionError)

@@ -11,7 +11,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from distiller.common.plotting import COLOURS, read_table, save_figure
+from distiller.common.files import read_columns
+from distiller.common.plotting import COLOURS, save_figure
 from upstream.config import EncoderConfig
 
 FIGURES = ("loss.png", "phones.png", "similarity.png", "left.png", "distances.png")  # that a run may leave
@@ -25,7 +26,7 @@ def loss_curves(output: Path, folders: Sequence[Path]) -> None:
     figure, rows = plt.subplots(len(folders), 2, figsize=size, layout="constrained", squeeze=False)
     for folder, (losses, terms) in zip(folders, rows, strict=True):
         stage = f", {folder.name} stage" if len(folders) > 1 else ""
-        steps, held_out = read_table(folder / "metrics.csv"), read_table(folder / "held_out.csv")
+        steps, held_out = read_columns(folder / "metrics.csv"), read_columns(folder / "held_out.csv")
         losses.plot(steps["step"], steps["loss"], color="#c8412b", alpha=0.25, linewidth=0.8)
         losses.plot(steps["step"], smooth(steps["loss"]), color="#c8412b", label="training")
         if held_out:
@@ -90,7 +91,7 @@ def remaining_units(output: Path, before: EncoderConfig, after: EncoderConfig, j
         axes.set_xlabel("convolution" if "channels" in name else "layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize="small", loc="upper left", ncols=2)
-    steps = read_table(joint / "metrics.csv")
+    steps = read_columns(joint / "metrics.csv")
     axes = panels.flat[3]
     axes.plot(steps["step"], steps["sparsity"], color=COLOURS["student"], label="expected")
     axes.plot(steps["step"], steps["target"], color="#5f5f5f", linestyle="--", linewidth=1.2, label="target")
@@ -103,7 +104,7 @@ def remaining_units(output: Path, before: EncoderConfig, after: EncoderConfig, j
 
 def distance_curves(output: Path) -> None:
     """OUTPUT/distances.png: how far each layer of the student is from the teacher's, from distances.csv."""
-    table = read_table(output / "distances.csv")
+    table = read_columns(output / "distances.csv")
     titles = {"l2": "Relative L2 distance", "cosine": "1 - cosine similarity", "cka": "1 - linear CKA"}
     shown = [name for name in titles if name in table]
     figure, panels = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 3.4), layout="constrained", squeeze=False)

@@ -12,9 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distiller.common.files import write_json
-from distiller.common.plotting import read_table
-from distiller.common.provenance import TEN_SECONDS, commit, machine, peak_rss_mb
+from distiller.common.files import read_columns, write_json
+from distiller.common.provenance import TEN_SECONDS, commit, machine, peak_memory_mb
 from distiller.recipes.recipe import Recipe, to_dict
 from distiller.reports.figures import FIGURES
 from distiller.reports.probe import CONTEXT, Probe, encoder_layers, filterbank, retention
@@ -55,7 +54,7 @@ def summary(
     seconds: float,
 ) -> dict[str, Any]:
     """What report.json holds; losses are those in `folder`, the last stage's."""
-    steps, held_out = read_table(folder / "metrics.csv"), read_table(folder / "held_out.csv")
+    steps, held_out = read_columns(folder / "metrics.csv"), read_columns(folder / "held_out.csv")
     losses: dict[str, Any] = {"train": {name: values[-1] for name, values in steps.items() if name != "step_seconds"}}
     if held_out:
         losses["held_out"] = {name: values[-1] for name, values in held_out.items()}
@@ -67,7 +66,7 @@ def summary(
         "machine": machine(),
         "finished": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
         "seconds": round(seconds, 1),
-        "peak_rss_mb": round(peak_rss_mb()),
+        "peak_rss_mb": round(peak_memory_mb(children=True)),
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
         "macs_10s": count_macs(student.config, TEN_SECONDS),
         "losses": losses,

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass, field, replace
 
-from distiller.common.strict import one_of, require
 from distiller.training.config import OptimizerConfig, TrainerConfig
+from upstream.errors import one_of, require
 
 # what a gate is on -> the name of its units in figures and tables
 UNITS = {

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distiller.common.strict import require
 from distiller.students.config import PruningConfig
 from distiller.students.expected_parameters import expected_parameters, opened
 from distiller.students.gates import GatedEncoder, Values, gated_sites
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
-from upstream.errors import UserError
+from upstream.errors import UserError, require
 
 # Runs of fewer steps move gates and lambda1 faster, see `time_scale`. DPHuBERT's rate of 0.02 takes a head's gate from
 # open to closed in 310 steps: far too slow for a few hundred steps, plenty for its own 50,000.

@@ -9,7 +9,7 @@ The voice is libespeak-ng (GPL-3), which runs in processes of its own (`worker.p
 from distiller.synthesis.espeak import ACCENTS, PHONES, SAMPLE_RATE, SILENCE, Prosody, Synthesizer, Voice, speak
 from distiller.synthesis.shards import synthesise
 from distiller.synthesis.speakers import speaker_name, speaker_voice
-from distiller.synthesis.splits import SPLITS, cache_directory, load_split, phone_targets, plan, speaker_of
+from distiller.synthesis.splits import SPLITS, load_split, phone_targets, plan, speaker_of
 from distiller.synthesis.utterances import Conditions, Utterance, render
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "Synthesizer",
     "Utterance",
     "Voice",
-    "cache_directory",
     "load_split",
     "phone_targets",
     "plan",

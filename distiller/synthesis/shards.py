@@ -4,18 +4,16 @@ An interrupted run continues with the shards it lacks, and a finished one costs 
 the utterances alone, however many processes share the work.
 """
 
-import fcntl
 import hashlib
 import io
 import json
 import os
 import queue
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -26,6 +24,7 @@ from lhotse.supervision import AlignmentItem
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from distiller.common.files import disk_errors, lock_folder
 from distiller.synthesis.espeak import SAMPLE_RATE, Phone, Synthesizer
 from distiller.synthesis.utterances import Utterance, render
 from upstream.errors import UserError
@@ -34,6 +33,7 @@ from upstream.files import sync_directory, write_synced
 VERSION = 3  # raise it when the same Utterance would sound different
 SHARD_SIZE = 50
 UNFINISHED = ".unfinished-"  # begins the names of shards being written
+HINT = "; SPEECH_DISTILLER_CACHE names another directory"
 
 
 def synthesise(
@@ -59,7 +59,9 @@ def synthesise(
     parts = [utterances[first : first + shard_size] for first in range(0, len(utterances), shard_size)]
     shards = {directory / f"{index:05d}-{_digest(part)}": part for index, part in enumerate(parts)}
     if not all(map(os.path.isdir, shards)):
-        with _locked(directory):
+        with disk_errors(directory, hint=HINT), lock_folder(directory, wait=True):
+            for unfinished in directory.glob(f"{UNFINISHED}*"):  # whoever wrote there is dead
+                shutil.rmtree(unfinished)
             _make({shard: part for shard, part in shards.items() if not os.path.isdir(shard)}, progress, workers)
     return CutSet.from_cuts(chain.from_iterable(_read(shard) for shard in shards))
 
@@ -132,7 +134,7 @@ def _cut(utterance: Utterance, count: int, phones: list[Phone]) -> MonoCut:
 
 def _write(shard: Path, recorded: Iterator[tuple[MonoCut, bytes]]) -> None:
     """All of a shard or nothing: beside its final name, to the disk, then renamed."""
-    with _writing_to(shard.parent):
+    with disk_errors(shard.parent):
         unfinished = Path(tempfile.mkdtemp(dir=shard.parent, prefix=UNFINISHED))
         try:
             unfinished.chmod(0o755)  # mkdtemp's is private, a cache may be shared
@@ -161,34 +163,6 @@ def _read(shard: Path) -> Iterator[MonoCut]:
         cut = MonoCut.from_dict(manifest).with_recording_path_prefix(shard)
         assert isinstance(cut, MonoCut)  # Lhotse declares its base class
         yield cut
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One process at a time in `directory`; the system lets go of the lock however the process ends."""
-    with ExitStack() as stack:
-        with _writing_to(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((directory / ".lock").open("w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"another process is synthesising into {directory}; waiting for it", file=sys.stderr)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            for unfinished in directory.glob(f"{UNFINISHED}*"):  # whoever wrote there is dead
-                shutil.rmtree(unfinished)
-        yield
-
-
-@contextmanager
-def _writing_to(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write synthetic speech to {directory}: {error.strerror or error}; "
-            "SPEECH_DISTILLER_CACHE names another directory"
-        ) from error
 
 
 def _digest(utterances: Sequence[Utterance]) -> str:

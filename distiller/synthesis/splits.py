@@ -1,15 +1,13 @@
 """The splits of the embedded corpus: who says what in each, and how to get it."""
 
-import os
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from distiller.common.files import expanded
+from distiller.common.files import cache_folder
 from distiller.synthesis.espeak import PHONES, SAMPLE_RATE
 from distiller.synthesis.sentences import sentence
 from distiller.synthesis.shards import synthesise
@@ -56,7 +54,7 @@ def load_split(
     Raises:
         UserError: no such split, the cache cannot be written, or espeakng-loader is missing.
     """
-    return synthesise(plan(name, utterances), cache_directory() / name, progress=progress, workers=workers)
+    return synthesise(plan(name, utterances), cache_folder("synthesis") / name, progress=progress, workers=workers)
 
 
 def plan(name: str, utterances: int | None = None) -> list[Utterance]:
@@ -90,14 +88,6 @@ def _random_utterance(name: str, speaker: int, split: int, index: int) -> Uttera
     return Utterance(
         name, speaker_name(speaker), text, speaker_voice(speaker), random_prosody(speaker, random), conditions
     )
-
-
-def cache_directory() -> Path:
-    """$SPEECH_DISTILLER_CACHE, else speech-distiller/ in the user's cache directory, and there synthesis/."""
-    chosen = os.environ.get("SPEECH_DISTILLER_CACHE")
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    root = Path(chosen) if chosen else Path(caches) / "speech-distiller"
-    return expanded(root).absolute() / "synthesis"
 
 
 def phone_targets(cut: Cut, frames: int) -> np.ndarray:

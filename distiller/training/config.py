@@ -5,8 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from distiller.common.strict import require
-from upstream.errors import UserError
+from upstream.errors import UserError, require
 
 
 @dataclass

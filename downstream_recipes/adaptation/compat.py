@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torchaudio
 
-from distiller.common.files import cache_directory, whole_folder, writing
+from distiller.common.files import cache_folder, writing, writing_folder
 from downstream_recipes.adaptation import ctc_datasets as ctc_corpora
 from downstream_recipes.adaptation import sox_effects, torchaudio_io
 from downstream_recipes.adaptation.corpus_key import corpus_key
@@ -185,7 +185,7 @@ def move_identification_cache(dataset: ModuleType) -> None:
     class SpeakerClassifiDataset(dataset.SpeakerClassifiDataset):
         def __init__(self, mode, file_path, meta_data, max_timestep=None):
             split = hashlib.sha256(Path(meta_data).read_bytes()).hexdigest()[:16]
-            with whole_folder(cache_directory() / f"sid-{mode}-{corpus_key(file_path)}-{split}") as folder:
+            with writing_folder(cache_folder("superb") / f"sid-{mode}-{corpus_key(file_path)}-{split}") as folder:
                 dataset.__dict__["CACHE_PATH"] = str(folder)
                 super().__init__(mode, file_path, meta_data, max_timestep)
 
@@ -201,7 +201,7 @@ def move_verification_cache(dataset: ModuleType) -> None:
 
     class SpeakerVerifi_train(dataset.SpeakerVerifi_train):
         def __init__(self, vad_config, key_list, file_path, meta_data, max_timestep=None, n_jobs=12):
-            with whole_folder(cache_directory() / f"asv-{corpus_key(file_path[0])}") as folder:
+            with writing_folder(cache_folder("superb") / f"asv-{corpus_key(file_path[0])}") as folder:
                 dataset.__dict__["__file__"] = str(folder / "dataset.py")  # the cache is a folder beside it
                 super().__init__(vad_config, key_list, file_path, meta_data, max_timestep, n_jobs)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from distiller.common.files import cache_directory, write_whole
+from distiller.common.files import cache_folder, write_text
 from distiller.common.progress import progress
 from downstream_recipes.miniature import layouts
 from downstream_recipes.miniature.recordings import Studio, open_studio
@@ -74,7 +74,7 @@ def make_with(studio: Studio, directory: Path) -> Path:
                 (unfinished / name).mkdir()
                 layout(studio, unfinished / name, directory / name)
             values = {name: name for name in LAYOUTS} | PATHS
-            write_whole(unfinished / CORPORA_FILE, yaml.safe_dump(values, sort_keys=False))
+            write_text(unfinished / CORPORA_FILE, yaml.safe_dump(values, sort_keys=False))
             unfinished.chmod(0o755)
             with contextlib.suppress(FileNotFoundError):
                 directory.rmdir()
@@ -90,4 +90,4 @@ def make_with(studio: Studio, directory: Path) -> Path:
 
 def cached_miniature() -> Path:
     """The corpora file of the miniature corpora in the user's cache, synthesised on first use."""
-    return make_miniature(cache_directory() / f"miniature-{VERSION}")
+    return make_miniature(cache_folder("superb") / f"miniature-{VERSION}")

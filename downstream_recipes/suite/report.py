@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distiller.common.files import write_whole
+from distiller.common.files import write_text
 from downstream_recipes.suite import figures, tables
 from downstream_recipes.suite.submission import write_submission
 from downstream_recipes.suite.suite import Score, Suite, read_state
@@ -37,7 +37,7 @@ def write_report(suite: Suite, beside: Sequence[Path] = ()) -> str:
     parameters = suite.described["parameters"] / 1e6
     own = tables.own_row(_title(suite.upstream, suite.output), parameters, scores, suite.miniature)
     summary = {"name": own.name, "params_m": parameters, "miniature": suite.miniature}
-    write_whole(suite.output / "model.json", json.dumps(summary) + "\n")
+    write_text(suite.output / "model.json", json.dumps(summary) + "\n")
     rows = [*rows_beside(beside, suite.miniature), own]
     rows += [] if suite.miniature else tables.published_rows()
     notes = [entry["note"] for entry in done.values() if entry["note"]]
@@ -50,7 +50,7 @@ def write_report(suite: Suite, beside: Sequence[Path] = ()) -> str:
         "table.tex": tables.latex(rows, notes),
         "table.html": tables.web_page(rows, notes, f"SUPERB: {own.name}", drawn),
     }.items():
-        write_whole(suite.output / name, content)
+        write_text(suite.output / name, content)
     return f"{text}\n{suite.output}: scores.csv, table.md, table.tex, table.html, {len(drawn)} figures"
 
 

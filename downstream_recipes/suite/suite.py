@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from distiller.common.files import write_whole
+from distiller.common.files import write_text
 from downstream_recipes import run_downstream
 from downstream_recipes.suite.features import FeatureCache, reused
 from downstream_recipes.tasks.command_checks import check_upstream
@@ -79,7 +79,7 @@ class Suite:
         """The task's recipe, ready for s3prl, in `folder`."""
         changes = dict(changes or {})
         configuration = resolve(task.recipe, self.corpora, folder, _merged(self._settings(task), changes))
-        return write_whole(folder / f"{task.code}.yaml", yaml.safe_dump(configuration, sort_keys=False))
+        return write_text(folder / f"{task.code}.yaml", yaml.safe_dump(configuration, sort_keys=False))
 
     def _settings(self, task: Task) -> dict[str, Any]:
         return yaml.safe_load(MINIATURE.read_text()).get(task.code) or {} if self.miniature else {}
@@ -182,7 +182,7 @@ def stage(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     if not path.exists():
         start = time.monotonic()
         result = work()
-        write_whole(path, json.dumps({**result, "seconds": round(time.monotonic() - start, 1)}, indent=1) + "\n")
+        write_text(path, json.dumps({**result, "seconds": round(time.monotonic() - start, 1)}, indent=1) + "\n")
     return json.loads(path.read_text())
 
 
@@ -228,7 +228,7 @@ def keep(suite: Suite, task: Task, scores: Sequence[Score] | None, note: str = "
     """Make a task done; or, without scores, note whose its folder is before anything is in it."""
     rows = None if scores is None else [asdict(score) for score in scores]
     content = {"identity": suite.identity(task), "scores": rows, "note": note}
-    write_whole(_state(suite.output, task), json.dumps(content, indent=1) + "\n")
+    write_text(_state(suite.output, task), json.dumps(content, indent=1) + "\n")
 
 
 def read_state(output: Path, task: Task) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import soundfile
 
-from distiller.common.files import cache_directory, write_whole
+from distiller.common.files import cache_folder, write_text
 from distiller.common.progress import progress
 from downstream_recipes.adaptation.corpus_key import corpus_key
 from downstream_recipes.adaptation.ctc_datasets import find_audio
@@ -28,17 +28,17 @@ EVALUATION_LINE = re.compile(r"\[[\d. -]+\]\t(?P<name>\S+)\t(?P<emotion>\w+)\t")
 def write_phonemes(path: Path) -> Path:
     """PR's vocabulary for s3prl's word encoder: silence and noise, then the phonemes by name (71 of them)."""
     stressed = [f"{vowel}{stress}" for vowel in VOWELS for stress in "012"]
-    return write_whole(path, "\n".join(["SIL", "SPN", *sorted([*stressed, *CONSONANTS])]))
+    return write_text(path, "\n".join(["SIL", "SPN", *sorted([*stressed, *CONSONANTS])]))
 
 
 def write_characters(path: Path) -> Path:
     """SF's vocabulary for s3prl's character encoder: space, letters, apostrophe."""
-    return write_whole(path, "\n".join([" ", *string.ascii_uppercase, "'"]))
+    return write_text(path, "\n".join([" ", *string.ascii_uppercase, "'"]))
 
 
 def write_letters(path: Path) -> Path:
     """ASR's dictionary in fairseq's form, `symbol count`; | stands between words."""
-    return write_whole(path, "".join(f"{symbol} 1\n" for symbol in ["|", *string.ascii_uppercase, "'"]))
+    return write_text(path, "".join(f"{symbol} 1\n" for symbol in ["|", *string.ascii_uppercase, "'"]))
 
 
 def asr_lengths(librispeech: Path) -> Path:
@@ -47,7 +47,7 @@ def asr_lengths(librispeech: Path) -> Path:
     Raises:
         UserError: a split has no audio, or a file is no audio.
     """
-    folder = cache_directory() / f"asr-{corpus_key(librispeech)}"
+    folder = cache_folder("superb") / f"asr-{corpus_key(librispeech)}"
     for split in ASR_SPLITS:
         path = folder / f"{split}.csv"
         if not path.exists():
@@ -58,7 +58,7 @@ def asr_lengths(librispeech: Path) -> Path:
                 f"{index},{wav.relative_to(librispeech)},{length},0"
                 for index, (wav, length) in enumerate(zip(wavs, lengths, strict=True))
             ]
-            write_whole(path, "\n".join([",file_path,length,label", *rows, ""]))
+            write_text(path, "\n".join([",file_path,length,label", *rows, ""]))
     return folder
 
 
@@ -75,7 +75,7 @@ def emotion_folds(iemocap: Path) -> Path:
     Raises:
         UserError: a session is missing, or none of its wavs has one of the four emotions.
     """
-    folder = cache_directory() / f"er-{corpus_key(iemocap)}"
+    folder = cache_folder("superb") / f"er-{corpus_key(iemocap)}"
     sessions = [f"Session{number}" for number in range(1, 6)]
     names = [folder / session / f"{split}_meta_data.json" for session in sessions for split in ("train", "test")]
     if not all(name.exists() for name in names):
@@ -84,7 +84,7 @@ def emotion_folds(iemocap: Path) -> Path:
             train = [item for other in sessions if other != session for item in utterances[other]]
             for split, items in (("train", train), ("test", utterances[session])):
                 content = {"labels": EMOTIONS, "meta_data": items}
-                write_whole(folder / session / f"{split}_meta_data.json", json.dumps(content))
+                write_text(folder / session / f"{split}_meta_data.json", json.dumps(content))
     return folder
 
 

@@ -134,9 +134,9 @@ def _configuration(recipe: Path, corpora: str | None, expdir: Path) -> dict[str,
 def _write(configuration: dict[str, Any], path: Path) -> str:
     import yaml
 
-    from distiller.common.files import write_whole
+    from distiller.common.files import write_text
 
-    return str(write_whole(path, yaml.safe_dump(configuration, sort_keys=False)))
+    return str(write_text(path, yaml.safe_dump(configuration, sort_keys=False)))
 
 
 def run(argv: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from distiller import run
-from distiller.common.files import claimed
+from distiller.common.files import lock_folder
 from distiller.recipes.recipe import Recipe, load_recipe
 from distiller.training import devices
 
@@ -195,8 +195,8 @@ def test_overwrite_removes_a_run_and_nothing_else(distilled: list, capsys: pytes
 def test_one_run_at_a_time(distilled: list, capsys: pytest.CaptureFixture[str]) -> None:
     hold = (
         f"import sys, time, os; sys.path.insert(0, {str(SCRIPT.parents[1])!r})\n"
-        "from pathlib import Path; from distiller.common.files import claimed\n"
-        "with claimed(Path('exp/star')):\n"
+        "from pathlib import Path; from distiller.common.files import lock_folder\n"
+        "with lock_folder(Path('exp/star')):\n"
         "    if os.fork() == 0: time.sleep(60); os._exit(0)  # a data loader that outlives the run\n"
         "    print('held', flush=True); time.sleep(60)\n"
     )
@@ -213,7 +213,7 @@ def test_one_run_at_a_time(distilled: list, capsys: pytest.CaptureFixture[str]) 
         assert run.main(STAR) == 0  # kill -9 leaves nothing behind that refuses the next run
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
-    with claimed(Path("exp/star")):
+    with lock_folder(Path("exp/star")):
         pass
 
 

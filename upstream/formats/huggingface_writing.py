@@ -99,6 +99,6 @@ def obstacles(config: EncoderConfig) -> list[str]:
         "it drops frames beyond a multiple": config.frame_multiple != 1,
         "its layer norms count over pruned channels": bool(config.unpruned_channels),
         "it has no norm in front of the projection": not config.feature_norm and config.family != "hubert",
-        f"waveforms are normalised with {config.normalize_eps:g} added to the variance": config.normalizes_with_other_eps,
+        f"waveforms are normalised with epsilon {config.normalize_eps:g}": config.normalizes_with_other_eps,
     }
     return [reason for reason, holds in clauses.items() if holds]

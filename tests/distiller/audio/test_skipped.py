@@ -10,7 +10,7 @@ import torch
 
 from distiller.audio.batch import Batch, StepBatch
 from distiller.audio.skipped import SkippedLog, append_skipped, check_share, read_skipped
-from distiller.common.files import claimed
+from distiller.common.files import lock_folder
 from upstream.errors import UserError
 
 
@@ -100,9 +100,9 @@ def test_a_place_that_cannot_be_written(tmp_path):
 def test_listing_a_file_leaves_the_run_its_lock(tmp_path: Path) -> None:
     """A POSIX lock is gone as soon as its process closes any handle of the file."""
     claim = "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
-    claim += "from distiller.common.files import claimed\nwith claimed(Path(sys.argv[2])): pass"
+    claim += "from distiller.common.files import lock_folder\nwith lock_folder(Path(sys.argv[2])): pass"
     command = [sys.executable, "-c", claim, str(Path(__file__).parents[3]), str(tmp_path)]
-    with claimed(tmp_path):
+    with lock_folder(tmp_path):
         append_skipped(tmp_path / "skipped.csv", [("a.wav", "damaged")])
         second = subprocess.run(command, capture_output=True, text=True)
     assert "UserError" in second.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from distiller.audio.decoding import Undecodable, decode
-from distiller.common.files import claimed, remove
+from distiller.common.files import lock_folder, remove
 from distiller.corpora import shards as preparation_shards
 from distiller.corpora.config import CorpusConfig
 from distiller.corpora.corpus import open_corpus
@@ -159,7 +159,7 @@ def test_a_worker_that_is_killed(corpus: Path, tmp_path: Path, monkeypatch) -> N
 
 def test_two_at_once(corpus: Path, tmp_path: Path, capfd) -> None:
     argv = ["prepare", str(corpus), "--output", str(tmp_path / "out")]
-    with claimed(tmp_path / "out"):
+    with lock_folder(tmp_path / "out"):
         assert in_child(lambda: os._exit(main(argv))) == 2
     assert "is in use by another run" in capfd.readouterr().err
 

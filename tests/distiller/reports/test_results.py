@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distiller.common.plotting import read_table
+from distiller.common.files import read_columns
 from distiller.reports.results import append, row
 from upstream.errors import UserError
 
@@ -41,4 +41,4 @@ def test_runs_become_rows_once(tmp_path: Path) -> None:
 def test_an_unfinished_run_is_no_row(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no finished run"):
         row(tmp_path)
-    assert read_table(tmp_path / "metrics.csv") == {}
+    assert read_columns(tmp_path / "metrics.csv") == {}

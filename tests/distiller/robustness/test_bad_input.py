@@ -14,7 +14,7 @@ import soundfile
 
 from distiller import run
 from distiller.audio.skipped import read_skipped
-from distiller.common.plotting import read_table
+from distiller.common.files import read_columns
 
 RATE = 16_000
 
@@ -90,7 +90,7 @@ def test_8_khz_stereo_is_used(small_run) -> None:
     noise(Path("corpus/train/telephone.wav"), 2000, 8000, channels=2)
     assert small_run.completes()[0]["skipped"] == 0
     assert not Path("run/skipped.csv").exists()
-    assert sum(read_table(Path("run/metrics.csv"))["audio_seconds"]) == pytest.approx(sum(seconds) + 0.25, abs=1e-3)
+    assert sum(read_columns(Path("run/metrics.csv"))["audio_seconds"]) == pytest.approx(sum(seconds) + 0.25, abs=1e-3)
 
 
 # --- what a run cannot do without

@@ -19,7 +19,7 @@ from lhotse.supervision import AlignmentItem
 from distiller.synthesis.espeak import ACCENTS, PHONES, SAMPLE_RATE, Prosody, Synthesizer, Voice, phones_of, speak
 from distiller.synthesis.sentences import LEXICON
 from distiller.synthesis.shards import synthesise
-from distiller.synthesis.splits import cache_directory, phone_targets, plan
+from distiller.synthesis.splits import phone_targets, plan
 from distiller.synthesis.utterances import Conditions, Utterance, render
 from upstream.errors import UserError
 
@@ -242,20 +242,6 @@ def test_compound_sounds_are_taken_apart():
     assert phones_of("") == phones_of("ʲ") == ["sil"]
     with pytest.raises(UserError, match="'ø'"):
         phones_of("ø")
-
-
-# ---- where it is kept
-
-
-def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.delenv("SPEECH_DISTILLER_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert cache_directory() == Path("/caches/speech-distiller/synthesis")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_directory() == tmp_path / ".cache/speech-distiller/synthesis"
-    monkeypatch.setenv("SPEECH_DISTILLER_CACHE", str(tmp_path))
-    assert cache_directory() == tmp_path / "synthesis"
 
 
 def test_speak_says_one_text():

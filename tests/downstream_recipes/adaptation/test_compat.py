@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchaudio
 
-from distiller.common.files import whole_folder, write_whole
+from distiller.common.files import write_text, writing_folder
 from downstream_recipes.adaptation import compat
 from downstream_recipes.adaptation.corpus_key import corpus_key
 from downstream_recipes.adaptation.import_hooks import after_import
@@ -181,16 +181,16 @@ def test_verification_lengths_are_kept_per_corpus_and_measured_in_threads(tmp_pa
 
 def test_a_folder_that_was_not_finished_is_not_kept(tmp_path):
     def interrupted():
-        with whole_folder(tmp_path / "cache") as folder:
+        with writing_folder(tmp_path / "cache") as folder:
             (folder / "half").write_text("half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         interrupted()
     assert list(tmp_path.iterdir()) == []
-    with whole_folder(tmp_path / "cache") as folder:
+    with writing_folder(tmp_path / "cache") as folder:
         (folder / "whole").write_text("whole")
-    with whole_folder(tmp_path / "cache") as folder:
+    with writing_folder(tmp_path / "cache") as folder:
         assert (folder / "whole").read_text() == "whole"
 
 
@@ -220,7 +220,7 @@ def test_a_changed_corpus_has_another_key(tmp_path):
     assert corpus_key(tmp_path) == first
     (tmp_path / "dev").mkdir()
     second = corpus_key(tmp_path)
-    write_whole(tmp_path / "dev" / "new.wav", "")
+    write_text(tmp_path / "dev" / "new.wav", "")
     assert len({first, second, corpus_key(tmp_path)}) == 3
     assert [path.name for path in (tmp_path / "dev").iterdir()] == ["new.wav"]
 

@@ -40,8 +40,8 @@ def test_an_output_that_cannot_be_one_is_one_line(suite, miniature, tmp_path, pr
 HOLD = """
 import sys, time; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from distiller.output import claimed
-with claimed(Path(sys.argv[2]), sys.argv[3]):
+from distiller.output import lock_folder
+with lock_folder(Path(sys.argv[2]), sys.argv[3]):
     print("held", flush=True); time.sleep(600)
 """
 
@@ -88,7 +88,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(suite, miniature, pretender, 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     for module in (suite_module, suite_report):
-        monkeypatch.setattr(module, "write_whole", full)
+        monkeypatch.setattr(module, "write_text", full)
     assert superb.main(line(suite, miniature, "--tasks", "ic,pr")) == 2
     said = capsys.readouterr().err.splitlines()
     assert f"[2/2] pr: {suite.output}: No space left on device" in said
