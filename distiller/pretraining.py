@@ -26,7 +26,7 @@ from distiller.reports.probe import CONTEXT, Probe, encoder_layers, filterbank
 from distiller.synthesis.espeak import PHONES
 from distiller.synthesis.splits import load_split, phone_targets, speaker_of
 from distiller.training.config import OptimizerConfig, TrainerConfig
-from distiller.training.loop import fit
+from distiller.training.loop import Training
 from distiller.training.module import TrainingModule
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
@@ -60,7 +60,7 @@ class PhonePretraining(TrainingModule):
         self.speaker_head = nn.Linear(width, len(self.speakers))
 
     def frame_lengths(self, batch: Batch) -> Tensor:
-        return self.student.config.frame_count(batch.lengths)
+        return self.kept_student().config.frame_count(batch.lengths)
 
     def losses(self, batch: Batch) -> list[Term]:
         encoder = self.kept_student()
@@ -144,14 +144,14 @@ def main() -> None:
         return StepBatchSampler(cuts, options.batch_seconds, 10, options.seed, rank, world_size, accumulate=1)
 
     trainer = TrainerConfig(steps=options.steps, accelerator=options.accelerator, checkpoint_every=200)
-    if fit(module, AudioDataset(cuts, options.seed), windows, trainer, options.output):
+    if Training(module, AudioDataset(cuts, options.seed), windows, trainer, options.output).fit():
         probe = {
             "stacked_filterbank": filterbank(CONTEXT),
             "teacher": encoder_layers(module.kept_student().cpu().eval()),
         }
         labelled = Probe.embedded(TEACHER.frame_count)
         rows = {name: labelled.run(represent, name) for name, represent in probe.items()}
-        card = teacher_card(options.steps, module.elapsed, hours(cuts), rows)
+        card = teacher_card(options.steps, module.progress.elapsed, hours(cuts), rows)
         save(module.kept_student(), options.output / "teacher", {"README.md": card}, dtype=torch.float16)
         print(f"wrote {options.output / 'teacher'}")
 

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distiller.audio.batch import Batch
 from distiller.benchmarks.inference import process_of, receive
@@ -147,15 +147,15 @@ def step_of(module: Distillation, setting: TrainSetting) -> Callable[[], None]:
     lengths = torch.full((setting.utterances,), samples)
     batch = Batch(waveforms, lengths, [], [], [])
     module.steps = STEPS
-    (optimizer,), _ = module.configure_optimizers()
+    optimizer = module.optimizer()
     counts = {"utterance": torch.tensor(float(len(lengths))), "frame": module.frame_lengths(batch).sum().float()}
     module.student.train()
 
     def step() -> None:
         optimizer.zero_grad()
         penalty, _ = module.penalty()
-        loss: Tensor = module.total(module.losses(batch), counts) + penalty
-        loss.backward()
+        loss, _ = module(batch, counts)
+        (loss + penalty).backward()
         nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], 10.0)
         optimizer.step()
 

@@ -122,6 +122,8 @@ class StepTable:
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
         self.columns: list[str] | None = None
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             rows = list(csv.reader(path.read_text().splitlines()))
             kept = [row for row in rows[1:] if len(row) == len(rows[0]) and int(row[0]) < first_step]

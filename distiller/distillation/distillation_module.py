@@ -35,8 +35,8 @@ class Distillation(TrainingModule):
     def teacher(self) -> SpeechEncoder:
         return self._teacher[0]
 
-    def on_fit_start(self) -> None:
-        self.teacher.to(self.device)
+    def move_frozen(self, device: torch.device) -> None:
+        self.teacher.to(device)
 
     def frame_lengths(self, batch: Batch) -> Tensor:
         return self.teacher.config.frame_count(batch.lengths)
@@ -71,7 +71,7 @@ class JointDistillation(Distillation):
         return self.student
 
     def penalty(self) -> tuple[Tensor, dict[str, float]]:
-        return self.pruning(self.gated, self.global_step)
+        return self.pruning(self.gated, self.progress.step)
 
     def special_groups(self) -> list[dict[str, Any]]:
         self.pruning.steps = self.steps  # known since the corpus was looked at

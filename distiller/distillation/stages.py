@@ -33,7 +33,7 @@ from distiller.reports.report import outcome
 from distiller.students.lagrangian import SparsityLagrangian, gate
 from distiller.students.narrow import build_student
 from distiller.students.prune import cut
-from distiller.training.loop import fit
+from distiller.training.loop import Training
 from distiller.training.module import TrainingModule
 from upstream.checkpoint import finished, load, save
 from upstream.encoder import SpeechEncoder
@@ -103,7 +103,7 @@ def narrow(run: Run) -> Distilled | None:
     module = Distillation(run.teacher, student, objective, run.recipe)
     if not train(run, module, run.recipe, run.output):
         return None
-    return Distilled(module.kept_student(), untrained, [run.output], module.elapsed)
+    return Distilled(module.kept_student(), untrained, [run.output], module.progress.elapsed)
 
 
 def pruned(run: Run) -> Distilled | None:
@@ -122,7 +122,7 @@ def pruned(run: Run) -> Distilled | None:
     if not train(run, module, recipe, run.output / FINAL):
         return None
     folders = [run.output / JOINT, run.output / FINAL]
-    seconds = left.facts.pop("seconds") + module.elapsed
+    seconds = left.facts.pop("seconds") + module.progress.elapsed
     return Distilled(module.kept_student(), untrained, folders, seconds, {"pruning": left.facts})
 
 
@@ -138,7 +138,7 @@ def joint(run: Run) -> Cut:
     first = train(run, module, recipe, run.output / JOINT, keep_best=lambda trained: None)
     left = cut_out(module)
     if first:
-        written = replace(left, facts=left.facts | {"seconds": module.seconds()})
+        written = replace(left, facts=left.facts | {"seconds": module.progress.seconds()})
         save(left.encoder, run.output / PRUNED, written_files(written))
         print(outcome(left.facts))
     return left
@@ -159,7 +159,7 @@ def cut_out(module: JointDistillation) -> Cut:
         "met": pruning.met(sparsity),
         "parameters_before": pruning.parameters_before,
         "steps": module.steps,
-        "seconds": module.elapsed,
+        "seconds": module.progress.elapsed,
     }
     return Cut(encoder, heads, facts)
 
@@ -188,7 +188,7 @@ def train(
     folder: Path,
     keep_best: Callable[[TrainingModule], None] | None = None,
 ) -> bool:
-    """Fit a module on the run's corpus, everything it writes going below `folder`; as `loop.fit`."""
+    """Fit a module on the run's corpus, everything it writes going below `folder`; as `Training.fit`."""
     corpus, section, least = run.corpus, recipe.corpus, run.teacher.config.min_samples
 
     def windows(rank: int, world_size: int) -> StepBatchSampler:
@@ -197,7 +197,7 @@ def train(
             corpus.train, section.batch_seconds, section.buckets, recipe.seed, rank, world_size, accumulate
         )
 
-    return fit(
+    training = Training(
         module,
         AudioDataset(corpus.train, recipe.seed, least),
         windows,
@@ -208,6 +208,7 @@ def train(
         keep_best=keep_best or (lambda trained: save(trained.kept_student(), folder / "best")),
         skipped=SkippedLog(run.output / "skipped.csv", section.max_skipped, corpus.skipped),
     )
+    return training.fit()
 
 
 # by the name in a recipe's student section

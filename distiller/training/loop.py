@@ -1,142 +1,214 @@
-"""Hands a training module to Lightning, from the newest checkpoint on if there is one."""
+"""The training loop. Lightning Fabric places it on devices; each step of it is written out here, in its order."""
 
-import logging
-import re
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ContextDecorator, contextmanager
-from datetime import timedelta
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
-from distiller.audio.batch import Batch
+from distiller.audio.batch import Batch, StepBatch
 from distiller.audio.dataset import AudioDataset, lost_workers
 from distiller.audio.sampler import StepBatchSampler, step_batches_per_epoch
 from distiller.audio.skipped import SkippedLog
-from distiller.training.callbacks import AtomicCheckpointIO, Checkpoints, HeldOut, StepBar, StepRows
+from distiller.common.files import StepTable
+from distiller.common.process import rank
+from distiller.training.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from distiller.training.config import TrainerConfig
 from distiller.training.devices import device_count
+from distiller.training.held_out import HeldOut
 from distiller.training.layer_options import checkpoint_layers, compile_layers
-from distiller.training.module import TrainingModule, resume_path
-from distiller.training.sharding import Sharded
+from distiller.training.module import Progress, TrainingModule, schedule, step_seed
+from distiller.training.processes import open_fabric, process_errors
+from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
-TIMEOUT = timedelta(minutes=10)  # longer than anything that one rank does while the others wait
-LOST = r"gloo|nccl|connection (closed|reset)|broken pipe|timed out|timeout"  # in what a collective raises
+DIVERGED = 100.0  # times the first loss; a loss that learns never gets there
+SMALL_LOSS = 0.1  # a smaller first loss counts as this: one with a cosine in it may start at 0 by chance
 
 
-class _quiet(ContextDecorator):
-    """Hushes what Lightning says at every start, and what is not so here (our stream does resume)."""
-
-    def __enter__(self) -> None:
-        self._warnings = warnings.catch_warnings()
-        self._warnings.__enter__()
-        for message in (
-            ".*dataloader is not resumable.*",
-            ".*does not have many workers.*",
-            ".*`isinstance.treespec.*",
-        ):
-            warnings.filterwarnings("ignore", message)
-        self._logger = logging.getLogger("lightning.pytorch")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
-
-    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
-        if not issubclass(failure.exc_type, OSError):  # TensorBoard's writer raises it at our next row too
-            self._hook(failure)
-
-    def __exit__(self, *error: Any) -> None:
-        threading.excepthook = self._hook
-        self._logger.setLevel(self._level)
-        self._warnings.__exit__(None, None, None)
-
-
-@_quiet()
-def fit(
-    module: TrainingModule,
-    dataset: AudioDataset,
-    sampler: Callable[[int, int], StepBatchSampler],
-    config: TrainerConfig,
-    output: Path,
-    *,
-    workers: int = 0,
-    held_out: list[Callable[[], Batch]] | None = None,
-    keep_best: Callable[[TrainingModule], None] = lambda module: None,
-    skipped: SkippedLog | None = None,
-) -> bool:
-    """Train `module` for the steps or epochs of `config`; everything it writes goes below `output`.
+@dataclass
+class Training:
+    """A module, the audio that it is trained on, and the folder below which everything is written.
 
     Args:
-        sampler: makes this process's endless stream of windows from its (rank, world size).
+        sampler: makes a process's endless stream of step batches from its (rank, world size).
         held_out: batches to validate on, each made when called.
         keep_best: called with the module when the held-out loss is the lowest so far.
-
-    Returns:
-        Whether this process is the one that goes on (the first rank).
     """
-    arrange_layers(module, config)
-    newest = resume_path(output / "checkpoints")
-    trainer = L.Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy=strategy(config),
-        precision=config.precision,
-        max_epochs=1,  # the sampler's stream is endless and knows its own epochs
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        # A signal in the midst of its queue can cost a wake-up: its end is then put off until the next flush.
-        logger=TensorBoardLogger(output, name="tensorboard", version="", flush_secs=10),
-        plugins=[AtomicCheckpointIO()],
-        callbacks=[
-            StepBar(),
-            StepRows(output / "metrics.csv", skipped),
-            HeldOut(held_out or [], config.validate_every, output / "held_out.csv", keep_best, skipped),
-            Checkpoints(output / "checkpoints", config.checkpoint_every),
-        ],
+
+    module: TrainingModule
+    dataset: AudioDataset
+    sampler: Callable[[int, int], StepBatchSampler]
+    config: TrainerConfig
+    output: Path
+    workers: int = 0
+    held_out: Sequence[Callable[[], Batch]] = ()
+    keep_best: Callable[[TrainingModule], None] = lambda module: None
+    skipped: SkippedLog | None = None
+
+    def fit(self) -> bool:
+        """Train for the steps or epochs of the configuration, from the newest checkpoint on.
+
+        Returns:
+            Whether this process continues after training (the first rank).
+
+        Raises:
+            UserError: training diverged, too much audio had to be skipped, or another process of the run is gone.
+        """
+        module, config = self.module, self.config
+        stream = self.sampler(rank(), device_count(config.devices) * config.num_nodes)
+        module.steps = config.steps or (config.epochs or 0) * step_batches_per_epoch(stream)
+        newest = newest_checkpoint(self.output / "checkpoints")
+        if newest is not None and newest.step >= module.steps:  # interrupted between training and what follows it
+            module.load_state_dict(newest.content["module"])
+            module.progress.load_state_dict(newest.content["progress"])
+            return rank() == 0
+        arrange_layers(module, config)
+        fabric = open_fabric(module, config, self.output)
+        with process_errors(fabric), lost_workers("corpus.workers"):
+            fabric.launch()
+            module.move_frozen(fabric.device)
+            self._steps(fabric, stream, newest)
+        module.cpu()
+        return fabric.is_global_zero
+
+    def _steps(self, fabric: Fabric, stream: StepBatchSampler, newest: Checkpoint | None) -> None:
+        """Every step with its row, its validation and its checkpoint."""
+        module, config, progress = self.module, self.config, self.module.progress
+        network = fabric.setup_module(module.train())
+        adamw = module.optimizer()
+        optimizer: Any = fabric.setup_optimizers(adamw)
+        scheduler = LambdaLR(adamw, schedule(module.optimizer_config, module.steps))
+        validation = HeldOut(self.held_out, self.output / "held_out.csv", self.keep_best, self.skipped)
+        state = {"module": network, "optimizer": optimizer, "scheduler": scheduler, "progress": progress}
+        state |= {"held_out": validation} | ({} if self.skipped is None else {"skipped": self.skipped})
+        if newest is not None:
+            fabric.load(newest.path, state, weights_only=True)
+            epoch, index = progress.position or (0, -1)
+            stream.start(epoch, index + 1)
+        loader = DataLoader(
+            self.dataset,
+            sampler=stream,
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=fabric.device.type == "cuda",
+            prefetch_factor=4 if self.workers else None,
+        )
+        table = StepTable(self.output / "metrics.csv", progress.step + 1) if fabric.is_global_zero else None
+        with StepBar(progress.step, module.steps, visible=fabric.is_global_zero) as bar:
+            for batch in islice(loader, module.steps - progress.step):
+                if self.skipped is not None:
+                    self.skipped.add(batch)
+                row = optimiser_step(fabric, network, optimizer, scheduler, batch.to(fabric.device, non_blocking=True))
+                if table is not None:
+                    table.append(row)
+                fabric.log_dict({key: value for key, value in row.items() if key != "step"}, progress.step)
+                bar.update(row)
+                ended = progress.step == module.steps
+                if ended or progress.step % config.validate_every == 0:
+                    validation.run(fabric, module)
+                if ended or progress.step % config.checkpoint_every == 0:
+                    save_checkpoint(fabric, self.output / "checkpoints", progress.step, state)
+        fabric.logger.finalize("success")
+        if module.shards is not None:
+            module.shards.gather()
+
+
+def optimiser_step(
+    fabric: Fabric, network: Any, optimizer: Any, scheduler: LambdaLR, batch: StepBatch
+) -> dict[str, float]:
+    """One step on all micro-batches of `batch`; returns its row of metrics.csv.
+
+    The loss does not depend on how the global batch is split: each term is a sum over utterances or frames, divided by
+    their number over all ranks and micro-batches. The random numbers follow from (seed, step, rank).
+    """
+    started, module = time.perf_counter(), network.module
+    progress: Progress = module.progress
+    torch.manual_seed(step_seed(module.seed, progress.step, fabric.global_rank))
+    counts = global_counts(fabric, module, batch.batches)
+    optimizer.zero_grad()
+    penalty, logged = module.penalty()
+    sums: dict[str, Tensor] = {}
+    for index, micro_batch in enumerate(batch.batches):
+        last = index + 1 == len(batch.batches)
+        with fabric.no_backward_sync(network, enabled=not last):  # gradients travel between ranks once a step
+            loss, terms = network(micro_batch, counts)
+            # gradients are averaged over ranks: the loss is their sum, the penalty the same on each
+            fabric.backward(loss * fabric.world_size + (penalty if last else 0.0))
+        for name, value in {"loss": loss.detach(), **terms}.items():
+            sums[name] = sums.get(name, 0.0) + value
+    values = over_ranks(fabric, sums)
+    check_finite(fabric, progress, "loss", values["loss"], batch)
+    norm = clip_gradients(fabric, module, optimizer)
+    check_finite(fabric, progress, "gradient norm", norm, batch)
+    optimizer.step()
+    scheduler.step()
+    if module.average is not None:
+        module.average.update_parameters(module.student)
+    progress.step += 1
+    progress.position = (batch.epoch, batch.index)
+    audio = sum(int(micro_batch.lengths.sum()) for micro_batch in batch.batches) / SAMPLE_RATE * fabric.world_size
+    row = {"step": progress.step, "lr": scheduler.get_last_lr()[0], "gradient_norm": norm} | values | logged
+    return row | {"audio_seconds": audio, "step_seconds": time.perf_counter() - started}
+
+
+def global_counts(fabric: Fabric, module: TrainingModule, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Utterances and valid frames of the global batch: all ranks, all micro-batches."""
+    dtype = torch.float64 if fabric.device.type != "mps" else torch.float32
+    sizes = [[len(batch.lengths), int(module.frame_lengths(batch).sum())] for batch in batches]
+    counts = torch.tensor(sizes, dtype=dtype).sum(dim=0).to(fabric.device)
+    if fabric.world_size > 1:
+        counts = fabric.strategy.all_reduce(counts, reduce_op="sum")
+    return {"utterance": counts[0].float(), "frame": counts[1].float()}
+
+
+def over_ranks(fabric: Fabric, sums: dict[str, Tensor]) -> dict[str, float]:
+    """Each value summed over the ranks, as a number; the loss keeps its name, its terms begin with "term/"."""
+    values = torch.stack([value.float() for value in sums.values()])
+    if fabric.world_size > 1:
+        values = fabric.strategy.all_reduce(values, reduce_op="sum")
+    names = [name if name == "loss" else f"term/{name}" for name in sums]
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def clip_gradients(fabric: Fabric, module: TrainingModule, optimizer: Any) -> float:
+    """The norm of all gradients, before they are clipped to optimizer.clip."""
+    fabric.strategy.precision.unscale_gradients(optimizer)
+    bound = module.optimizer_config.clip or float("inf")
+    norm = nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], bound)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def check_finite(fabric: Fabric, progress: Progress, what: str, value: float, batch: StepBatch) -> None:
+    """Raises: UserError: the value is not finite, or a loss has diverged; the checkpoints before this step stay."""
+    diverged = False
+    if what == "loss":
+        progress.first_loss = abs(value) if progress.first_loss is None else progress.first_loss
+        diverged = abs(value) > DIVERGED * max(progress.first_loss, SMALL_LOSS)
+    scaled = what != "loss" and getattr(fabric.strategy.precision, "scaler", None) is not None
+    if (math.isfinite(value) or scaled) and not diverged:  # a gradient scaler skips infinite gradients itself
+        return
+    files = [path for micro_batch in batch.batches for path in micro_batch.paths]
+    listed = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    raise UserError(
+        f"the {what} is {value:.4g} at step {progress.step + 1} (files {listed}); the last good checkpoint is kept: "
+        "try a lower optimizer.lr or optimizer.clip in a new --output"
     )
-    # Whoever started the run handles SIGTERM: Lightning would wait in a collective for ranks that are in another.
-    trainer._signal_connector.register_signal_handlers = lambda: None
-    stream = sampler(trainer.global_rank, trainer.world_size)
-    module.steps = config.steps or (config.epochs or 0) * step_batches_per_epoch(stream)
-    trainer.limit_train_batches = module.steps
-    if newest is not None:
-        state = torch.load(newest, map_location="cpu", weights_only=True, mmap=True)
-        if state["global_step"] >= module.steps:  # all that was missing is what follows training
-            module.load_state_dict(state["state_dict"])
-            module.on_load_checkpoint(state)
-            return trainer.is_global_zero
-        epoch, index = state["position"]
-        stream.start(epoch, index + 1)
-    loader = DataLoader(
-        dataset,
-        sampler=stream,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=trainer.strategy.root_device.type == "cuda",
-        prefetch_factor=4 if workers else None,
-    )
-    with ended_children(), lost_ranks(trainer), lost_workers("corpus.workers"):
-        trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
-    return trainer.is_global_zero
 
 
 def arrange_layers(module: TrainingModule, config: TrainerConfig) -> None:
-    """What the recipe asks of the Transformer layers; a gated student's stay as they are."""
+    """Compile and checkpoint the Transformer layers as the recipe says; a gated student's stay as they are."""
     if config.compile:
         for encoder in (module.student, getattr(module, "teacher", None)):
             if isinstance(encoder, SpeechEncoder):
@@ -145,42 +217,21 @@ def arrange_layers(module: TrainingModule, config: TrainerConfig) -> None:
         checkpoint_layers(module.student.layers)
 
 
-def strategy(config: TrainerConfig) -> Strategy | str:
-    """How the devices share the work; one that waits for another gives up after TIMEOUT."""
-    ranks = device_count(config.devices) * config.num_nodes
-    if config.strategy == "fsdp":
-        return Sharded(ranks, TIMEOUT)
-    if ranks == 1 and config.strategy == "auto":
-        return "auto"
-    return DDPStrategy(find_unused_parameters=config.strategy == "ddp_find_unused_parameters_true", timeout=TIMEOUT)
+class StepBar:
+    """A progress bar with the loss and the seconds of audio trained on per second."""
 
+    def __init__(self, done: int, steps: int, visible: bool) -> None:
+        self.bar = tqdm(total=steps, initial=done, desc="training", disable=not visible)
+        self.rate = 0.0
 
-@contextmanager
-def ended_children() -> Iterator[None]:
-    """The processes that Lightning has started from this one are told to end when this one does before its time.
+    def update(self, row: dict[str, float]) -> None:
+        rate = row["audio_seconds"] / max(row["step_seconds"], 1e-9)
+        self.rate = rate if not self.rate else 0.9 * self.rate + 0.1 * rate
+        self.bar.set_postfix({"loss": f"{row['loss']:.4g}", "audio s/s": f"{self.rate:.0f}"}, refresh=False)
+        self.bar.update()
 
-    Its observer forgets them then: it would answer with a `kill -9` of this process if one had not begun to run yet.
-    """
-    try:
-        yield
-    except BaseException:
-        for thread in threading.enumerate():
-            if isinstance(thread, _ChildProcessObserver):
-                for child in thread._child_processes:
-                    child.terminate()
-                thread._child_processes.clear()
-        raise
+    def __enter__(self) -> "StepBar":
+        return self
 
-
-@contextmanager
-def lost_ranks(trainer: L.Trainer) -> Iterator[None]:
-    """What torch says when another process of the run is gone, in the words of who started it."""
-    try:
-        yield
-    except RuntimeError as error:  # DistBackendError is one; gloo raises bare ones
-        if trainer.world_size == 1 or not re.search(LOST, str(error), re.IGNORECASE):
-            raise
-        raise UserError(
-            f"another of the {trainer.world_size} processes of this run has gone, or has not answered for "
-            f"{TIMEOUT.seconds // 60} minutes; run the same command again to continue from the last checkpoint"
-        ) from error
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()  # ends its line, so that an error message has its own

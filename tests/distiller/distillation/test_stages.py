@@ -4,11 +4,13 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from lightning.fabric import Fabric
 from safetensors.torch import load_file
 
 from distiller.common.files import remove
@@ -16,7 +18,7 @@ from distiller.distillation import stages
 from distiller.distillation.distil import distil
 from distiller.distillation.distillation_module import JointDistillation
 from distiller.recipes.recipe import Recipe, load_recipe
-from distiller.training.module import TrainingModule
+from distiller.training import loop
 from upstream.checkpoint import load, save
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
@@ -130,20 +132,20 @@ class Interrupted(Exception):
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """Let the next run fall over in a stage's sixth step, or when the cut student is about to be written."""
-    step, write = TrainingModule.training_step, stages.save
+    step, write = loop.optimiser_step, stages.save
 
-    def stepping(module: TrainingModule, *arguments: object) -> None:
-        stage = "joint" if isinstance(module, JointDistillation) else "final"
-        if stage == where and module.global_step == 5:
+    def stepping(fabric: Fabric, network: Any, *arguments: Any) -> dict[str, float]:
+        stage = "joint" if isinstance(network.module, JointDistillation) else "final"
+        if stage == where and network.module.progress.step == 5:
             raise Interrupted
-        step(module, *arguments)
+        return step(fabric, network, *arguments)
 
     def writing(encoder: SpeechEncoder, directory: Path, *arguments: object) -> None:
         if where == directory.name:
             raise Interrupted
         write(encoder, directory, *arguments)
 
-    monkeypatch.setattr(TrainingModule, "training_step", stepping)
+    monkeypatch.setattr(loop, "optimiser_step", stepping)
     monkeypatch.setattr(stages, "save", writing)
 
 

@@ -61,7 +61,7 @@ def test_two_ranks_make_one_student(launcher: list[str], arguments: list[str], t
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "step-00000004.ckpt", weights_only=True)
     for name, value in load(tmp_path / "run" / "student").state_dict().items():
-        assert torch.equal(value, checkpoint["state_dict"][f"student.{name}"])
+        assert torch.equal(value, checkpoint["module"][f"student.{name}"])
 
 
 @pytest.mark.slow

@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import soundfile
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from distiller.audio.batch import Batch, StepBatch
 from distiller.audio.dataset import AudioDataset, validation_batches
@@ -28,8 +29,9 @@ from distiller.objectives.registry import build
 from distiller.recipes.recipe import Recipe, load_recipe
 from distiller.students.config import NarrowConfig
 from distiller.students.narrow import narrow_config
+from distiller.training import loop
 from distiller.training.config import OptimizerConfig
-from distiller.training.loop import fit
+from distiller.training.loop import Training, optimiser_step
 from distiller.training.module import schedule, step_seed
 from upstream.checkpoint import load, save
 from upstream.config import EncoderConfig
@@ -75,19 +77,14 @@ def split(whole: Batch, at: int) -> list[Batch]:
     return parts
 
 
-def one_step(module: Distillation, window: list[Batch], **trainer: object) -> dict[str, Tensor]:
+def one_step(module: Distillation, micro_batches: list[Batch], **fabric: Any) -> dict[str, Tensor]:
     """The gradients of one optimiser step."""
     module.steps = 1
-    loader = torch.utils.data.DataLoader([StepBatch(window, 0, 0)], batch_size=None)
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    L.Trainer(max_epochs=1, use_distributed_sampler=False, **(quiet | {"accelerator": "cpu"} | trainer)).fit(
-        module, loader
-    )
+    placed = Fabric(**({"accelerator": "cpu"} | fabric))
+    placed.launch()
+    network, adamw = placed.setup_module(module), module.optimizer()
+    scheduler = LambdaLR(adamw, schedule(module.optimizer_config, 1))
+    optimiser_step(placed, network, placed.setup_optimizers(adamw), scheduler, StepBatch(micro_batches, 0, 0))
     return {name: parameter.grad for name, parameter in module.student.named_parameters() if parameter.grad is not None}
 
 
@@ -170,7 +167,7 @@ def test_a_loss_that_is_not_a_number_names_the_step_and_the_files() -> None:
 def test_a_loss_far_beyond_the_first_has_diverged(weight: float, first: float | None, diverges: bool) -> None:
     """Unless the first was next to nothing, as one with a cosine in it may be."""
     module = distillation(smoke_recipe())
-    module.first_loss, losses = first, module.losses
+    module.progress.first_loss, losses = first, module.losses
     weighted = lambda batch: [replace(term, weight=weight * term.weight) for term in losses(batch)]  # noqa: E731
     module.losses = weighted  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"try a lower optimizer\.lr") if diverges else nullcontext():
@@ -192,53 +189,58 @@ class Interrupted(Exception):
     pass
 
 
-def run_fit(noise: Path, output: Path, recipe: Recipe, interrupt_after: int = 0) -> Distillation:
-    """Six steps with dropout, held-out loss and checkpoints; `interrupt_after` so many steps, it falls over."""
-    corpus = open_corpus(CorpusConfig(path=str(noise), batch_seconds=1.0, buckets=3, validation_share=0.2, workers=0))
-    module = distillation(recipe, narrow_config(NarrowConfig(size="teacher", dropout=0.2), TEACHER))
+@pytest.fixture
+def run_fit(noise: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Distillation]:
+    """Six steps with dropout, held-out loss and checkpoints; after `interrupt_after` of them, training fails."""
 
-    def sampler(rank: int, world_size: int) -> StepBatchSampler:
-        return StepBatchSampler(corpus.train, 1.0, 3, recipe.seed, rank, world_size, accumulate=2)
+    def run(output: Path, recipe: Recipe, interrupt_after: int = 0) -> Distillation:
+        section = CorpusConfig(path=str(noise), batch_seconds=1.0, buckets=3, validation_share=0.2, workers=0)
+        corpus = open_corpus(section)
+        module = distillation(recipe, narrow_config(NarrowConfig(size="teacher", dropout=0.2), TEACHER))
 
-    original: Callable[..., None] = module.training_step
+        def sampler(rank: int, world_size: int) -> StepBatchSampler:
+            return StepBatchSampler(corpus.train, 1.0, 3, recipe.seed, rank, world_size, accumulate=2)
 
-    def step(*arguments: Any) -> None:
-        if interrupt_after and module.global_step == interrupt_after:
-            raise Interrupted
-        original(*arguments)
+        def step(*arguments: Any) -> dict[str, float]:
+            if interrupt_after and module.progress.step == interrupt_after:
+                raise Interrupted
+            return optimiser_step(*arguments)
 
-    module.training_step = step  # type: ignore[method-assign]
-    fit(
-        module,
-        AudioDataset(corpus.train, recipe.seed),
-        sampler,
-        recipe.trainer,
-        output,
-        held_out=validation_batches(corpus.validation, 1.0),
-        keep_best=lambda trained: save(trained.kept_student(), output / "best"),
-        skipped=SkippedLog(output / "skipped.csv", 0.0),
-    )
-    return module
+        monkeypatch.setattr(loop, "optimiser_step", step)
+        training = Training(
+            module,
+            AudioDataset(corpus.train, recipe.seed),
+            sampler,
+            recipe.trainer,
+            output,
+            held_out=validation_batches(corpus.validation, 1.0),
+            keep_best=lambda trained: save(trained.kept_student(), output / "best"),
+            skipped=SkippedLog(output / "skipped.csv", 0.0),
+        )
+        training.fit()
+        return module
+
+    return run
 
 
-def test_an_interrupted_bar_ends_its_line(noise: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_bar_ends_its_line(run_fit: Callable, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Interrupted) as held:  # and with it the frames that the bar is known to
-        run_fit(noise, tmp_path, smoke_recipe(), interrupt_after=3)
-    printed = capfd.readouterr().out
+        run_fit(tmp_path, smoke_recipe(), interrupt_after=3)
+    printed = capfd.readouterr().err
     assert "training:" in printed.splitlines()[-1]
     assert printed.endswith("\n"), held
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])
-def test_a_resumed_run_is_the_uninterrupted_run(noise: Path, tmp_path: Path, ema: float) -> None:
+def test_a_resumed_run_is_the_uninterrupted_run(run_fit: Callable, tmp_path: Path, ema: float) -> None:
     recipe = smoke_recipe(f"trainer.ema={ema}", "trainer.validate_every=2")
-    whole = run_fit(noise, tmp_path / "whole", recipe)
+    whole = run_fit(tmp_path / "whole", recipe)
     for after in (3, 5):  # an odd step: back to the checkpoint of the even one before it
         with pytest.raises(Interrupted):
-            run_fit(noise, tmp_path / "parts", recipe, interrupt_after=after)
+            run_fit(tmp_path / "parts", recipe, interrupt_after=after)
     newest = sorted((tmp_path / "parts" / "checkpoints").iterdir())[-1]
     newest.write_bytes(newest.read_bytes()[:-1000])  # as a failing disk leaves it: the one before is taken
-    resumed = run_fit(noise, tmp_path / "parts", recipe)
+    resumed = run_fit(tmp_path / "parts", recipe)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     for table in ("metrics.csv", "held_out.csv"):
@@ -253,10 +255,10 @@ def test_a_resumed_run_is_the_uninterrupted_run(noise: Path, tmp_path: Path, ema
     ]
 
 
-def test_what_was_trained_to_the_end_is_not_trained_again(noise: Path, tmp_path: Path) -> None:
+def test_what_was_trained_to_the_end_is_not_trained_again(run_fit: Callable, tmp_path: Path) -> None:
     recipe = smoke_recipe()
-    first = run_fit(noise, tmp_path / "run", recipe)
-    again = run_fit(noise, tmp_path / "run", recipe, interrupt_after=1)
+    first = run_fit(tmp_path / "run", recipe)
+    again = run_fit(tmp_path / "run", recipe, interrupt_after=1)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
 
 
@@ -277,7 +279,7 @@ def test_steps_and_ranks_have_random_numbers_of_their_own() -> None:
 def test_biases_and_norms_do_not_decay() -> None:
     module = distillation(smoke_recipe("optimizer.weight_decay=0.1"))
     module.steps = 1
-    (optimizer,), _ = module.configure_optimizers()
+    optimizer = module.optimizer()
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in module.student.named_parameters():
         is_weight = (name.endswith("weight") and "norm" not in name) or name.endswith(("weight_v", "weight_g"))

@@ -14,7 +14,8 @@ from distiller.audio.batch import Batch, StepBatch
 from distiller.distillation.distillation_module import Distillation
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import Recipe, load_recipe
-from distiller.training.loop import fit
+from distiller.training import loop
+from distiller.training.loop import Training
 from upstream.checkpoint import load, save
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
@@ -78,12 +79,12 @@ def train(folder: Path, strategy: str, devices: int, objective: str, die_at: int
     module = Distillation(teacher, student, build(recipe.objective, TEACHER, STUDENT), recipe)
     rank = int(os.environ.get("RANK", 0))
     if die_at is not None and rank == 1:
-        step = module.training_step
-        module.training_step = lambda *window: (
-            os.kill(os.getpid(), 9) if module.global_step == die_at else step(*window)
+        step = loop.optimiser_step
+        loop.optimiser_step = lambda *step_of: (
+            os.kill(os.getpid(), 9) if module.progress.step == die_at else step(*step_of)
         )
     output = folder / f"{strategy}{devices}{objective}"
-    fit(
+    training = Training(
         module,
         Stream(rank, devices),
         Stream,
@@ -92,6 +93,7 @@ def train(folder: Path, strategy: str, devices: int, objective: str, die_at: int
         held_out=[lambda: batch([5000, 3000], 99)],
         keep_best=lambda trained: save(trained.kept_student(), output / "best"),
     )
+    training.fit()
     if rank == 0:
         save(module.kept_student(), output / "student")
     return module
@@ -157,7 +159,7 @@ def test_a_lost_rank_ends_the_run_which_then_continues(tmp_path: Path, strategy:
     assert second.wait(timeout=200) == -9
     error = first.communicate(timeout=60)[1]  # it notices at once, not after the collectives' timeout
     assert first.returncode == 2, error
-    assert "another of the 2 processes of this run has gone" in error
+    assert "another process of this run (of 2) exited" in error
     assert "Traceback" not in error
     output = tmp_path / f"{strategy}2star"
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-00000002.ckpt"]

@@ -1,0 +1,103 @@
+"""The processes of a run: how they share the work, and what one of them does when another is gone."""
+
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from lightning.fabric.plugins.precision.amp import MixedPrecision
+from lightning.fabric.strategies.ddp import DDPStrategy
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
+from lightning.fabric.strategies.strategy import Strategy
+
+from distiller.training.config import TrainerConfig
+from distiller.training.devices import device_count
+from distiller.training.module import TrainingModule
+from distiller.training.sharding import Shards
+from upstream.errors import UserError
+
+TIMEOUT = timedelta(minutes=10)  # longer than anything that one rank does while the others wait
+LOST = r"gloo|nccl|connection (closed|reset)|broken pipe|timed out|timeout"  # in the error of a collective
+
+
+class FullPrecisionInputs(MixedPrecision):
+    """Mixed precision that leaves waveforms and counts in fp32: sums over them overflow or round in half precision."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def open_fabric(module: TrainingModule, config: TrainerConfig, output: Path) -> Fabric:
+    """Devices, processes, precision and the TensorBoard log of a training."""
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # says at every start what the recipe says
+    precision: dict[str, Any] = {"precision": "32-true"}
+    if config.precision != "32-true":
+        device = config.accelerator if config.accelerator in ("cpu", "mps") else "cuda"
+        precision = {"plugins": FullPrecisionInputs(config.precision, device)}
+    return Fabric(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=strategy(module, config),
+        # A signal while the writer holds its queue can lose a wake-up: its end then waits for the next flush.
+        loggers=TensorBoardLogger(output, name="tensorboard", version="", flush_secs=10),
+        **precision,
+    )
+
+
+def strategy(module: TrainingModule, config: TrainerConfig) -> Strategy | str:
+    """How the devices share the work; a rank that waits for another gives up after TIMEOUT."""
+    ranks = device_count(config.devices) * config.num_nodes
+    if config.strategy == "fsdp":
+
+        def shard(network: TrainingModule, mesh: Any) -> TrainingModule:
+            network.shards = Shards(network, mesh["data_parallel"])
+            return network
+
+        # Fabric's FSDPStrategy wraps the older API and needs CUDA; this one takes our splitting, on any device
+        return ModelParallelStrategy(
+            shard,  # type: ignore[arg-type]  # declared for nn.Module
+            data_parallel_size=ranks,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            timeout=TIMEOUT,
+        )
+    if ranks == 1 and config.strategy == "auto":
+        return "auto"
+    return DDPStrategy(find_unused_parameters=config.strategy == "ddp_find_unused_parameters_true", timeout=TIMEOUT)
+
+
+@contextmanager
+def process_errors(fabric: Fabric) -> Iterator[None]:
+    """Around a training: an early end also ends the processes started for it, a lost process is a UserError.
+
+    Lightning's observer of child processes must forget them first: it would answer their end by `kill -9` of this
+    process. The thread that writes TensorBoard's file keeps quiet about a full disk; its next row raises the error.
+    """
+    hook = threading.excepthook
+    threading.excepthook = lambda failure: None if issubclass(failure.exc_type, OSError) else hook(failure)
+    try:
+        yield
+    except BaseException as error:
+        for thread in threading.enumerate():
+            if isinstance(thread, _ChildProcessObserver):
+                for child in thread._child_processes:
+                    child.terminate()
+                thread._child_processes.clear()
+        # DistBackendError is a RuntimeError; gloo raises bare ones
+        lost = isinstance(error, RuntimeError) and re.search(LOST, str(error), re.IGNORECASE)
+        if fabric.world_size == 1 or not lost:
+            raise
+        raise UserError(
+            f"another process of this run (of {fabric.world_size}) exited or did not respond for "
+            f"{TIMEOUT.seconds // 60} minutes; run the same command again to continue from the last checkpoint"
+        ) from error
+    finally:
+        threading.excepthook = hook
