@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The command line of distiller/corpus.py: prepare a corpus, verify what was prepared, measure how fast it is read."""
+"""The command distiller/corpus.py: prepare a corpus, verify a prepared one, measure how fast corpora are read."""
 
 import sys
 from pathlib import Path
@@ -10,20 +10,16 @@ if __name__ == "__main__":
 import argparse
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from distiller.common.command import Parser, run_command
 from distiller.common.files import check_writable
 from upstream.errors import require
 
-if TYPE_CHECKING:
-    from distiller.corpora.prepare import Prepared
-
 DESCRIPTION = """\
 Decode a corpus once, into Lhotse Shar of 16 kHz mono audio, so that training need not.
 
-A prepared folder stands for its corpus in any recipe (--corpus DIR): ids, order and batches are the corpus's, waveforms
-differ by at most 2^-16 of full scale, and not at all where the source is 16 kHz, 16 bits, mono.
+A prepared folder can replace its corpus in any recipe (--corpus DIR): ids, order and batches are the same, waveforms
+differ by at most 2^-16 of full scale, and not at all if the source is 16 kHz, 16 bits, mono.
 """
 
 EPILOG = """\
@@ -33,7 +29,7 @@ examples:
   python distiller/run.py --recipe star-hubert-100h --corpus /ssd/librispeech
   python distiller/corpus.py benchmark /data/LibriSpeech --subsets dev-clean
 
-prepare continues where it was interrupted, and makes damaged shards anew.
+prepare continues where it was interrupted, and replaces damaged shards.
 """
 
 
@@ -59,56 +55,46 @@ def parser() -> Parser:
     verify.add_argument("--workers", **workers)
 
     benchmark = commands.add_parser("benchmark", help="seconds of audio read for each CPU second, by format")
-    benchmark.add_argument("corpus", type=Path, nargs="?", help="whose utterances to use (default: the embedded one)")
+    benchmark.add_argument("corpus", type=Path, nargs="?", help="whose utterances to use (default: the synthetic one)")
     benchmark.add_argument("--subsets", nargs="+", default=[], metavar="NAME")
     benchmark.add_argument("--minutes", type=float, default=20.0, help="of audio to use (default: 20)")
     benchmark.add_argument("--rounds", type=int, default=7, help="interleaved readings; medians count (default: 7)")
     benchmark.add_argument(
-        "--workers", type=int, default=0, help="processes of the loader, which is then timed by the clock (default: 0)"
+        "--workers", type=int, default=0, help="of the loader; above 0, wall-clock time is measured (default: 0)"
     )
     benchmark.add_argument("--table", type=Path, help="CSV to add the rows to")
     return built
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(lambda: _carry_out(parser().parse_args(argv)))
+    return run_command(lambda: _main(parser().parse_args(argv)))
 
 
-def _carry_out(options: argparse.Namespace) -> None:
-    require(options.workers >= 0, "--workers", options.workers, "an integer of at least 0")
-    if options.command == "benchmark":
-        require(options.minutes > 0, "--minutes", options.minutes, "a number above 0")
-        require(options.rounds >= 1, "--rounds", options.rounds, "an integer of at least 1")
-        if options.table is not None:
-            check_writable(options.table.parent)
-        from distiller.benchmarks.reading import benchmark
-
-        benchmark(options.corpus, options.subsets, options.minutes, options.rounds, options.workers, options.table)
-        return
-    # heavy imports, after everything that may be wrong with the options
-    if options.command == "verify":
+def _main(arguments: argparse.Namespace) -> None:
+    """Checks the options, then imports and calls what they ask for: torch takes seconds."""
+    options = vars(arguments)
+    command = options.pop("command")
+    require(arguments.workers >= 0, "--workers", arguments.workers, "an integer of at least 0")
+    if command == "verify":
         from distiller.corpora.prepare import verify
 
-        _print(verify(options.folder, options.workers))
-        return
-    require(0 <= options.max_skipped <= 1, "--max-skipped", options.max_skipped, "a share from 0 to 1")
-    require(len(set(options.subsets)) == len(options.subsets), "--subsets", options.subsets, "different names")
-    from distiller.corpora.prepare import prepare
+        print(verify(**options))
+    elif command == "prepare":
+        require(0 <= arguments.max_skipped <= 1, "--max-skipped", arguments.max_skipped, "a share from 0 to 1")
+        unique = len(set(arguments.subsets)) == len(arguments.subsets)
+        require(unique, "--subsets", arguments.subsets, "a list of different names")
+        from distiller.corpora.prepare import prepare
 
-    prepared = prepare(
-        options.corpus, options.output, options.subsets, options.format, options.workers, options.max_skipped
-    )
-    _print(prepared)
-    print(f"\nNext\n  python distiller/run.py --recipe star-hubert-100h --corpus {options.output}")
+        print(prepare(**options))
+        print(f"\nNext\n  python distiller/run.py --recipe star-hubert-100h --corpus {arguments.output}")
+    else:
+        require(arguments.minutes > 0, "--minutes", arguments.minutes, "a number above 0")
+        require(arguments.rounds >= 1, "--rounds", arguments.rounds, "an integer of at least 1")
+        if arguments.table is not None:
+            check_writable(arguments.table.parent)
+        from distiller.benchmarks.reading import benchmark
 
-
-def _print(prepared: "Prepared") -> None:
-    print(
-        f"{prepared.folder}: {prepared.utterances:,} utterances, {prepared.seconds / 3600:,.2f} hours, "
-        f"{prepared.shards:,} shards, {prepared.bytes / 1e9:,.2f} GB, every byte as it was written"
-    )
-    if prepared.skipped:
-        print(f"{prepared.skipped:,} utterances are set aside: {prepared.folder / 'skipped.csv'} says why")
+        benchmark(**options)
 
 
 if __name__ == "__main__":

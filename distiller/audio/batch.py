@@ -1,4 +1,4 @@
-"""Padded audio: the batch of a forward pass, and the batches of an optimiser step."""
+"""Padded audio: the batch of one forward pass, and the batches of one optimiser step."""
 
 from dataclasses import dataclass, replace
 
@@ -6,36 +6,52 @@ import torch
 from torch import Tensor
 
 from distiller.audio.skipped import Skipped
+from upstream.errors import UserError
 
 
 @dataclass
 class Batch:
-    """Utterances of one forward pass. Without any only when 20 replacements failed; `SkippedLog.add` raises then."""
+    """Utterances of one forward pass; there are none if neither they nor their replacements could be decoded."""
 
     waveforms: Tensor  # (batch, sample) float32 at 16 kHz, zero-padded
     lengths: Tensor  # (batch,) int64, samples
     ids: list[str]
     paths: list[str]
-    skipped: list[Skipped]  # what was dropped from this batch
+    skipped: list[Skipped]  # files dropped from this batch
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        return replace(
-            self,
-            waveforms=self.waveforms.to(device, non_blocking=non_blocking),
-            lengths=self.lengths.to(device, non_blocking=non_blocking),
-        )
+        """Move the waveforms; the lengths stay on the CPU, where checking them does not wait for a GPU."""
+        return replace(self, waveforms=self.waveforms.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        return replace(self, waveforms=self.waveforms.pin_memory(), lengths=self.lengths.pin_memory())
+        return replace(self, waveforms=self.waveforms.pin_memory())
+
+    def require_audio(self) -> "Batch":
+        """Returns the batch. Raises: UserError: none of its audio could be decoded."""
+        if not self.ids:
+            path, reason = self.skipped[-1]
+            raise UserError(
+                f"a batch and all {len(self.skipped)} utterances tried for it could not be decoded, the last of them "
+                f"{path} ({reason})"
+            )
+        return self
 
 
 @dataclass
 class StepBatch:
-    """The micro-batches of one optimiser step on one rank, and its place: the window `index` of `epoch`."""
+    """The batches of one optimiser step on one rank; it is number `index` of `epoch`."""
 
     batches: list[Batch]
     epoch: int
     index: int
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        return [row for batch in self.batches for row in batch.skipped]
+
+    @property
+    def utterances(self) -> int:
+        return sum(len(batch.ids) for batch in self.batches)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "StepBatch":
         return replace(self, batches=[batch.to(device, non_blocking) for batch in self.batches])

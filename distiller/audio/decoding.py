@@ -1,6 +1,7 @@
 """Audio files to 16 kHz mono samples, or the reason why not."""
 
 import warnings
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -13,16 +14,16 @@ from soundfile import LibsndfileError
 from torch import Tensor
 
 from distiller.common.progress import quiet_stderr
+from upstream.config import SAMPLE_RATE
 
-SAMPLE_RATE = 16_000
-MAX_RATE = 1_048_575  # Hz: the highest that FLAC knows, and beyond any recorder
-MAX_DENOMINATOR = 2**16  # of the ratio of two rates: the filter is 20 times as long; off by less than 2e-5 beyond it
+MAX_RATE = 1_048_575  # Hz: the highest that FLAC allows, beyond any recorder
+MAX_DENOMINATOR = 2**16  # of the ratio of two rates (the filter is 20 times as long); rounds rates by less than 2e-5
 TOLERANCE = 0.025  # seconds by which a file's samples may differ from what its header or manifest says
 
-# libsndfile reads every format promised here; Lhotse's own choice would try decoders that are not installed.
+# libsndfile reads every format we support; Lhotse's default would try decoders that are not installed.
 set_current_audio_backend("LibsndfileBackend")
 with warnings.catch_warnings():
-    # Lhotse allows 0.5 s, mirrors what is missing, and warns of less; a truncated file should not pass for a whole one.
+    # Lhotse allows 0.5 s, fills the gap by mirroring, and warns about less; truncated files must not pass for complete.
     warnings.simplefilter("ignore")
     set_audio_duration_mismatch_tolerance(TOLERANCE)
 
@@ -31,78 +32,79 @@ class Undecodable(Exception):
     """Audio that cannot be used; the message is the reason."""
 
 
-def decode(cut: DataCut, min_samples: int = 400) -> Tensor:
-    """(sample,) float32 at 16 kHz, the mean of the cut's channels.
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes audio for an encoder whose shortest input, its receptive field, is `min_samples` at 16 kHz."""
 
-    Resampling is scipy's polyphase filter, of at most 10 MB, where torchaudio's kernel (Lhotse's choice) takes 10 GB
-    for a rate that shares no factor with 16 kHz.
+    min_samples: int
 
-    Args:
-        min_samples: the extractor's receptive field, the least that gives a frame.
+    def decode(self, cut: DataCut) -> Tensor:
+        """(sample,) float32 at 16 kHz, the mean of the cut's channels.
 
-    Raises:
-        Undecodable: the file is broken, its length is not what was declared, its rate is none of a recorder, or its
-            samples are not finite, all zero or too few.
-    """
-    if cut.sampling_rate > MAX_RATE:
-        raise Undecodable(f"its sampling rate is {cut.sampling_rate} Hz, above {MAX_RATE} Hz")
-    try:
-        with quiet_stderr():
-            channels = _in_memory(cut).load_audio()
-    except Exception as error:  # decoders raise whatever they like; the reason is kept
-        raise Undecodable(reason(error, source_path(cut))) from error
-    if channels is None or channels.size == 0:
-        raise Undecodable("it holds no samples")
-    samples = channels.mean(axis=0) if len(channels) > 1 else channels[0]  # (sample,) at the file's own rate
-    if not np.isfinite(samples).all():
-        raise Undecodable("it holds NaN or infinite samples")
-    if not samples.any():
-        raise Undecodable("all its samples are zero")
-    resampled = samples
-    if cut.sampling_rate != SAMPLE_RATE:
-        ratio = Fraction(SAMPLE_RATE, cut.sampling_rate).limit_denominator(MAX_DENOMINATOR)
-        resampled = resample_poly(samples, ratio.numerator, ratio.denominator)
-    if resampled.size < min_samples:
-        raise Undecodable(too_few(resampled.size, min_samples))
-    return torch.from_numpy(np.ascontiguousarray(resampled, dtype=np.float32))
+        Resampling uses scipy's polyphase filter of at most 10 MB: torchaudio's kernel (Lhotse's choice) takes 10 GB for
+        a rate that shares no factor with 16 kHz.
 
+        Raises:
+            Undecodable: the file is broken or its length is not the declared one, its sampling rate is out of range, or
+                its samples are not finite, all zero or too few.
+        """
+        if cut.sampling_rate > MAX_RATE:
+            raise Undecodable(f"its sampling rate is {cut.sampling_rate} Hz, above {MAX_RATE} Hz")
+        try:
+            with quiet_stderr():
+                channels = _in_memory(cut).load_audio()
+        except Exception as error:  # decoders raise all kinds of errors
+            raise Undecodable(reason(error, source_path(cut))) from error
+        if channels is None or channels.size == 0:
+            raise Undecodable("it holds no samples")
+        samples = channels.mean(axis=0) if len(channels) > 1 else channels[0]  # (sample,) at the file's rate
+        if not np.isfinite(samples).all():
+            raise Undecodable("it holds NaN or infinite samples")
+        if not samples.any():
+            raise Undecodable("all its samples are zero")
+        if cut.sampling_rate != SAMPLE_RATE:
+            ratio = Fraction(SAMPLE_RATE, cut.sampling_rate).limit_denominator(MAX_DENOMINATOR)
+            samples = resample_poly(samples, ratio.numerator, ratio.denominator)
+        self.check_length(samples.size)
+        return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
 
-def too_few(samples: int, min_samples: int) -> str:
-    """Why a file of so few samples is set aside."""
-    return f"{samples} samples at 16 kHz, where one frame takes {min_samples}"
+    def check_length(self, samples: int) -> None:
+        """Raises: Undecodable: so few samples at 16 kHz do not make a frame."""
+        if samples < self.min_samples:
+            raise Undecodable(f"{samples} samples at 16 kHz, where one frame takes {self.min_samples}")
 
 
 def source_path(cut: DataCut) -> str:
-    """Where a cut's audio comes from; for Lhotse Shar ARCHIVE.tar/MEMBER."""
+    """The path of a cut's audio; ARCHIVE.tar/MEMBER in Lhotse Shar."""
     return str(sources(cut)[0].source)
 
 
 def sources(cut: DataCut) -> list[AudioSource]:
     """The files that a cut's audio comes from: one, or one for each channel."""
-    assert cut.recording is not None  # scanning lets no other cut through
+    assert cut.recording is not None  # scanning sets other cuts aside
     return cut.recording.sources
 
 
 def reason(error: BaseException, path: str) -> str:
-    """An error of a decoder in a few words, without the path that it is about."""
+    """A decoder's error in a few words, without the path."""
     if ".tar/" not in path:
         try:
             with open(path, "rb"):
                 pass
-        except OSError as unreadable:  # libsndfile has only "System error" for a missing file or permission
+        except OSError as unreadable:  # libsndfile only says "System error"
             return unreadable.strerror or "it cannot be opened"
     cause: BaseException | None = error
     while cause is not None and not (isinstance(cause, LibsndfileError) and isinstance(cause.code, int)):
-        cause = cause.__context__  # Lhotse wraps libsndfile's errors in ones that have no message
+        cause = cause.__context__  # Lhotse wraps libsndfile's errors in errors without a message
     if cause is None:
         return str(error).split("\n")[0].split(". This could be ")[0][:200] or type(error).__name__
     if cause.error_string.startswith("File does not exist or is not a regular file"):
-        return "Format not recognised."  # so it says of what is no mp3 within; the file was opened above
+        return "Format not recognised."  # libsndfile's answer to a damaged mp3; we have just opened the file
     return cause.error_string.removeprefix("Error : ")
 
 
 def _in_memory(cut: DataCut) -> DataCut:
-    """A cut of a Shar archive with the bytes of its audio; any other cut as it is."""
+    """A cut of a Shar archive with its audio's bytes in memory; any other cut unchanged."""
     assert cut.recording is not None
     span = (cut.custom or {}).get("span")
     if span is None:
@@ -111,6 +113,6 @@ def _in_memory(cut: DataCut) -> DataCut:
         archive.seek(span["offset"])
         data = archive.read(span["size"])
     source = fastcopy(sources(cut)[0], type="memory", source=data)
-    # of a prepared corpus the cut is as long as its source was, which at another rate may end between two samples
+    # "whole": a complete file of a prepared corpus, whose cut is as long as its source, to a fraction of a sample
     seconds = cut.recording.duration if span.get("whole") else cut.duration
     return fastcopy(cut, recording=fastcopy(cut.recording, sources=[source]), duration=seconds)

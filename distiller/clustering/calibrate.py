@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lhotse import CutSet
 
 from distiller.audio.batch import Batch
 from distiller.audio.dataset import validation_batches
+from distiller.audio.decoding import Decoder
 from distiller.clustering.cka import StateBatch, stream_cka
 from distiller.clustering.figure import similarity_figure
 from distiller.clustering.tree import Clustering, automatic_count, cut_tree, layer_tree, representative, separation
@@ -94,11 +94,11 @@ def calibrate(
         UserError: as `cluster_layers`.
     """
     calibration, shape = config.calibration, teacher.config
+    decoder = Decoder(shape.min_samples)
     if calibration.corpus is None:
-        cuts = list(open_corpus(corpus, cache, shape.min_samples).train)
+        cuts = open_corpus(corpus, decoder, cache).train
     else:
-        key = "objective.calibration.corpus"
-        cuts = open_audio(calibration.corpus, key, corpus.batch_seconds, cache, shape.min_samples)
+        cuts = open_audio(calibration.corpus, corpus.batch_seconds, decoder, cache)
     wanted = calibration.frames if calibration.frames is not None else ENOUGH * shape.embed_dim
     chosen, frames = [], 0
     for index in np.random.default_rng(seed).permutation(len(cuts)):
@@ -106,7 +106,7 @@ def calibrate(
             break
         chosen.append(cuts[index])
         frames += -(-shape.frame_count(round(cuts[index].duration * 16_000)) // calibration.stride)
-    batches = validation_batches(CutSet.from_cuts(chosen), corpus.batch_seconds, shape.min_samples)
+    batches = validation_batches(chosen, corpus.batch_seconds, decoder)
     similarity = measure(config, teacher, batches, device)
     return replace(
         similarity, calibration={"corpus": calibration.corpus or corpus.path, "seed": seed} | similarity.calibration

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from upstream.errors import UserError
-from upstream.files import PART, atomic_file
+from upstream.files import PART, atomic_file, sync_directory
 
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without locks answers
@@ -51,6 +51,8 @@ def disk_errors(path: Path, action: str = "written", hint: str = "") -> Iterator
 def disk_error(path: Path, error: OSError, action: str = "written", hint: str = "") -> UserError:
     """The UserError for an OSError about `path`."""
     reason = os.strerror(error.errno) if error.errno else str(error)
+    if path.is_relative_to(cache_folder("")):
+        hint += "; SPEECH_DISTILLER_CACHE names another folder"
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         ancestors = (place for place in (path, *path.parents) if os.path.lexists(place) and not os.path.isdir(place))
         reason = f"{next(ancestors, path)} is a file"
@@ -165,8 +167,11 @@ def writing_folder(folder: Path) -> Iterator[Path]:
             filled = Path(temporary) / folder.name
             filled.mkdir()
             yield filled
+            for path in (*filled.rglob("*"), filled):
+                sync_directory(path)  # of a file, its content
             if not folder.exists():  # another process may have been faster
                 filled.rename(folder)
+                sync_directory(folder.parent)
 
 
 def sweep(directory: Path) -> None:

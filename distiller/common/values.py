@@ -1,5 +1,7 @@
-"""Nested values with dotted keys."""
+"""Nested values: dotted keys, differences, digests."""
 
+import hashlib
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -20,3 +22,8 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any], ignore: Collection[st
         if key not in ignore and values[0] != values[1]:
             return f"{key} ({' against '.join(values)})"
     return None
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value as JSON, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The entries of Lhotse manifests, none of them trusted: Lhotse itself takes any JSON value for any field."""
+"""The entries of Lhotse manifests, checked one by one: Lhotse itself accepts any JSON value for any field."""
 
 import math
 import os
@@ -12,26 +12,27 @@ from lhotse.lazy import LazyManifestIterator
 from lhotse.utils import fastcopy
 
 from distiller.audio.skipped import Skipped
+from distiller.common.files import disk_error
 from upstream.errors import UserError
 
 
 def read_items(path: Path) -> list[Any]:
-    """What a manifest holds, as Lhotse's objects.
+    """The entries of a manifest, as Lhotse's objects.
 
     Raises:
-        UserError: it cannot be read, or a line of it is nothing that Lhotse knows.
+        UserError: it cannot be read, or Lhotse does not recognise a line of it.
     """
     try:
         return list(LazyManifestIterator(path))
     except OSError as error:
-        raise UserError(f"manifest {path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # not gzip, not JSON, not Lhotse's: each raises its own
+        raise disk_error(path, error, "read") from error
+    except Exception as error:  # gzip, JSON and Lhotse raise several kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"manifest {path} is not a Lhotse manifest: {reason:.200}") from error
 
 
 def plain(item: Any, manifest: Path) -> DataCut | Skipped:
-    """A cut without what distillation does not use; only audio files are opened, no address and no shell command.
+    """A cut reduced to what distillation uses. Its audio must be in files: URLs and shell commands are set aside.
 
     Raises:
         UserError: the item is neither a recording nor a cut.
@@ -40,14 +41,12 @@ def plain(item: Any, manifest: Path) -> DataCut | Skipped:
         raise UserError(f"manifest {manifest} holds a {type(item).__name__}; it must hold recordings or cuts")
     where = f"{manifest}:{item.id}"
     if isinstance(item, Recording):
-        problem = wrong_recording(item)
-        if problem is not None:
+        if problem := problem_of_recording(item):
             return Skipped(where, problem)
         item = item.to_cut()
     if not isinstance(item, DataCut) or item.recording is None:
         return Skipped(where, f"a {type(item).__name__} that is not a part of one recording")
-    problem = wrong(item)
-    if problem is not None:
+    if problem := problem_of(item):
         return Skipped(where, problem)
     other = {source.type for source in item.recording.sources} - {"file"}
     if other:
@@ -57,8 +56,8 @@ def plain(item: Any, manifest: Path) -> DataCut | Skipped:
     return fastcopy(item, recording=recording, supervisions=[], features=None, custom=None)
 
 
-def wrong(cut: DataCut) -> str | None:
-    """What of a cut with a recording cannot be, if anything."""
+def problem_of(cut: DataCut) -> str | None:
+    """What is wrong with a cut that has a recording, if anything."""
     if not isinstance(cut.id, str):
         return f"its id is {cut.id!r:.80}, not text"
     if not (_is_number(cut.start) and cut.start >= 0):
@@ -67,11 +66,11 @@ def wrong(cut: DataCut) -> str | None:
         return f"its duration is {cut.duration!r:.80}, not a number of seconds"
     if not (_is_integer(cut.channel) or _are_integers(cut.channel)):
         return f"its channel is {cut.channel!r:.80}, neither a number nor a list of them"
-    return wrong_recording(cut.recording)
+    return problem_of_recording(cut.recording)
 
 
-def wrong_recording(recording: Any) -> str | None:
-    """What of a recording cannot be, if anything."""
+def problem_of_recording(recording: Any) -> str | None:
+    """What is wrong with a recording, if anything."""
     if not isinstance(recording, Recording) or not isinstance(recording.id, str):
         return "its recording has no id"
     if not (_is_number(recording.duration) and recording.duration > 0):
@@ -81,9 +80,9 @@ def wrong_recording(recording: Any) -> str | None:
             return f"its recording's {name} is {getattr(recording, name)!r:.80}, not a number above 0"
     if not (recording.channel_ids is None or _are_integers(recording.channel_ids)):
         return f"its recording's channel_ids are {recording.channel_ids!r:.80}, not a list of numbers"
-    return (
-        None if recording.sources and all(map(_is_source, recording.sources)) else "its recording has no audio source"
-    )
+    if not (recording.sources and all(map(_is_source, recording.sources))):
+        return "its recording has no audio source"
+    return None
 
 
 def _is_source(source: Any) -> bool:

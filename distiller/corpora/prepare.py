@@ -1,28 +1,32 @@
-"""A corpus decoded once: Lhotse Shar of 16 kHz mono audio, from which training reads faster than from its files.
+"""Decoding a corpus once, into Lhotse Shar of 16 kHz mono audio, which training reads faster than the original files.
 
-Work is done shard by shard in processes of torch's DataLoader, which end when this one is killed. A shard's files
-appear whole, its record last; a shard that has a record and the bytes that it promises is not made again, so that an
-interrupted preparation continues, and a damaged one is mended.
+Work is done shard by shard in processes of torch's DataLoader, which end when this one is killed. Each file of a shard
+is written atomically, its record last. An interrupted preparation keeps the shards that have a record and the bytes it
+promises, and makes the others.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lhotse.cut.data import DataCut
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from distiller.audio.dataset import lost_workers
-from distiller.audio.skipped import Skipped, check_share, read_skipped, write_skipped
+from distiller.audio.skipped import Skipped, check_share, skipped_count, write_skipped
 from distiller.common.files import expanded, lock_folder, sweep, write_json
 from distiller.common.progress import progress
 from distiller.common.values import difference
 from distiller.corpora import prepared as layout
-from distiller.corpora.prepared import ALL, PREPARATION, SKIPPED, Shard, is_prepared
+from distiller.corpora.prepared import PREPARATION, SKIPPED, Shard, ShardPlan, is_prepared
 from distiller.corpora.scanning import locate, scan_cached
-from distiller.corpora.shards import Format, Work, write_shard
+from distiller.corpora.shards import Format, write_shard
 from upstream.errors import UserError
 
+SCAN = "scan"  # folder for the results of scanning
 SHARD_SECONDS = 3600.0
 
 
@@ -37,78 +41,90 @@ class Prepared:
     skipped: int
     bytes: int
 
+    def __str__(self) -> str:
+        text = (
+            f"{self.folder}: {self.utterances:,} utterances, {self.seconds / 3600:,.2f} hours, {self.shards:,} shards, "
+            f"{self.bytes / 1e9:,.2f} GB, all intact"
+        )
+        return text + (f"\n{self.skipped:,} utterances skipped, see {self.folder / SKIPPED}" if self.skipped else "")
+
+
+class DamagedShards(UserError):
+    """Shards of a complete prepared corpus are missing or damaged."""
+
 
 def prepare(
     corpus: Path,
     output: Path,
-    subsets: list[str] | None = None,
+    subsets: Sequence[str] = (),
     format: Format = "wav",
     workers: int = 1,
     max_skipped: float = 0.01,
     shard_seconds: float = SHARD_SECONDS,
 ) -> Prepared:
-    """Decode a corpus, or some of its subsets, into `output`, or what of it is missing or damaged there.
+    """Decode a corpus, or some of its subsets, into `output`; shards that are intact there are kept.
 
     Args:
-        corpus: whatever `open_corpus` takes as corpus.path, but for the embedded corpus.
+        corpus: any that `open_corpus` takes, except the synthetic one.
         workers: processes; 0 works in this one.
         max_skipped: share of the utterances that may be unusable.
 
     Raises:
         UserError: as `open_corpus`; `output` cannot be written, or holds another corpus or other files; the corpus, or
-            a worker, went away.
+            a worker, disappeared.
     """
-    corpus = expanded(corpus).absolute()
-    asked = {
-        "version": layout.VERSION, "corpus": str(corpus), "subsets": subsets or [], "format": format,
+    corpus, subsets = expanded(corpus).absolute(), list(subsets)
+    settings = {
+        "version": layout.VERSION, "corpus": str(corpus), "subsets": subsets, "format": format,
         "shard_seconds": shard_seconds,
     }  # fmt: skip
     with lock_folder(output):
-        complete = _earlier(output, asked)
-        if complete and (done := _intact(output, workers)):
-            return done
+        if _is_complete(output, settings):
+            with suppress(DamagedShards):
+                return verify(output, workers)
         sweep(output)
-        root, found = locate(corpus, subsets or [])
+        root, sources = locate(corpus, subsets)
         if is_prepared(root):
-            raise UserError(f"{corpus} is a prepared corpus already; give it as corpus.path")
-        write_json(output / PREPARATION, asked)
-        cache, names = output / "scan", subsets or [ALL]
-        scans = {name: scan_cached(source, root, cache) for name, source in zip(names, found, strict=True)}
-        work = [item for name, (cuts, _) in scans.items() for item in shards_of(name, cuts, shard_seconds)]
-        skipped = [row for _, rows in scans.values() for row in rows]
-        total = sum(len(cuts) for cuts, _ in scans.values()) + len(skipped)
-        _set_aside(output, skipped, total, max_skipped)
-        made: list[Shard] = []
-        for shard in _made(work, output, format, workers):
-            made.append(shard)
+            raise UserError(f"{corpus} is already prepared; use it as --corpus of run.py")
+        names = subsets or [layout.ALL]
+        scans = [scan_cached(source, root, output / SCAN) for source in sources]
+        write_json(output / PREPARATION, settings)
+        plans = {name: plan_shards(name, cuts, shard_seconds) for name, (cuts, _) in zip(names, scans, strict=True)}
+        work = [plan for name in names for plan in plans[name]]
+        skipped = [row for _, rows in scans for row in rows]
+        total = sum(len(cuts) for cuts, _ in scans) + len(skipped)
+
+        def check() -> None:
+            write_skipped(output / SKIPPED, skipped)
+            check_share(len(skipped), total, max_skipped, f"{output / SKIPPED} says why", "--max-skipped")
+
+        check()
+        shards: list[Shard] = []
+        for shard in _in_processes(partial(write_shard, folder=output, format=format), work, workers, "Preparing"):
+            shards.append(shard)
             if shard.skipped:
                 skipped += [Skipped(*row) for row in shard.skipped]
-                _set_aside(output, skipped, total, max_skipped)
-        numbers = {name: sum(item.name == name for item in work) for name in scans}
-        found_parts = layout.parts([cut.id for item in work for cut in item.cuts]) if not subsets else []
-        write_json(output / PREPARATION, asked | {"shards": numbers, "parts": found_parts})
-        return _summary(output, made)
+                check()
+        top_folders = [] if subsets else layout.parts([cut.id for cuts, _ in scans for cut in cuts])
+        counts = {name: len(plans[name]) for name in names}
+        write_json(output / PREPARATION, settings | {"shards": counts, "parts": top_folders})
+        return _summary(output, shards)
 
 
-def _set_aside(output: Path, skipped: list[Skipped], total: int, max_skipped: float) -> None:
-    write_skipped(output / SKIPPED, skipped)
-    check_share(len(skipped), total, max_skipped, f"{output / SKIPPED} says why; or raise --max-skipped")
-
-
-def _earlier(output: Path, asked: dict[str, Any]) -> bool:
+def _is_complete(output: Path, settings: dict[str, Any]) -> bool:
     """Whether `output` holds the same preparation, complete.
 
     Raises:
-        UserError: it holds another one, or files of something else.
+        UserError: it holds another one, or other files.
     """
     if not is_prepared(output):
-        foreign = sorted(path.name for path in output.iterdir() if path.name[0] != ".")
+        foreign = sorted(path.name for path in output.iterdir() if path.name[0] != "." and path.name != SCAN)
         if foreign:
-            raise UserError(f"{output} holds {foreign[0]}, which is no prepared corpus's; give another --output")
+            raise UserError(f"{output} is not a prepared corpus (it holds {foreign[0]}); choose another --output")
         return False
     before = layout.read_preparation(output)
-    if key := difference({name: before.get(name) for name in asked}, asked):
-        raise UserError(f"{output} was prepared otherwise: {key}; give another --output")
+    if key := difference({name: before.get(name) for name in settings}, settings):
+        raise UserError(f"{output} was prepared with another {key}; choose another --output")
     return "shards" in before
 
 
@@ -116,35 +132,24 @@ def verify(folder: Path, workers: int = 1) -> Prepared:
     """Check every byte of a prepared corpus.
 
     Raises:
-        UserError: it is not complete, or shards are missing or damaged; names the first.
+        DamagedShards: shards are missing or damaged; names the first.
+        UserError: it is not complete.
     """
     if not is_prepared(folder):
-        raise UserError(f"{folder} holds no prepared corpus: there is no {PREPARATION}")
-    results = _checked(folder, workers)
-    broken = [item for item, shard in results if shard is None]
-    if broken:
-        first = folder / layout.shard_files(broken[0].name, broken[0].index)[1]
-        raise UserError(
-            f"{len(broken)} of {len(results)} shards are missing or damaged, the first is {first}; "
-            "run the same `corpus.py prepare` again to make them anew"
+        raise UserError(f"{folder} is not a prepared corpus: it has no {PREPARATION}")
+    work = [plan for plans in layout.shard_plans(folder).values() for plan in plans]
+    shards = list(_in_processes(partial(layout.intact, folder=folder), work, workers, "Verifying"))
+    damaged = [plan for plan, shard in zip(work, shards, strict=True) if shard is None]
+    if damaged:
+        raise DamagedShards(
+            f"{len(damaged)} of {len(work)} shards are missing or damaged, the first of them "
+            f"{folder / damaged[0].files[1]}; run the same `corpus.py prepare` again to replace them"
         )
-    return _summary(folder, [shard for _, shard in results if shard is not None])
+    return _summary(folder, [shard for shard in shards if shard is not None])
 
 
-def _checked(folder: Path, workers: int) -> list[tuple[Work, Shard | None]]:
-    """Every shard of a complete prepared corpus, with its record if all its bytes are there."""
-    work = [Work(name, index, []) for name, number in layout.counts(folder).items() for index in range(number)]
-    return list(zip(work, _in_processes(_Checker(work, folder), workers, "Verifying"), strict=True))
-
-
-def _intact(folder: Path, workers: int) -> Prepared | None:
-    """What `verify` finds where it finds nothing wrong."""
-    shards = [shard for _, shard in _checked(folder, workers)]
-    return None if None in shards else _summary(folder, [shard for shard in shards if shard is not None])
-
-
-def shards_of(name: str, cuts: list[DataCut], seconds: float) -> list[Work]:
-    """Runs of cuts of about `seconds` each, in order; a function of the cuts alone."""
+def plan_shards(name: str, cuts: list[DataCut], seconds: float) -> list[ShardPlan]:
+    """Consecutive cuts in shards of about `seconds` each; a function of the cuts alone."""
     groups: list[list[DataCut]] = []
     filled = seconds
     for cut in cuts:
@@ -153,50 +158,32 @@ def shards_of(name: str, cuts: list[DataCut], seconds: float) -> list[Work]:
             filled = 0.0
         groups[-1].append(cut)
         filled += cut.duration
-    return [Work(name, index, group) for index, group in enumerate(groups)]
+    return [ShardPlan(name, index, group) for index, group in enumerate(groups)]
 
 
-class _Checker(Dataset[Shard | None]):
-    def __init__(self, work: list[Work], folder: Path) -> None:
-        self.work, self.folder = work, folder
-
-    def __len__(self) -> int:
-        return len(self.work)
-
-    def __getitem__(self, index: int) -> Any:
-        return layout.intact(self.folder, self.work[index].name, self.work[index].index)
-
-
-class _Maker(_Checker):
-    """Makes a shard unless it is there; an error is a value here, since exceptions of a worker lose their shape."""
-
-    def __init__(self, work: list[Work], folder: Path, format: Format) -> None:
-        super().__init__(work, folder)
-        self.format: Format = format
-
-    def __getitem__(self, index: int) -> Shard | UserError:
-        try:
-            return super().__getitem__(index) or write_shard(self.work[index], self.folder, self.format)
-        except UserError as error:
-            return error
-
-
-def _made(work: list[Work], output: Path, format: Format, workers: int) -> Any:
-    for shard in _in_processes(_Maker(work, output, format), workers, "Preparing"):
-        if isinstance(shard, UserError):
-            raise shard
-        yield shard
-
-
-def _in_processes(dataset: _Checker, workers: int, title: str) -> Any:
-    """The items of a dataset in order, made by worker processes.
+def _in_processes(
+    function: Callable[[ShardPlan], Any], work: list[ShardPlan], workers: int, title: str
+) -> Iterator[Any]:
+    """The results of `function`, in order, computed by worker processes.
 
     Raises:
-        UserError: a worker was killed.
+        UserError: as `function`; a worker was killed.
     """
-    loader = DataLoader(dataset, batch_size=None, num_workers=min(workers, len(dataset)))
+    collate, processes = partial(_result_or_error, function), min(workers, len(work))
+    loader = DataLoader(work, batch_size=None, num_workers=processes, collate_fn=collate)  # type: ignore[arg-type]
     with lost_workers("--workers"):
-        yield from progress(loader, title, len(dataset))
+        for result in progress(loader, title, len(work)):
+            if isinstance(result, UserError):
+                raise result
+            yield result
+
+
+def _result_or_error(function: Callable[[ShardPlan], Any], plan: ShardPlan) -> Any:
+    """An error is returned, because exceptions raised in a worker lose their message."""
+    try:
+        return function(plan)
+    except UserError as error:
+        return error
 
 
 def _summary(folder: Path, shards: list[Shard]) -> Prepared:
@@ -205,6 +192,6 @@ def _summary(folder: Path, shards: list[Shard]) -> Prepared:
         len(shards),
         sum(shard.utterances for shard in shards),
         sum(shard.seconds for shard in shards),
-        len(read_skipped(folder / SKIPPED)),
+        skipped_count(folder / SKIPPED),
         sum(size for shard in shards for size, _ in shard.files.values()),
     )

@@ -1,19 +1,19 @@
-"""A prepared corpus on disk: what stands where, and reading it.
+"""The folder of a prepared corpus: its files, and reading them.
 
-    preparation.json                     what was prepared, and how many shards it has once it is complete
-    skipped.csv                          what of the corpus cannot be used
-    records/SET.000000.json              a finished shard: sizes and SHA-256 of its files, and what it had to leave out
+    preparation.json                     the settings, and the number of shards once the corpus is complete
+    skipped.csv                          the audio that cannot be used
+    records/SET.000000.json              a finished shard: sizes and SHA-256 of its files, and the audio it left out
     SET/cuts.000000.jsonl.gz             Lhotse Shar: `CutSet.from_shar(in_dir=DIR/SET)` reads it, too
     SET/recording.000000.tar             16 kHz mono, 16-bit WAV or FLAC
 
-SET is a subset, or `all`. A record is written after its shard's files, so that only whole shards have one.
+SET is a subset, or `all`. A record is written after its shard's files, so only complete shards have one.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,28 +25,36 @@ from lhotse.utils import fastcopy
 from distiller.audio.skipped import Skipped, read_skipped
 from upstream.errors import UserError
 
-VERSION = 1  # raise it when the same corpus would give other files
+VERSION = 1  # increase it when the same corpus would give other files
 PREPARATION, SKIPPED, RECORDS, ALL = "preparation.json", "skipped.csv", "records", "all"
 
 
 @dataclass(frozen=True)
+class ShardPlan:
+    """Shard number `index` of a set, and the cuts it is to be made of (none where it is only read)."""
+
+    set: str
+    index: int
+    cuts: Sequence[DataCut] = ()
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """Paths of manifest and archive in the prepared folder."""
+        return f"{self.set}/cuts.{self.index:06d}.jsonl.gz", f"{self.set}/recording.{self.index:06d}.tar"
+
+    def record(self, folder: Path) -> Path:
+        """Path of the record."""
+        return folder / RECORDS / f"{self.set}.{self.index:06d}.json"
+
+
+@dataclass(frozen=True)
 class Shard:
-    """A finished shard, as its record has it."""
+    """A finished shard: the content of its record."""
 
     utterances: int
     seconds: float
     skipped: list[list[str]]  # path and reason
     files: dict[str, list[Any]]  # bytes and SHA-256 by the path in the prepared folder
-
-
-def shard_files(name: str, index: int) -> tuple[str, str]:
-    """Paths of a shard's manifest and archive in the prepared folder."""
-    return f"{name}/cuts.{index:06d}.jsonl.gz", f"{name}/recording.{index:06d}.tar"
-
-
-def record_path(folder: Path, name: str, index: int) -> Path:
-    """Where the record of a finished shard stands: `index` of the subset `name`."""
-    return folder / RECORDS / f"{name}.{index:06d}.json"
 
 
 def checksum(path: Path) -> list[Any]:
@@ -55,22 +63,17 @@ def checksum(path: Path) -> list[Any]:
         return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
 
 
-def read_record(path: Path) -> Shard | None:
-    """None where there is no record, or a damaged one."""
+def read_record(plan: ShardPlan, folder: Path) -> Shard | None:
+    """The record of a shard; None if it is missing or damaged."""
     try:
-        return Shard(**json.loads(path.read_text()))
+        return Shard(**json.loads(plan.record(folder).read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def write_record(shard: Shard) -> str:
-    """The text of a shard's record."""
-    return json.dumps(asdict(shard), indent=1) + "\n"
-
-
-def intact(folder: Path, name: str, index: int) -> Shard | None:
-    """A finished shard whose files are what was written, every byte of them; None if it is missing or damaged."""
-    shard = read_record(record_path(folder, name, index))
+def intact(plan: ShardPlan, folder: Path) -> Shard | None:
+    """A finished shard, if every byte of its files is as it was written; None if it is missing or damaged."""
+    shard = read_record(plan, folder)
     try:
         return shard if shard and all(checksum(folder / file) == sums for file, sums in shard.files.items()) else None
     except OSError:
@@ -78,15 +81,15 @@ def intact(folder: Path, name: str, index: int) -> Shard | None:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a preparation was begun here."""
+    """Whether the folder holds a prepared corpus, complete or not."""
     return (folder / PREPARATION).is_file()
 
 
 def read_preparation(folder: Path) -> dict[str, Any]:
-    """What preparation.json says.
+    """The content of preparation.json.
 
     Raises:
-        UserError: it cannot be read, or other code wrote it.
+        UserError: it cannot be read, or is of another version.
     """
     path = folder / PREPARATION
     try:
@@ -96,56 +99,54 @@ def read_preparation(folder: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "it is damaged"
         raise UserError(f"{path} cannot be read: {reason}; prepare the corpus again in another folder") from error
     if version != VERSION:
-        raise UserError(f"{folder} was prepared in version {version} of the format, this is {VERSION}: prepare it anew")
+        raise UserError(f"{folder} has format version {version}, not {VERSION}; prepare the corpus in another folder")
     return values
 
 
-def counts(folder: Path) -> dict[str, int]:
-    """The number of shards of each set of a complete prepared corpus.
+def shard_plans(folder: Path) -> dict[str, list[ShardPlan]]:
+    """The shards of each set of a complete prepared corpus.
 
     Raises:
         UserError: it is not complete.
     """
     shards = read_preparation(folder).get("shards")
     if shards is None:
-        raise UserError(f"{folder} is not prepared to its end; run the same `corpus.py prepare` again to continue")
-    return shards
+        raise UserError(f"{folder} is not complete; run the same `corpus.py prepare` again to continue")
+    return {name: [ShardPlan(name, index) for index in range(number)] for name, number in shards.items()}
 
 
-def sources(folder: Path, subsets: list[str]) -> list[Path]:
-    """For `read_prepared`: the folder itself when no subset is named, else FOLDER/SUBSET for each.
+def prepared_sources(folder: Path, subsets: list[str]) -> list[Path]:
+    """For `read_prepared`: the folder itself if no subset is named, else FOLDER/SUBSET for each.
 
     Raises:
-        UserError: a subset is not there.
+        UserError: a subset does not exist.
     """
     values = read_preparation(folder)
-    there = values["subsets"] or values.get("parts", [])
+    names = values["subsets"] or values.get("parts", [])
     for name in subsets:
-        if name not in there:
-            raise UserError(
-                f"{folder} has no subset {name!r}; the subsets prepared are {', '.join(there[:20]) or 'none'}"
-            )
+        if name not in names:
+            raise UserError(f"{folder} has no subset {name!r}; its subsets are {', '.join(names[:20]) or 'none'}")
     return [folder / name for name in subsets] or [folder]
 
 
 def read_prepared(source: Path) -> list[DataCut | Skipped]:
-    """The cuts of a prepared folder, or of FOLDER/SUBSET, and what was set aside, as the corpus itself would give them.
+    """The cuts of a prepared folder, or of FOLDER/SUBSET, and the skipped audio, as the corpus itself would give them.
 
     Raises:
         UserError: it is not complete, or a file of it is missing or has another size.
     """
     folder, subset = (source, None) if is_prepared(source) else (source.parent, source.name)
-    shards = counts(folder)
-    names = [subset] if subset in shards else list(shards)
-    cuts = chain.from_iterable(_shard(folder, name, index) for name in names for index in range(shards[name]))
+    plans = shard_plans(folder)
+    names = [subset] if subset in plans else list(plans)
+    cuts = chain.from_iterable(_read_shard(plan, folder) for name in names for plan in plans[name])
     skipped = [row for row in read_skipped(folder / SKIPPED) if subset is None or f"/{subset}/" in row.path]
-    if subset is None or subset in shards:
+    if subset is None or subset in plans:
         return [*cuts, *skipped]
     return [*_part(cuts, subset), *skipped]
 
 
 def _part(cuts: Iterator[DataCut], subset: str) -> Iterator[DataCut]:
-    """Of a folder that was prepared as one, what lies in one of its folders; ids as when the corpus is opened so."""
+    """The cuts in one folder of a corpus prepared without subsets; ids as when that folder is opened as a subset."""
     for cut in cuts:
         name = cut.id.removeprefix("LibriSpeech/")
         if name.startswith(f"{subset}/"):
@@ -153,18 +154,18 @@ def _part(cuts: Iterator[DataCut], subset: str) -> Iterator[DataCut]:
 
 
 def parts(ids: list[str]) -> list[str]:
-    """The folders at the top of a corpus, by which `_part` can take from it."""
+    """The top folders of a corpus, which can be read as its subsets."""
     return sorted({name.removeprefix("LibriSpeech/").split("/")[0] for name in ids if "/" in name} - {""})
 
 
-def _shard(folder: Path, name: str, index: int) -> Iterator[DataCut]:
-    """Cuts with the place of their audio, and as long as their source says: it may be no whole number of samples."""
-    record = read_record(record_path(folder, name, index))
-    manifest, archive = (folder / file for file in shard_files(name, index))
+def _read_shard(plan: ShardPlan, folder: Path) -> Iterator[DataCut]:
+    """Cuts with the position of their audio, as long as their source, whose end may lie between two samples."""
+    record = read_record(plan, folder)
+    manifest, archive = (folder / file for file in plan.files)
     for file in (manifest, archive):
         size = file.stat().st_size if file.is_file() else None
         if record is None or size != record.files[str(file.relative_to(folder))][0]:
-            raise UserError(f"{file} is missing or damaged; run the same `corpus.py prepare` again to make it anew")
+            raise UserError(f"{file} is missing or damaged; run the same `corpus.py prepare` again to replace it")
     if not record or not record.utterances:  # Lhotse does not read an empty manifest
         return
     for cut in CutSet.from_file(manifest):

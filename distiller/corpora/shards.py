@@ -1,10 +1,10 @@
-"""Writing one shard of a prepared corpus (`distiller.corpora.prepared` says what it consists of)."""
+"""Writing one shard of a prepared corpus (`distiller.corpora.prepared` describes its files)."""
 
 import gzip
 import io
 import json
 import tarfile
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,43 +15,35 @@ from lhotse.cut.data import DataCut
 from lhotse.shar.writers.tar import TarWriter
 from numpy.typing import NDArray
 
-from distiller.audio.decoding import SAMPLE_RATE, Undecodable, decode, source_path
-from distiller.common.files import write_text, writing
-from distiller.corpora import prepared as layout
-from distiller.corpora.prepared import Shard
-from upstream.errors import UserError
+from distiller.audio.decoding import Decoder, Undecodable, source_path
+from distiller.common.files import disk_errors, write_json, writing
+from distiller.corpora.prepared import Shard, ShardPlan, checksum, intact
+from upstream.config import SAMPLE_RATE
 
 Format = Literal["wav", "flac"]
 FULL_SCALE = 32768  # of 16-bit samples
+ANY_LENGTH = Decoder(min_samples=1)  # what is too short for an encoder is set aside when its corpus is opened
 
 
-@dataclass(frozen=True)
-class Work:
-    """One shard to be."""
-
-    name: str  # of its set
-    index: int
-    cuts: list[DataCut]
-
-
-def write_shard(work: Work, folder: Path, format: Format) -> Shard:
-    """Decode the cuts of a shard and write its archive, its manifest and, last, its record.
+def write_shard(plan: ShardPlan, folder: Path, format: Format) -> Shard:
+    """Decode the cuts of a shard and write its archive, its manifest and, last, its record, unless it is there, intact.
 
     Raises:
-        UserError: the folder cannot be written; audio that was there is not any more.
+        UserError: the folder cannot be written, or audio has disappeared since the scan.
     """
-    names = layout.shard_files(work.name, work.index)
-    manifest, archive = (folder / name for name in names)
+    if shard := intact(plan, folder):
+        return shard
+    manifest, archive = (folder / file for file in plan.files)
     kept: list[tuple[DataCut, MonoCut]] = []
     skipped: list[list[str]] = []
     with writing(archive) as temporary:
-        temporary.touch()  # stays empty when nothing of the shard can be used
+        temporary.touch()  # stays empty if nothing in the shard can be used
         with TarWriter(str(temporary), shard_size=None) as tar:
-            for cut in work.cuts:
+            for cut in plan.cuts:
                 try:
-                    samples = decode(cut, min_samples=1).numpy()
+                    samples = ANY_LENGTH.decode(cut).numpy()
                 except Undecodable as error:
-                    _check_there(cut)
+                    _check_still_exists(cut)
                     skipped.append([source_path(cut), str(error)])
                 else:
                     kept.append((cut, _cut(cut.id, samples.size)))
@@ -63,22 +55,18 @@ def write_shard(work: Work, folder: Path, format: Format) -> Shard:
         lines += json.dumps(prepared.to_dict()) + "\n"
     with writing(manifest) as temporary:
         temporary.write_bytes(gzip.compress(lines.encode(), mtime=0))  # the same bytes whenever they are written
-    files = {name: layout.checksum(folder / name) for name in names}
-    shard = Shard(len(kept), sum(cut.duration for cut, _ in kept), skipped, files)
-    write_text(layout.record_path(folder, work.name, work.index), layout.write_record(shard))
+    sums = {file: checksum(folder / file) for file in plan.files}
+    shard = Shard(len(kept), sum(cut.duration for cut, _ in kept), skipped, sums)
+    write_json(plan.record(folder), asdict(shard))
     return shard
 
 
-def _check_there(cut: DataCut) -> None:
-    """Audio that cannot be decoded is set aside; what cannot be opened since the scan is a corpus that went away."""
+def _check_still_exists(cut: DataCut) -> None:
+    """Undecodable audio is set aside, but if it cannot even be opened since the scan, the corpus has disappeared."""
     path = ((cut.custom or {}).get("span") or {}).get("archive", source_path(cut))
-    try:
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read any more: {error.strerror}; run the same command again once it can, to continue"
-        ) from error
+    hint = "; run the same command again to continue once it can"
+    with disk_errors(Path(path), "read any more", hint), open(path, "rb"):
+        pass
 
 
 def _cut(name: str, samples: int) -> MonoCut:
@@ -88,7 +76,7 @@ def _cut(name: str, samples: int) -> MonoCut:
 
 
 def _add(tar: TarWriter, cut: MonoCut, samples: NDArray[np.float32], format: Format) -> None:
-    """Audio and manifest of a cut, as Lhotse's own writer names them."""
+    """Add a cut's audio and manifest, named as Lhotse's writer does."""
     assert cut.recording is not None
     ending, audio = encode(samples, format)
     tar.write(f"{cut.id}.{ending}", io.BytesIO(audio))
@@ -96,10 +84,10 @@ def _add(tar: TarWriter, cut: MonoCut, samples: NDArray[np.float32], format: For
 
 
 def encode(samples: NDArray[np.float32], format: Format) -> tuple[str, bytes]:
-    """The ending and bytes of an audio file of these samples, each of them at most 2^-16 off.
+    """The ending and bytes of an audio file of these samples, each at most 2^-16 off.
 
-    16 bits where they suffice: libsndfile's own conversion scales by 32767, and would not give back what a 16-bit
-    source held. Samples beyond full scale, or too quiet for 16 bits, stay floats (in AU: WAV would note the time).
+    16 bits where they suffice; libsndfile's conversion scales by 32767, which would change samples of 16-bit sources.
+    Samples beyond full scale, or too quiet for 16 bits, stay floats (in AU, because WAV would note the time).
     """
     rounded = np.rint(samples * FULL_SCALE)
     fits = rounded.min() >= -FULL_SCALE and rounded.max() < FULL_SCALE and rounded.any()
@@ -111,7 +99,7 @@ def encode(samples: NDArray[np.float32], format: Format) -> tuple[str, bytes]:
 
 
 def _spans(archive: Path) -> list[dict[str, Any]]:
-    """Where in a shard's archive the audio of each cut lies."""
+    """The position of each cut's audio in a shard's archive."""
     with tarfile.open(archive, "r:") as tar:
         members = [member for member in tar if not member.name.endswith(".json")]
     return [{"member": member.name, "offset": member.offset_data, "size": member.size} for member in members]

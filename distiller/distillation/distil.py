@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from distiller.audio.skipped import SkippedLog
+from distiller.audio.skipped import skipped_count
 from distiller.distillation.stages import STAGES, Run
 from distiller.distillation.teacher import load_teacher
 from distiller.recipes.recipe import Recipe
@@ -38,7 +38,7 @@ def distil(recipe: Recipe, output: Path) -> None:
         remaining_units(output, run.teacher.config, student.config, distilled.folders[0])
     probe = report.probe_all(run.teacher, distilled.untrained, student) if recipe.probe.enabled else None
     seconds = distilled.seconds + time.perf_counter() - started
-    skipped = SkippedLog(output / "skipped.csv", recipe.corpus.max_skipped).count
+    skipped = skipped_count(output / "skipped.csv")
     result = report.summary(recipe, distilled.folders[-1], student, probe, skipped, seconds) | distilled.facts
     if probe is not None:
         phone_accuracy(output, probe)

@@ -141,9 +141,10 @@ def _epoch(recipe: Recipe, devices: int, min_samples: int) -> tuple[float | None
     if not os.path.exists(expanded(config.path)):
         known = bool(config.subsets) and set(config.subsets) <= set(LIBRISPEECH_HOURS)
         return sum(LIBRISPEECH_HOURS[name] for name in config.subsets) if known else None, None
+    from distiller.audio.decoding import Decoder
     from distiller.audio.sampler import StepBatchSampler, step_batches_per_epoch
 
-    train = open_corpus(config, None, min_samples).train
+    train = open_corpus(config, Decoder(min_samples)).train
     sampler = StepBatchSampler(
         train, config.batch_seconds, config.buckets, recipe.seed, 0, devices, recipe.trainer.accumulate
     )

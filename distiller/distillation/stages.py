@@ -21,6 +21,7 @@ from torch import Tensor
 
 from distiller.audio.batch import Batch
 from distiller.audio.dataset import AudioDataset, validation_batches
+from distiller.audio.decoding import Decoder
 from distiller.audio.sampler import StepBatchSampler
 from distiller.audio.skipped import SkippedLog
 from distiller.clustering.calibrate import cluster_layers
@@ -51,14 +52,17 @@ class Run:
     output: Path
     teacher: SpeechEncoder
 
+    @property
+    def decoder(self) -> Decoder:
+        return Decoder(self.teacher.config.min_samples)
+
     @cached_property
     def corpus(self) -> Corpus:
-        return open_corpus(self.recipe.corpus, self.output / "corpus", min_samples=self.teacher.config.min_samples)
+        return open_corpus(self.recipe.corpus, self.decoder, self.output / "corpus")
 
     @cached_property
     def held_out(self) -> list[Callable[[], Batch]]:
-        batch_seconds, least = self.recipe.corpus.batch_seconds, self.teacher.config.min_samples
-        return validation_batches(self.corpus.validation, batch_seconds, least)
+        return validation_batches(self.corpus.validation, self.recipe.corpus.batch_seconds, self.decoder)
 
     @cached_property
     def objective(self) -> Any:
@@ -189,7 +193,9 @@ def train(
     keep_best: Callable[[TrainingModule], None] | None = None,
 ) -> bool:
     """Fit a module on the run's corpus, everything it writes going below `folder`; as `Training.fit`."""
-    corpus, section, least = run.corpus, recipe.corpus, run.teacher.config.min_samples
+    corpus, section = run.corpus, recipe.corpus
+    skipped = SkippedLog(run.output / "skipped.csv", section.max_skipped)
+    skipped.record(corpus.skipped)
 
     def windows(rank: int, world_size: int) -> StepBatchSampler:
         accumulate = recipe.trainer.accumulate
@@ -199,14 +205,14 @@ def train(
 
     training = Training(
         module,
-        AudioDataset(corpus.train, recipe.seed, least),
+        AudioDataset(corpus.train, run.decoder, recipe.seed),
         windows,
         recipe.trainer,
         folder,
         workers=section.workers,
         held_out=run.held_out,
         keep_best=keep_best or (lambda trained: save(trained.kept_student(), folder / "best")),
-        skipped=SkippedLog(run.output / "skipped.csv", section.max_skipped, corpus.skipped),
+        skipped=skipped,
     )
     return training.fit()
 

@@ -101,7 +101,7 @@ class Probe:
     @classmethod
     def embedded(cls, frame_count: Callable[[int], int]) -> "Probe":
         """The embedded corpus's probe splits."""
-        cuts = {split: list(load_split(f"probe_{split}").data) for split in ("train", "seen", "unseen")}
+        cuts = {split: load_split(f"probe_{split}") for split in ("train", "seen", "unseen")}
         speakers = sorted({speaker_of(cut) for part in cuts.values() for cut in part})
         return cls({split: [_example(cut, speakers, frame_count) for cut in part] for split, part in cuts.items()})
 

@@ -1,9 +1,9 @@
 # ruff: noqa: RUF001  (IPA is made of letters that look like others)
 """Synthetic speech with phone labels: text and a voice in, 16 kHz samples and timed phones out.
 
-The voice is libespeak-ng's, from the wheel `espeakng-loader`. It is GPL-3 and has global state, so it lives in
-processes of its own (`worker.py`); this side starts them, resamples, and names the phones. The same request gives the
-same bytes, whatever was said before and in whichever process.
+The synthesiser is libespeak-ng, from the wheel `espeakng-loader`. It is GPL-3 and has global state, so it runs in
+separate processes (`worker.py`); this side starts them, resamples, and names the phones. The same request gives the
+same bytes in any process, whatever was said before.
 """
 
 import json
@@ -13,94 +13,52 @@ import sys
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from scipy.signal import resample_poly
 
-from upstream.errors import UserError
+from upstream.config import SAMPLE_RATE
+from upstream.errors import UserError, one_of, require
 
-SAMPLE_RATE = 16_000
 LIBRARY_RATE = 22_050
 
 ACCENTS = (
-    "en",
-    "en-029",
-    "en-GB-scotland",
-    "en-GB-x-gbclan",
-    "en-GB-x-gbcwmd",
-    "en-GB-x-rp",
-    "en-US",
-    "en-US-nyc",
-)
+    "en", "en-029", "en-GB-scotland", "en-GB-x-gbclan", "en-GB-x-gbcwmd", "en-GB-x-rp", "en-US", "en-US-nyc",
+)  # fmt: skip
 
 SILENCE = "sil"
-# The IPA that the library prints for its English accents, gathered into the classes of ARPAbet plus schwa. Accents
-# realise a vowel differently (West Midlands: "two" with [əu]); near ones share a class, so that a label stays
-# predictable from the sound.
+# The IPA that the library prints for its English accents, in the classes of ARPAbet plus schwa. Accents realise a vowel
+# differently (West Midlands: "two" with [əu]); similar sounds share a class, so that a label can be predicted from the
+# sound.
 _IPA = {
-    "IY": "i iː ei",
-    "IH": "ɪ ᵻ",
-    "EH": "ɛ e",
-    "AE": "æ a",
-    "AA": "ɑ ɑː aː a: aa",
-    "AO": "ɔ ɔː ɒ o",
-    "AH": "ʌ ɐ",
-    "UH": "ʊ",
-    "UW": "u uː ʉ ʉː əu",
-    "ER": "ɜ ɜː ɚ əɪ",
-    "AX": "ə",
-    "EY": "eɪ eː",
-    "AY": "aɪ",
-    "OY": "ɔɪ oɪ",
-    "OW": "oʊ əʊ oː ʌʊ",
-    "AW": "aʊ æʊ ʌʉ",
-    "P": "p",
-    "B": "b",
-    "T": "t t̪ ʔ",
-    "D": "d ɾ",
-    "K": "k",
-    "G": "ɡ g",
-    "CH": "tʃ",
-    "JH": "dʒ",
-    "F": "f",
-    "V": "v",
-    "TH": "θ",
-    "DH": "ð",
-    "S": "s",
-    "Z": "z",
-    "SH": "ʃ",
-    "ZH": "ʒ",
-    "HH": "h",
-    "M": "m",
-    "N": "n",
-    "NG": "ŋ",
-    "L": "l",
-    "R": "ɹ r",
-    "W": "w ʍ",
-    "Y": "j",
-}
+    "IY": "i iː ei", "IH": "ɪ ᵻ", "EH": "ɛ e", "AE": "æ a", "AA": "ɑ ɑː aː a: aa", "AO": "ɔ ɔː ɒ o", "AH": "ʌ ɐ",
+    "UH": "ʊ", "UW": "u uː ʉ ʉː əu", "ER": "ɜ ɜː ɚ əɪ", "AX": "ə",
+    "EY": "eɪ eː", "AY": "aɪ", "OY": "ɔɪ oɪ", "OW": "oʊ əʊ oː ʌʊ", "AW": "aʊ æʊ ʌʉ",
+    "P": "p", "B": "b", "T": "t t̪ ʔ", "D": "d ɾ", "K": "k", "G": "ɡ g", "CH": "tʃ", "JH": "dʒ",
+    "F": "f", "V": "v", "TH": "θ", "DH": "ð", "S": "s", "Z": "z", "SH": "ʃ", "ZH": "ʒ", "HH": "h",
+    "M": "m", "N": "n", "NG": "ŋ", "L": "l", "R": "ɹ r", "W": "w ʍ", "Y": "j",
+}  # fmt: skip
 PHONES = (SILENCE, *_IPA)  # 41 classes; index 0 is silence
 _UNITS = {ipa: phone for phone, spellings in _IPA.items() for ipa in spellings.split()}
 _UNIT = re.compile("|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True)))
 _MARKS = re.compile("[ˈˌːʲ̩]")
-# A sound without a name is a pause (80 ms or more at up to 240 words per minute) or a link of two vowels (up to 55 ms).
-_LINK = 0.07  # seconds; what is shorter belongs to the phone before it
+# An unnamed sound is a pause (80 ms or more at up to 240 words per minute) or a link between two vowels (up to 55 ms).
+_LINK = 0.07  # seconds; a shorter unnamed sound belongs to the phone before it
 
 
 @dataclass(frozen=True)
 class Voice:
-    """A speaker: an accent of the library's and the knobs of its formant synthesiser.
+    """A speaker: one of the library's accents and the settings of its formant synthesiser.
 
     Args:
         accent: one of ACCENTS.
         pitch: the lowest and the highest fundamental frequency of neutral speech, in Hz.
-        formants: for F1..F8 the scale in percent of (frequency, strength, bandwidth); F0 is the voicing bar's.
-        flutter, roughness: slow and fast irregularity of the fundamental, 0 is none.
-        tone: breakpoints (Hz, amplitude 0..255) of the voice's spectral envelope.
-        voicing: strength of the periodic source, percent.
-        consonants: strength of frication in (voiceless, voiced) consonants, percent.
-        breath: strength of aspiration noise in F1..F8; empty for none.
+        formants: scales in percent of (frequency, strength, bandwidth) for F1 to F8; F0 is the voicing bar.
+        flutter, roughness: slow and fast irregularity of the fundamental; 0 is none.
+        tone: breakpoints (Hz, amplitude 0 to 255) of the spectral envelope.
+        voicing: strength of the periodic source, in percent.
+        consonants: strength of frication in (voiceless, voiced) consonants, in percent.
+        breath: strength of aspiration noise in F1 to F8; empty for none.
         intonation: one of the library's four pitch contours.
     """
 
@@ -116,11 +74,10 @@ class Voice:
     intonation: int = 1
 
     def __post_init__(self) -> None:
-        if self.accent not in ACCENTS:
-            raise UserError(f"there is no accent {self.accent!r}; the accents are {', '.join(ACCENTS)}")
+        require(self.accent in ACCENTS, "accent", self.accent, one_of(self.accent, ACCENTS))
 
     def definition(self) -> str:
-        """The lines of an espeak-ng voice file that follow the accent's own."""
+        """The lines of an espeak-ng voice file that follow those of the accent."""
         lines = [
             f"pitch {_row(self.pitch)}",
             f"flutter {self.flutter}",
@@ -138,7 +95,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Prosody:
-    """How a text is said: words per minute (80 to 450), and pitch and its range, each 0 to 100 with 50 neutral."""
+    """How a text is spoken: words per minute (80 to 450), pitch and pitch range (0 to 100, 50 is neutral)."""
 
     rate: int = 175
     pitch: int = 50
@@ -146,15 +103,14 @@ class Prosody:
 
     def __post_init__(self) -> None:
         for name, low, high in (("rate", 80, 450), ("pitch", 0, 100), ("range", 0, 100)):
-            if not low <= getattr(self, name) <= high:
-                raise UserError(f"the prosody's {name} is {getattr(self, name)}, but must be from {low} to {high}")
+            require(low <= getattr(self, name) <= high, name, getattr(self, name), f"a number from {low} to {high}")
 
 
 Phone = tuple[str, float, float]  # (one of PHONES, start, end) in seconds
 
 
 class Synthesizer:
-    """A process that speaks. A context manager; one thread at a time may use it.
+    """A process that speaks; a context manager. Only one thread at a time may use it.
 
     Raises:
         UserError: the package espeakng-loader is missing.
@@ -170,32 +126,26 @@ class Synthesizer:
     def __enter__(self) -> "Synthesizer":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.process.kill()  # it holds nothing that is worth an orderly end
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()  # it has nothing to save
         self.process.communicate()
 
     def speak(self, text: str, voice: Voice, prosody: Prosody | None = None) -> tuple[np.ndarray, list[Phone]]:
-        """Say a text.
+        """Speak a text.
 
         Returns:
             samples: (sample,) int16 at 16 kHz.
-            phones: (symbol, start, end) in seconds, gapless from the first sample to the last.
+            phones: (symbol, start, end) in seconds, without gaps from the first sample to the last.
 
         Raises:
-            UserError: the text has no speech in it, or a sound outside PHONES; the process was killed.
+            UserError: the text contains no speech, or a sound outside PHONES; the process was killed.
             RuntimeError: the library failed.
         """
-        prosody = prosody or Prosody()
-        request = {"text": text, "accent": voice.accent, "voice": voice.definition(), **vars(prosody)}
+        request = {"text": text, "accent": voice.accent, "voice": voice.definition(), **vars(prosody or Prosody())}
         raw, starts = self._ask(request)
         phones = _intervals(starts, raw.size)
         if all(symbol == SILENCE for symbol, *_ in phones):
-            raise UserError(f"the text {text!r} has nothing to say in it")
+            raise UserError(f"the text {text!r} contains no speech")
         common = gcd(SAMPLE_RATE, LIBRARY_RATE)
         resampled = resample_poly(raw.astype(np.float64), SAMPLE_RATE // common, LIBRARY_RATE // common)
         samples = np.clip(np.rint(resampled), -32768, 32767).astype(np.int16)  # (sample,)
@@ -209,14 +159,14 @@ class Synthesizer:
             stdin.write(json.dumps(request).encode() + b"\n")
             stdin.flush()
         except BrokenPipeError:
-            pass  # the worker is gone; the empty answer below says so
+            pass  # the worker has ended; the empty answer below shows it
         line = stdout.readline()
         if not line:
             status = self.process.wait()
             if status < 0:
                 raise UserError(
-                    f"the speech process was ended by signal {-status}, perhaps for want of memory; "
-                    "run the same command again to continue"
+                    f"the speech process was killed by signal {-status}, perhaps because memory ran out; run the same "
+                    "command again to continue"
                 )
             raise RuntimeError(f"the speech process ended with status {status}")
         answer = json.loads(line)
@@ -226,25 +176,19 @@ class Synthesizer:
         return raw, [(ipa, start) for ipa, start in answer["phones"]]
 
 
-def speak(text: str, voice: Voice, prosody: Prosody | None = None) -> tuple[np.ndarray, list[Phone]]:
-    """`Synthesizer.speak` in a process for this one text; keep a Synthesizer to say many."""
-    with Synthesizer() as synthesizer:
-        return synthesizer.speak(text, voice, prosody)
-
-
 def phones_of(ipa: str) -> list[str]:
-    """The phone classes of one of the library's phonemes: "ˈɑːɹ" is AA R, what has no name is SILENCE.
+    """The phone classes of one of the library's phonemes: AA and R for "ˈɑːɹ", SILENCE for an unnamed one.
 
     Raises:
-        UserError: a sound that is in none of the classes.
+        UserError: a sound outside the classes.
     """
     if _MARKS.sub("", _UNIT.sub("", ipa)):
-        raise UserError(f"the sound {ipa!r} is none of the {len(PHONES)} phone classes")
+        raise UserError(f"the sound {ipa!r} is not in any of the {len(PHONES)} phone classes")
     return [_UNITS[unit] for unit in _UNIT.findall(ipa)] or [SILENCE]
 
 
 def _intervals(starts: list[tuple[str, int]], count: int) -> list[Phone]:
-    """Phone onsets, in samples of the library's, to gapless intervals in seconds; a compound is shared out evenly."""
+    """Phone onsets in samples at LIBRARY_RATE to intervals in seconds without gaps; compounds are divided evenly."""
     onsets = [(SILENCE, 0.0)]
     for (ipa, start), end in zip(starts, [start for _, start in starts[1:]] + [count], strict=True):
         symbols = phones_of(ipa)
@@ -257,7 +201,7 @@ def _intervals(starts: list[tuple[str, int]], count: int) -> list[Phone]:
 
 
 def joined(onsets: list[tuple[str, float]], total: float) -> list[Phone]:
-    """Each phone up to the next one's onset, the last up to `total` seconds; adjacent silences are one."""
+    """Each phone up to the onset of the next, the last up to `total` seconds; adjacent silences are merged."""
     intervals: list[Phone] = []
     ends = [start for _, start in onsets[1:]] + [total]
     for (symbol, start), end in zip(onsets, ends, strict=True):
@@ -269,12 +213,12 @@ def joined(onsets: list[tuple[str, float]], total: float) -> list[Phone]:
 
 
 def _library() -> tuple[str, str]:
-    """Where the library and its data are."""
+    """Paths of the library and its data."""
     try:
-        import espeakng_loader  # only names the paths: the library itself is loaded by the worker alone
+        import espeakng_loader  # only names the paths; the library itself is loaded by the worker alone
     except ImportError:
         raise UserError(
-            "the embedded corpus needs the package espeakng-loader, which is not installed: `uv sync --group synthesis`"
+            "synthetic speech needs the package espeakng-loader, which is not installed: `uv sync --group synthesis`"
         ) from None
     return espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
 

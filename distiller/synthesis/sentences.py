@@ -1,7 +1,7 @@
-"""English sentences for the embedded corpus: a lexicon, a small grammar, some word salad.
+"""English sentences for the synthetic corpus: a lexicon, a small grammar, some word salad.
 
 A sentence has seven to eleven words: about three seconds, about forty phones. The salad breaks the grammar's word
-order, so that a model of the sound cannot lean on the grammar alone.
+order, so that a model of the sound cannot rely on the grammar alone.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ _WORDS = {
 WORDS = {kind: words.split() for kind, words in _WORDS.items()}
 LEXICON = tuple(sorted({word for words in WORDS.values() for word in words}))
 
-# A symbol expands to one of its rows; what is neither here nor in WORDS stands for itself.
+# A symbol expands to one of its rows; a symbol that is neither here nor in WORDS is a word.
 GRAMMAR = {
     "sentence": (
         "subject transitive object place",
@@ -73,7 +73,7 @@ MIN_WORDS, MAX_WORDS = 7, 11
 
 
 def sentence(random: np.random.Generator) -> str:
-    """One sentence of the grammar or, now and then, of words in any order."""
+    """One sentence of the grammar or, occasionally, of words in any order."""
     if random.random() < SALAD_SHARE:
         words = [_pick(random, LEXICON) for _ in range(random.integers(MIN_WORDS, MAX_WORDS + 1))]
     else:

@@ -1,4 +1,4 @@
-"""Speakers of the embedded corpus: each number is one voice, drawn once and for all from a seed of its own."""
+"""Speakers of the synthetic corpus: each number is a voice, drawn from a seed that depends on that number alone."""
 
 from functools import cache
 
@@ -17,8 +17,7 @@ def speaker_name(number: int) -> str:
 def speaker_voice(number: int) -> Voice:
     """The voice of speaker `number`: sex, vocal tract length, pitch, and the quality of source and articulation.
 
-    Even numbers are deep voices, odd ones high voices; the accents go round: any 16 speakers in a row are
-    balanced.
+    Even numbers are deep voices, odd ones high voices; accents take turns, so any 16 consecutive speakers are balanced.
     """
     random = np.random.default_rng([SEED, number])
     high = number % 2 == 1
@@ -55,7 +54,7 @@ def speaker_rate(number: int) -> float:
 
 
 def random_prosody(number: int, random: np.random.Generator) -> Prosody:
-    """Neutral prosody of one utterance: the speaker's pace and pitch, give or take a little."""
+    """Neutral prosody of one utterance: the speaker's pace and pitch with small variations."""
     return Prosody(
         rate=round(speaker_rate(number) * random.uniform(0.9, 1.1)),
         pitch=round(random.uniform(40, 60)),

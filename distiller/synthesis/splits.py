@@ -1,34 +1,35 @@
-"""The splits of the embedded corpus: who says what in each, and how to get it."""
+"""The splits of the synthetic corpus: who says what in each, and how to load them."""
 
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from lhotse import CutSet
 from lhotse.cut import Cut
+from lhotse.cut.data import DataCut
 
 from distiller.common.files import cache_folder
-from distiller.synthesis.espeak import PHONES, SAMPLE_RATE
+from distiller.synthesis.espeak import PHONES
 from distiller.synthesis.sentences import sentence
 from distiller.synthesis.shards import synthesise
 from distiller.synthesis.speakers import random_prosody, speaker_name, speaker_voice
 from distiller.synthesis.utterances import Conditions, Utterance
-from upstream.errors import UserError
+from upstream.config import SAMPLE_RATE
+from upstream.errors import one_of, require
 
 SEED = 1
-FRAME_SHIFT, RECEPTIVE_FIELD = 320, 400  # samples, of every HuBERT-like extractor
+FRAME_SHIFT, RECEPTIVE_FIELD = 320, 400  # samples, of any extractor like HuBERT's
 
 
 @dataclass(frozen=True)
 class Split:
-    """So many utterances, spread evenly over these speakers."""
+    """A number of utterances, spread evenly over these speakers."""
 
     utterances: int
     speakers: tuple[int, ...]
 
 
-# 40 speakers to tell apart, 16 heard only in probe_unseen, 160 more to train on. The probe's 40 are heard in training
-# too, without their names. The order counts: it numbers the splits, and no sentence occurs in two of them.
+# 40 speakers to tell apart, 16 that only occur in probe_unseen, 160 more to train on. The probe's 40 also occur in
+# training, without their names. The order matters: it numbers the splits, and no sentence occurs in two of them.
 _PROBED, _UNSEEN, _OTHERS = tuple(range(40)), tuple(range(40, 56)), tuple(range(56, 216))
 SPLITS = {
     "train": Split(1_000, _PROBED + _OTHERS[:60]),
@@ -40,31 +41,26 @@ SPLITS = {
 }
 
 
-def load_split(
-    name: str, utterances: int | None = None, *, progress: bool = True, workers: int | None = None
-) -> CutSet:
-    """A split of the embedded corpus, from the user's cache or made now.
+def load_split(name: str, utterances: int | None = None) -> list[DataCut]:
+    """A split of the synthetic corpus, from the user's cache or made now.
 
     Args:
         name: a key of SPLITS.
-        utterances: take this many instead of the split's own number; more utterances extend fewer.
-        progress: show a bar while synthesising, where stderr is a terminal.
-        workers: processes that speak; one per processor when None.
+        utterances: instead of the split's number; more utterances extend fewer.
 
     Raises:
         UserError: no such split, the cache cannot be written, or espeakng-loader is missing.
     """
-    return synthesise(plan(name, utterances), cache_folder("synthesis") / name, progress=progress, workers=workers)
+    return synthesise(plan(name, utterances), cache_folder("synthesis") / name)
 
 
 def plan(name: str, utterances: int | None = None) -> list[Utterance]:
-    """The utterances of a split of SPLITS, or only its first `utterances`.
+    """The utterances of a split, or only its first `utterances`.
 
     Raises:
         UserError: no such split.
     """
-    if name not in SPLITS:
-        raise UserError(f"the embedded corpus has no split {name!r}; its splits are {', '.join(SPLITS)}")
+    require(name in SPLITS, "split", name, one_of(name, SPLITS))
     split, number = SPLITS[name], list(SPLITS).index(name)
     return [
         _random_utterance(f"{name}-{index:05d}", split.speakers[index % len(split.speakers)], number, index)
@@ -93,10 +89,10 @@ def _random_utterance(name: str, speaker: int, split: int, index: int) -> Uttera
 def phone_targets(cut: Cut, frames: int) -> np.ndarray:
     """The class in PHONES at the centre of each of `frames` frames: (frame,) int64.
 
-    Frame t sees samples 320 t to 320 t + 399, so its centre is sample 320 t + 200. Where no phone is, it is silence.
+    Frame t sees samples 320 t to 320 t + 399, so its centre is sample 320 t + 200. Frames without a phone are silence.
     """
     centres = (np.arange(frames) * FRAME_SHIFT + RECEPTIVE_FIELD / 2) / SAMPLE_RATE  # (frame,) seconds
-    centres += cut.start  # an alignment counts from the recording's start
+    centres += cut.start  # alignments are relative to the start of the recording
     targets = np.zeros(frames, dtype=np.int64)
     for supervision in cut.supervisions:
         for phone in (supervision.alignment or {}).get("phone", []):
@@ -105,7 +101,7 @@ def phone_targets(cut: Cut, frames: int) -> np.ndarray:
 
 
 def speaker_of(cut: Cut) -> str:
-    """Who speaks in a cut of the embedded corpus."""
+    """The speaker of a cut of the synthetic corpus."""
     speaker = cut.supervisions[0].speaker
     assert speaker is not None
     return speaker

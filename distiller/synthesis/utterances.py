@@ -1,11 +1,12 @@
-"""An utterance of the embedded corpus: all that determines one recording, and the recording made from it."""
+"""An utterance of the synthetic corpus: everything that determines one recording, and the recording made from it."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.signal import lfilter
 
-from distiller.synthesis.espeak import SAMPLE_RATE, SILENCE, Phone, Prosody, Synthesizer, Voice, joined
+from distiller.synthesis.espeak import SILENCE, Phone, Prosody, Synthesizer, Voice, joined
+from upstream.config import SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Utterance:
-    """All that determines one recording."""
+    """Everything that determines one recording."""
 
     id: str
     speaker: str
@@ -42,7 +43,7 @@ class Utterance:
 
 
 def render(utterance: Utterance, synthesizer: Synthesizer) -> tuple[np.ndarray, list[Phone]]:
-    """(sample,) int16 at 16 kHz and the gapless phones of one utterance under its conditions."""
+    """(sample,) int16 at 16 kHz, and phones without gaps, of one utterance under its conditions."""
     samples, phones = synthesizer.speak(utterance.text, utterance.voice, utterance.prosody)
     conditions = utterance.conditions
     before, after = (round(seconds * SAMPLE_RATE) for seconds in conditions.silence)

@@ -1,12 +1,12 @@
-"""One process that speaks: libespeak-ng through ctypes, requests on stdin, speech on stdout.
+"""A process that speaks: libespeak-ng through ctypes, requests on stdin, speech on stdout.
 
-libespeak-ng is GPL-3, so nothing else of this project loads it: `distiller.synthesis.espeak` starts this file as a
-process of its own and exchanges data with it. The library keeps global state, and what it says depends on what it said
-before; each request is therefore answered by a child forked from the freshly initialised library, so that a request
-alone determines its answer to the last bit.
+libespeak-ng is GPL-3, so nothing else in this project loads it: `distiller.synthesis.espeak` starts this file as a
+separate process and exchanges data with it. The library keeps global state, and its speech depends on what it said
+before; each request is therefore answered by a child forked from the freshly initialised library, so that the request
+alone determines the answer, bit by bit.
 
 A request is one line of JSON, {"text", "voice", "accent", "rate", "pitch", "range"}; an answer is one line of JSON,
-{"samples": count, "phones": [[IPA, first sample], ...]} or {"error": sentence}, then `count` native 16-bit samples at
+{"samples": count, "phones": [[IPA, first sample], ...]} or {"error": message}, then `count` native 16-bit samples at
 22,050 Hz. The process ends with its stdin.
 
     python -P worker.py LIBRARY DATA_DIRECTORY
@@ -71,7 +71,7 @@ def set_voice(library: ctypes.CDLL, definition: str) -> None:
 
 
 def speak(library: ctypes.CDLL, request: dict) -> tuple[bytes, list[tuple[str, int]]]:
-    """One text as 16-bit samples at the library's rate, and each phone's IPA with the sample at which it begins."""
+    """16-bit samples of a text at the library's rate, and the IPA of each phone with the sample where it begins."""
     audio: list[bytes] = []
     phones: list[tuple[str, int]] = []
 
@@ -99,25 +99,25 @@ def speak(library: ctypes.CDLL, request: dict) -> tuple[bytes, list[tuple[str, i
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """os.write may take a part only, of a pipe."""
+    """Write everything: os.write may write only part of it to a pipe."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def answer(library: ctypes.CDLL, line: str) -> bytes:
-    """One request, a line of JSON, answered by a line of JSON and the samples that it announces."""
+    """The answer to one request: a line of JSON and the samples that it announces."""
     try:
         audio, phones = speak(library, json.loads(line))
         header = {"samples": len(audio) // 2, "phones": phones}
-    except Exception as error:  # whatever it was belongs to the process that asked
+    except Exception as error:  # of any kind: the process that asked has to raise it
         audio, header = b"", {"error": f"{type(error).__name__}: {error}"}
     return json.dumps(header).encode() + b"\n" + audio
 
 
 def main(library_path: str, data: str) -> None:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # when the process that asks is gone, so is this one, without a word
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks decides what an interrupt means
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends silently when the process that asks has ended
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks handles interrupts
     output = os.dup(1)
     os.dup2(2, 1)  # the library's own messages must not mix with the answers
     library = initialise(library_path, data)

@@ -109,7 +109,9 @@ class Training:
         with StepBar(progress.step, module.steps, visible=fabric.is_global_zero) as bar:
             for batch in islice(loader, module.steps - progress.step):
                 if self.skipped is not None:
-                    self.skipped.add(batch)
+                    self.skipped.add(batch.skipped, batch.utterances)
+                for micro_batch in batch.batches:
+                    micro_batch.require_audio()
                 row = optimiser_step(fabric, network, optimizer, scheduler, batch.to(fabric.device, non_blocking=True))
                 if table is not None:
                     table.append(row)
