@@ -30,10 +30,8 @@ class Batch:
         """Returns the batch. Raises: UserError: none of its audio could be decoded."""
         if not self.ids:
             path, reason = self.skipped[-1]
-            raise UserError(
-                f"a batch and all {len(self.skipped)} utterances tried for it could not be decoded, the last of them "
-                f"{path} ({reason})"
-            )
+            tried = f"none of the {len(self.skipped)} utterances tried for a batch could be decoded"
+            raise UserError(f"{tried}, the last is {path} ({reason})")
         return self
 
 

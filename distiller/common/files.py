@@ -213,7 +213,7 @@ def lock_folder(folder: Path, name: str = LOCK, wait: bool = False) -> Iterator[
     Raises:
         UserError: another process holds it, or the folder cannot be created or written.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / name).open("ab+")

@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from fuzz_audio import decoded, noise, reasonable, written
+from fuzz_audio import DECODER, decoded, noise, reasonable, written
 from fuzz_mutations import LETTERS, apply, edits, junk, one_sentence, spoiled
 from fuzz_worker import Broken, Target
 from hypothesis import strategies as st
@@ -43,8 +43,8 @@ def check(example: tuple[str, Files]) -> None:
             continue
     config = CorpusConfig(path=opened, max_skipped=1.0, validation_share=0.5)
     try:
-        corpus = open_corpus(config, Path("cache"))
-        again = open_corpus(config, Path("cache"))
+        corpus = open_corpus(config, DECODER, Path("cache"))
+        again = open_corpus(config, DECODER, Path("cache"))
     except UserError as error:
         one_sentence(error)
         return

@@ -6,8 +6,9 @@ import soundfile
 import torch
 from lhotse import AudioSource, CutSet, Recording
 
-from distiller.audio.decoding import SAMPLE_RATE, Undecodable, decode
+from distiller.audio.decoding import Decoder, Undecodable
 from distiller.corpora.scanning import scan
+from upstream.config import SAMPLE_RATE
 
 FORMATS = {
     "wav": ("WAV", "PCM_16"),
@@ -16,6 +17,9 @@ FORMATS = {
     "ogg": ("OGG", "VORBIS"),
     "opus": ("OGG", "OPUS"),
 }
+
+
+decode = Decoder(min_samples=400).decode
 
 
 def tone(seconds=0.5, rate=SAMPLE_RATE, hertz=440.0):
@@ -64,7 +68,7 @@ def truncate(path, share):
 
 @pytest.mark.parametrize("share", [0.5, 0.9])
 @pytest.mark.parametrize("ending", ["mp3", "flac"])
-def test_a_truncated_file_does_not_pass_for_a_whole_one(tmp_path, ending, share):
+def test_a_truncated_file_does_not_pass_for_complete(tmp_path, ending, share):
     noise = np.random.default_rng(0).normal(0, 0.1, 3 * SAMPLE_RATE)
     path = write(tmp_path / f"a.{ending}", noise)
     truncate(path, share)
@@ -105,9 +109,9 @@ def test_samples_that_cannot_be_used(tmp_path, samples, reason):
     assert str(error.value) == reason
 
 
-def test_min_samples_is_the_extractors(tmp_path):
+def test_the_shortest_input_is_the_encoders(tmp_path):
     cut = cut_of(write(tmp_path / "a.wav", np.full(399, 0.1)))
-    assert decode(cut, min_samples=399).shape == (399,)
+    assert Decoder(min_samples=399).decode(cut).shape == (399,)
 
 
 def test_a_header_that_promises_more_than_there_is(tmp_path):
@@ -129,14 +133,14 @@ def test_decoding_does_not_depend_on_the_number_of_threads(tmp_path):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = decode(cut)
+        single = decode(cut)
         torch.set_num_threads(2)
-        assert torch.equal(one, decode(cut))
+        assert torch.equal(single, decode(cut))
     finally:
         torch.set_num_threads(threads)
 
 
-def test_nothing_of_the_decoders_reaches_stderr(tmp_path, capfd):
+def test_no_message_of_a_decoder_reaches_stderr(tmp_path, capfd):
     path = write(tmp_path / "a.mp3", np.random.default_rng(0).normal(0, 0.1, 3 * SAMPLE_RATE))
     truncate(path, 0.5)
     soundfile.read(path)

@@ -10,18 +10,19 @@ import soundfile
 import torch
 from lhotse import CutSet, Recording, RecordingSet
 
-from distiller.audio.decoding import decode
+from distiller.audio.decoding import Decoder
 from distiller.audio.sampler import StepBatchSampler
 from distiller.audio.skipped import read_skipped
-from distiller.corpora import shards as preparation_shards
 from distiller.corpora.config import CorpusConfig
-from distiller.corpora.corpus import open_audio, open_corpus
-from distiller.corpora.prepare import prepare, shards_of, verify
+from distiller.corpora.corpus import Corpus, open_audio, open_corpus
+from distiller.corpora.prepare import plan_shards, prepare, verify
 from distiller.corpora.scanning import scan
 from distiller.corpora.shards import encode
 from distiller.corpus import main
 from tests.distiller.corpora.prepared_corpora import mixed_corpus
 from upstream.errors import UserError
+
+DECODER = Decoder(min_samples=400)
 
 
 @pytest.fixture
@@ -30,20 +31,21 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def assert_same(source: CorpusConfig, prepared: CorpusConfig) -> None:
-    one, other = open_corpus(source), open_corpus(prepared)
-    for cuts, theirs in ((one.train, other.train), (one.validation, other.validation)):
+    files, stored = open_corpus(source, DECODER), open_corpus(prepared, DECODER)
+    for cuts, theirs in ((files.train, stored.train), (files.validation, stored.validation)):
         assert [(cut.id, cut.duration) for cut in cuts] == [(cut.id, cut.duration) for cut in theirs]
         for cut, same in zip(cuts, theirs, strict=True):
-            waveform, stored = decode(cut), decode(same)
-            assert waveform.shape == stored.shape
+            waveform, other = DECODER.decode(cut), DECODER.decode(same)
+            assert waveform.shape == other.shape
             exact = cut.id.endswith(("a.flac", "b.wav"))
-            assert (waveform - stored).abs().max() <= (0 if exact else 2**-16)
-    batches = [[[cut.id for cut in batch] for batch in window] for window in sampled(one)]
-    assert batches == [[[cut.id for cut in batch] for batch in window] for window in sampled(other)]
+            assert (waveform - other).abs().max() <= (0 if exact else 2**-16)
+    assert sampled(files) == sampled(stored)
 
 
-def sampled(corpus) -> list[list[CutSet]]:
-    return list(StepBatchSampler(corpus.train, batch_seconds=2, buckets=3, seed=1, accumulate=1).windows(epoch=0))
+def sampled(corpus: Corpus) -> list[list[list[str]]]:
+    """Ids of the batches of epoch 0."""
+    sampler = StepBatchSampler(corpus.train, batch_seconds=2, buckets=3, seed=1)
+    return [[[cut.id for cut in batch] for batch in step] for step in sampler.step_batches(epoch=0)]
 
 
 @pytest.mark.parametrize("format", ["wav", "flac"])
@@ -57,28 +59,27 @@ def test_subsets_are_the_corpus(corpus: Path, tmp_path: Path, format, workers: i
     assert verify(tmp_path / "out", workers) == made
 
 
-def test_windows_of_a_prepared_corpus_are_what_it_holds(corpus: Path, tmp_path: Path) -> None:
+def test_chunks_of_a_prepared_corpus_are_its_audio(corpus: Path, tmp_path: Path) -> None:
     prepare(corpus, tmp_path / "out", shard_seconds=2)
-    whole, parts = (open_audio(str(tmp_path / "out"), "corpus.path", longest) for longest in (9.0, 0.2))
-    assert len(whole) == 12 < len(parts)
-    for cut in whole:
-        windows = [decode(part) for part in parts if part.id.rpartition("-")[0] == cut.id]
-        stored = decode(cut)
-        heard = torch.cat(windows)
-        assert 0 <= len(stored) - len(heard) < 400  # a last window of less than a frame is left out
+    files, chunks = (open_audio(str(tmp_path / "out"), longest, DECODER) for longest in (9.0, 0.2))
+    assert len(files) == 12 < len(chunks)
+    for cut in files:
+        heard = torch.cat([DECODER.decode(chunk) for chunk in chunks if chunk.id.rpartition("-")[0] == cut.id])
+        stored = DECODER.decode(cut)
+        assert 0 <= len(stored) - len(heard) < 400  # a last chunk of less than a frame is left out
         assert torch.equal(heard, stored[: len(heard)])
 
 
 @pytest.mark.parametrize("parent", [True, False])
-def test_a_folder_prepared_whole_has_its_subsets(corpus: Path, tmp_path: Path, parent: bool) -> None:
+def test_a_folder_prepared_without_subsets_has_them(corpus: Path, tmp_path: Path, parent: bool) -> None:
     source = corpus.parent if parent else corpus
     prepare(source, tmp_path / "out", shard_seconds=2)
-    whole = {"subsets": [], "validation_share": 0.3}
-    assert_same(CorpusConfig(str(source), **whole), CorpusConfig(str(tmp_path / "out"), **whole))
+    everything = {"subsets": [], "validation_share": 0.3}
+    assert_same(CorpusConfig(str(source), **everything), CorpusConfig(str(tmp_path / "out"), **everything))
     subsets = {"subsets": ["train"], "validation": ["dev"]}
     assert_same(CorpusConfig(str(source), **subsets), CorpusConfig(str(tmp_path / "out"), **subsets))
-    with pytest.raises(UserError, match=r"has no subset 'test'; the subsets prepared are dev, train$"):
-        open_corpus(CorpusConfig(str(tmp_path / "out"), ["test"]))
+    with pytest.raises(UserError, match=r"has no subset 'test'; its subsets are dev, train$"):
+        open_corpus(CorpusConfig(str(tmp_path / "out"), ["test"]), DECODER)
 
 
 def test_a_manifest(corpus: Path, tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_lhotse_reads_it_as_shar(corpus: Path, tmp_path: Path) -> None:
     theirs = {cut.id: cut for cut in scan(corpus / "train", corpus)[0]}
     assert list(cuts) == list(theirs)
     assert cuts["train/1/b.wav"].sampling_rate == 16_000
-    assert np.array_equal(cuts["train/1/b.wav"].load_audio()[0], decode(theirs["train/1/b.wav"]).numpy())
+    assert np.array_equal(cuts["train/1/b.wav"].load_audio()[0], DECODER.decode(theirs["train/1/b.wav"]).numpy())
     assert cuts["train/other.flac"].load_audio().shape == (1, 8001)  # 22051 / 44100 s
 
 
@@ -127,7 +128,7 @@ def read(audio: bytes) -> np.ndarray:
 
 def test_shards_are_runs_of_cuts(corpus: Path) -> None:
     cuts = scan(corpus, corpus)[0]
-    work = shards_of("all", cuts, seconds=1.5)
+    work = plan_shards("all", cuts, seconds=1.5)
     assert [cut.id for item in work for cut in item.cuts] == [cut.id for cut in cuts]
     assert [item.index for item in work] == list(range(len(work)))
     assert all(sum(cut.duration for cut in item.cuts[:-1]) < 1.5 for item in work)
@@ -138,26 +139,28 @@ def test_shards_are_runs_of_cuts(corpus: Path) -> None:
 
 
 def test_bad_files_are_set_aside_and_counted(corpus: Path, tmp_path: Path) -> None:
-    whole = (corpus / "train/1/b.wav").read_bytes()
+    good = (corpus / "train/1/b.wav").read_bytes()
     (corpus / "train/1/cut.flac").write_bytes((corpus / "train/1/a.flac").read_bytes()[:9_000])
-    (corpus / "train/1/silent.wav").write_bytes(whole[:44] + bytes(len(whole) - 44))
+    (corpus / "train/1/silent.wav").write_bytes(good[:44] + bytes(len(good) - 44))
     (corpus / "train/1/text.wav").write_text("no audio")
     made = prepare(corpus, tmp_path / "out", ["train", "dev"], max_skipped=0.05)
     assert (made.utterances, made.skipped) == (12, 3)
     rows = {Path(row.path).name: row.reason for row in read_skipped(tmp_path / "out/skipped.csv")}
     assert rows.keys() == {"cut.flac", "silent.wav", "text.wav"}
     assert rows["silent.wav"] == "all its samples are zero"
-    opened = open_corpus(CorpusConfig(str(tmp_path / "out"), ["train"], ["dev"], max_skipped=0.05))
+    opened = open_corpus(CorpusConfig(str(tmp_path / "out"), ["train"], ["dev"], max_skipped=0.05), DECODER)
     assert len(opened.skipped) == 3
     assert len(opened.train) == 6
     with pytest.raises(UserError, match=r"3 of 15 utterances .* could not be used"):
-        open_corpus(CorpusConfig(str(tmp_path / "out"), ["train"], ["dev"], max_skipped=0.01))
+        open_corpus(CorpusConfig(str(tmp_path / "out"), ["train"], ["dev"], max_skipped=0.01), DECODER)
 
 
 def test_too_many_bad_files_stop_it(corpus: Path, tmp_path: Path) -> None:
     for index in range(3):
         (corpus / f"train/{index}.wav").write_text("no audio")
-    with pytest.raises(UserError, match=r"^3 of 15 utterances \(20.0%\) could not be used, .* --max-skipped$"):
+    with pytest.raises(
+        UserError, match=r"^3 of 15 utterances \(20.0%\) could not be used, more than --max-skipped allows .*"
+    ):
         prepare(corpus, tmp_path / "out", ["train", "dev"])
     assert len(read_skipped(tmp_path / "out/skipped.csv")) == 3
     prepare(corpus, tmp_path / "out", ["train", "dev"], max_skipped=0.05)
@@ -168,17 +171,18 @@ def test_a_shard_of_which_nothing_can_be_used(corpus: Path, tmp_path: Path) -> N
     soundfile.write(path, np.zeros(30_000), 16_000)
     made = prepare(corpus, tmp_path / "out", ["train"], shard_seconds=1.5, max_skipped=0.05)
     assert (made.utterances, made.skipped) == (5, 1)
-    assert len(open_corpus(CorpusConfig(str(tmp_path / "out"), ["train"])).train) > 1
+    assert len(open_corpus(CorpusConfig(str(tmp_path / "out"), ["train"]), DECODER).train) > 1
 
 
 def test_a_corpus_that_disappears_is_not_set_aside(corpus: Path, tmp_path: Path, monkeypatch) -> None:
-    def gone(cut, min_samples):
+    def gone(self, cut):
         shutil.rmtree(corpus / "train", ignore_errors=True)
-        return decode(cut, min_samples)
+        return decode(self, cut)
 
+    decode = Decoder.decode
     saved = tmp_path / "saved"
     shutil.copytree(corpus, saved)
-    monkeypatch.setattr(preparation_shards, "decode", gone)
+    monkeypatch.setattr(Decoder, "decode", gone)
     with pytest.raises(UserError, match=r"a.flac cannot be read any more: No such file or directory; run the same"):
         prepare(corpus, tmp_path / "out", ["train"])
     monkeypatch.undo()
@@ -201,7 +205,7 @@ def refused(capfd, *argv: object) -> str:
 def test_a_table_below_a_file_is_refused_before_any_work(tmp_path: Path, capfd) -> None:
     (tmp_path / "file").touch()
     line = refused(capfd, "benchmark", tmp_path / "no/corpus", "--table", tmp_path / "file/x.csv")
-    assert "file cannot be the output: " in line
+    assert "file cannot be written: " in line
 
 
 def test_the_command_line(corpus: Path, tmp_path: Path, capfd) -> None:
@@ -215,13 +219,25 @@ def test_the_command_line(corpus: Path, tmp_path: Path, capfd) -> None:
     assert capfd.readouterr().out == printed
     assert main(["verify", str(out), "--workers", "0"]) == 0
     assert "12 utterances" in capfd.readouterr().out
-    assert "was prepared otherwise: format ('wav' against 'flac')" in refused(capfd, *argv, "--format", "flac")
-    assert "is a prepared corpus already" in refused(capfd, "prepare", out, "--output", tmp_path / "again")
-    assert "holds no prepared corpus" in refused(capfd, "verify", corpus)
+    assert "was prepared with another format ('wav' against 'flac')" in refused(capfd, *argv, "--format", "flac")
+    assert "is already prepared; use it as --corpus of run.py" in refused(
+        capfd, "prepare", out, "--output", tmp_path / "again"
+    )
+    assert "is not a prepared corpus: it has no preparation.json" in refused(capfd, "verify", corpus)
     assert "--workers is -1" in refused(capfd, "verify", out, "--workers", "-1")
-    assert "holds LibriSpeech, which is no prepared" in refused(capfd, "prepare", corpus, "--output", corpus.parent)
-    assert "does not exist" in refused(capfd, "prepare", tmp_path / "nowhere", "--output", tmp_path / "x")
-    assert "has no subset 'test'" in refused(capfd, "prepare", corpus, "--output", tmp_path / "y", "--subsets", "test")
+    assert "is not a prepared corpus (it holds LibriSpeech)" in refused(
+        capfd, "prepare", corpus, "--output", corpus.parent
+    )
+
+
+def test_a_refused_preparation_leaves_nothing(corpus: Path, tmp_path: Path, capfd) -> None:
+    before, out = sorted(tmp_path.iterdir()), tmp_path / "new/out"
+    (tmp_path / "data/empty").mkdir()
+    assert refused(capfd, "prepare", "/nowhere", "--output", out) == "error: /nowhere does not exist\n"
+    assert "has no subset 'test'" in refused(capfd, "prepare", corpus, "--output", out, "--subsets", "test")
+    assert "empty holds no audio" in refused(capfd, "prepare", tmp_path / "data/empty", "--output", out)
+    assert "--max-skipped is 2.0, but" in refused(capfd, "prepare", corpus, "--output", out, "--max-skipped", 2)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_full_disk(corpus: Path, tmp_path: Path, capfd, monkeypatch) -> None:

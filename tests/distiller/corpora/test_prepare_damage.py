@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from distiller.audio.decoding import Undecodable, decode
+from distiller.audio.decoding import Decoder, Undecodable
 from distiller.common.files import lock_folder, remove
-from distiller.corpora import shards as preparation_shards
 from distiller.corpora.config import CorpusConfig
 from distiller.corpora.corpus import open_corpus
 from distiller.corpora.prepare import prepare, verify
 from distiller.corpus import main
 from tests.distiller.corpora.prepared_corpora import mixed_corpus, noise, snapshot
 from upstream.errors import UserError
+
+DECODER = Decoder(min_samples=400)
 
 
 @pytest.fixture
@@ -31,28 +32,28 @@ def corpus(tmp_path: Path) -> Path:
 def test_damage_is_found_and_mended(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare(corpus, out, ["train", "dev"], shard_seconds=1.5)
-    whole = snapshot(out)
+    intact = snapshot(out)
     archive = out / "train/recording.000001.tar"
     damaged = bytearray(archive.read_bytes())
     damaged[1_000] ^= 1
     archive.write_bytes(damaged)
     (out / "dev/cuts.000000.jsonl.gz").unlink()
-    with pytest.raises(UserError, match=r"^2 of 4 shards are missing or damaged, the first is .*000001"):
+    with pytest.raises(UserError, match=r"^2 of 4 shards are missing or damaged, the first of them .*000001"):
         verify(out)
     with pytest.raises(UserError, match=r"cuts.000000.jsonl.gz is missing or damaged; run the same"):
-        open_corpus(CorpusConfig(str(out), ["train"], ["dev"]))
+        open_corpus(CorpusConfig(str(out), ["train"], ["dev"]), DECODER)
     prepare(corpus, out, ["train", "dev"], shard_seconds=1.5)
-    assert snapshot(out) == whole
+    assert snapshot(out) == intact
     shutil.rmtree(corpus)
     prepare(corpus, out, ["train", "dev"], shard_seconds=1.5)  # nothing to do: the corpus is not needed
     for damage in (b"", b"{}", b"\0" * 100):
         (out / "preparation.json").write_bytes(damage)
         with pytest.raises(UserError, match=r"preparation.json cannot be read: it is damaged"):
-            open_corpus(CorpusConfig(str(out), ["train"], ["dev"]))
+            open_corpus(CorpusConfig(str(out), ["train"], ["dev"]), DECODER)
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """The exit status of a process that does `work`: 0; 2 for what the user has to mend, 1 for a crash; -9: killed."""
+    """The exit status of a process that does `work`: 0; 2 for a user's mistake, 1 for a crash; -9: killed."""
     return os.waitstatus_to_exitcode(os.waitpid(forked(work), 0)[1])
 
 
@@ -75,11 +76,11 @@ def forked(work: Callable[[], object]) -> int:
 
 def killed_at_rename(times: int, work: Callable[[], object]) -> Callable[[], object]:
     """`work`, and `kill -9` when a file is about to get its name for the n-th time."""
-    left = [times]
+    remaining = [times]
 
     def audit(event: str, _: tuple) -> None:
-        left[0] -= event == "os.rename"
-        if event == "os.rename" and left[0] == 0:
+        remaining[0] -= event == "os.rename"
+        if event == "os.rename" and remaining[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def watched() -> None:
@@ -92,7 +93,7 @@ def killed_at_rename(times: int, work: Callable[[], object]) -> Callable[[], obj
 @pytest.mark.parametrize(
     ("raised", "status"), [(None, 0), (UserError("mend it"), 2), (ValueError("ours"), 1), (SystemExit(0), 1)]
 )
-def test_a_child_that_crashes_is_no_success(raised: BaseException | None, status: int, capfd) -> None:
+def test_a_child_that_crashes_is_not_a_success(raised: BaseException | None, status: int, capfd) -> None:
     def work() -> None:
         if raised is not None:
             raise raised
@@ -102,7 +103,7 @@ def test_a_child_that_crashes_is_no_success(raised: BaseException | None, status
 
 
 def test_killed_at_every_rename(corpus: Path, tmp_path: Path) -> None:
-    """Each of its files in turn; what is left is continued, and comes out the same."""
+    """Each of its files in turn; the preparation is continued and its result is the same."""
     out = tmp_path / "out"
     prepare(corpus, tmp_path / "whole", ["dev"], shard_seconds=2)
     for kills in range(20):
@@ -113,8 +114,8 @@ def test_killed_at_every_rename(corpus: Path, tmp_path: Path) -> None:
             break
         assert status == -signal.SIGKILL
         if (out / "preparation.json").exists():
-            with pytest.raises(UserError, match="is not prepared to its end"):
-                open_corpus(CorpusConfig(str(out), ["dev"]))
+            with pytest.raises(UserError, match="is not complete; run the same"):
+                open_corpus(CorpusConfig(str(out), ["dev"]), DECODER)
         prepare(corpus, out, ["dev"], shard_seconds=2)
         assert snapshot(out) == snapshot(tmp_path / "whole")
         remove(out)
@@ -147,10 +148,10 @@ def test_killed_while_workers_write(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_is_killed(corpus: Path, tmp_path: Path, monkeypatch) -> None:
-    def killed(cut, min_samples):
+    def killed(self, cut):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(preparation_shards, "decode", killed)
+    monkeypatch.setattr(Decoder, "decode", killed)
     with pytest.raises(UserError, match=r"^a worker process was killed, .* with fewer --workers$"):
         prepare(corpus, tmp_path / "out", ["train"], workers=1)
     monkeypatch.undo()
@@ -167,9 +168,9 @@ def test_two_at_once(corpus: Path, tmp_path: Path, capfd) -> None:
 def test_decode_errors_still_have_reasons(corpus: Path, tmp_path: Path) -> None:
     """A prepared archive that is damaged while a run goes on."""
     prepare(corpus, tmp_path / "out", ["train"])
-    cut = next(iter(open_corpus(CorpusConfig(str(tmp_path / "out"), ["train"])).train))
+    cut = next(iter(open_corpus(CorpusConfig(str(tmp_path / "out"), ["train"]), DECODER).train))
     archive = tmp_path / "out/train/recording.000000.tar"
     archive.write_bytes(archive.read_bytes()[:1_000])
     with pytest.raises(Undecodable):
-        decode(cut)
+        DECODER.decode(cut)
     assert json.loads((tmp_path / "out/preparation.json").read_text())["shards"] == {"train": 1}

@@ -11,12 +11,13 @@ import soundfile
 from lhotse import AudioSource, CutSet, Recording, RecordingSet, SupervisionSegment
 from lhotse.shar import SharWriter
 
-from distiller.audio.decoding import Undecodable, decode, source_path
+from distiller.audio.decoding import Decoder, Undecodable, source_path
 from distiller.corpora import scanning
 from distiller.corpora.scanning import locate, scan, scan_cached
 from upstream.errors import UserError
 
 RATE = 16_000
+decode = Decoder(min_samples=400).decode
 
 
 def write(path, samples=8000, rate=RATE, channels=1, seed=0):
@@ -102,9 +103,9 @@ def test_an_empty_folder(tmp_path):
         scan(tmp_path, tmp_path)
 
 
-def test_a_file_that_is_no_corpus(tmp_path):
+def test_a_file_that_is_not_a_corpus(tmp_path):
     (tmp_path / "corpus.tsv").touch()
-    with pytest.raises(UserError, match=r"corpus.tsv is no corpus; it could be a folder, or a file"):
+    with pytest.raises(UserError, match=r"corpus.tsv is not a corpus; a corpus is a folder, or a file"):
         scan(tmp_path / "corpus.tsv", tmp_path)
 
 
@@ -215,9 +216,9 @@ def test_a_truncated_shard(tmp_path):
     cuts, skipped = scan(folder, tmp_path)
     assert [cut.id for cut in cuts] == ["0.wav"]
     assert skipped == [
-        (f"{folder}/recording.000000.tar/1.wav", "the archive does not hold it whole"),
-        (f"{folder}/recording.000000.tar/2.wav", "the archive does not hold it whole"),
-        (f"{folder}/recording.000001.tar/3.wav", "the archive does not hold it whole"),
+        (f"{folder}/recording.000000.tar/1.wav", "it is missing or truncated in the archive"),
+        (f"{folder}/recording.000000.tar/2.wav", "it is missing or truncated in the archive"),
+        (f"{folder}/recording.000001.tar/3.wav", "it is missing or truncated in the archive"),
     ]
 
 
@@ -243,7 +244,7 @@ def test_subsets_of_librispeech_and_of_any_folder(tmp_path):
     assert locate(root, ["dev-clean"]) == (root, [root / "dev-clean"])
     assert locate(root, []) == (root, [root])
     assert scan(sources[0], root)[0][0].id == "train-clean-100/1/a.flac"
-    with pytest.raises(UserError, match=r"no subset 'train-clean-360'; the subsets found are dev-clean, train-"):
+    with pytest.raises(UserError, match=r"no subset 'train-clean-360'; its subsets are dev-clean, train-"):
         locate(root, ["train-clean-100", "train-clean-360"])
 
 
@@ -251,12 +252,12 @@ def test_manifests_are_subsets_too(tmp_path):
     for name in ("train.jsonl.gz", "dev.jsonl"):
         (tmp_path / name).touch()
     assert locate(tmp_path, ["train", "dev"])[1] == [tmp_path / "train.jsonl.gz", tmp_path / "dev.jsonl"]
-    with pytest.raises(UserError, match=r"corpus.subsets is \['x'\], but corpus.path \S+ is a file"):
+    with pytest.raises(UserError, match=r"^\S+/dev.jsonl is a file, so it has no subset 'x'$"):
         locate(tmp_path / "dev.jsonl", ["x"])
 
 
 def test_a_corpus_that_does_not_exist(tmp_path):
-    with pytest.raises(UserError, match=r"^corpus.path is '\S+/nothing', which does not exist$"):
+    with pytest.raises(UserError, match=r"^\S+/nothing does not exist$"):
         locate(tmp_path / "nothing", [])
 
 

@@ -114,7 +114,7 @@ REFUSED: dict[str, tuple[Callable[[], object], list[str], list[str]]] = {  # wha
     "missing corpus": (lambda: shutil.rmtree("corpus"), [], ["corpus corpus does not exist"]),
     "empty folder": (Path("empty").mkdir, ["--corpus=empty", *WHOLE], ["empty holds no audio"]),
     "missing subset": (list, ["corpus.subsets=[trian]"], ["corpus has no subset 'trian'", "dev, train"]),
-    "no corpus at all": (recipe(""), ["--corpus=mine.yaml", *WHOLE], ["mine.yaml is no corpus", ".flac"]),
+    "no corpus at all": (recipe(""), ["--corpus=mine.yaml", *WHOLE], ["mine.yaml is not a corpus", ".flac"]),
     "list of what is not there": (
         lambda: Path("corpus/list.txt").write_text("train/0.wav\ntrain/gone\n"),
         ["--corpus=corpus/list.txt", *WHOLE],
@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[Callable[[], object], list[str], list[str]]] = {  # wha
     "nothing but zeroed audio": (spoil(zeroed, "train"), [], ["corpus/train/0.wav", "Format not recognised"]),
     "many zeroed files": (spoil(zeroed, "train", 2), [], ["2 of 12", "corpus.max_skipped", "corpus/train/0.wav"]),
     "many NaN files": (spoil(nan, "train", 3), [], ["corpus.max_skipped", "run/skipped.csv says why"]),
-    "NaN validation": (spoil(nan, "dev"), [], ["audio to validate", "corpus/dev/", "NaN"]),
+    "NaN validation": (spoil(nan, "dev"), [], ["utterances tried for a batch could be decoded", "corpus/dev/", "NaN"]),
     "deafening audio": (
         spoil(lambda path: floats(path, 3e38, -3e38), "train"),
         [],

@@ -16,11 +16,12 @@ from lhotse.cut.data import DataCut
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from distiller.audio import dataset as batching
-from distiller.audio.decoding import decode
+from distiller.audio.decoding import Decoder
 from distiller.audio.skipped import read_skipped
 from distiller.common.files import remove
 from upstream.checkpoint import load
+
+DECODE = Decoder.decode
 
 
 def checkpoints() -> list[str]:
@@ -78,12 +79,12 @@ def in_a_worker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]
     """Has a worker of the run do something in place of the fifth utterance."""
 
     def replace(act: Callable[[], None]) -> None:
-        def decoded(cut: DataCut, min_samples: int) -> Tensor:
+        def decode(self: Decoder, cut: DataCut) -> Tensor:
             if get_worker_info() and cut.id.endswith("4.wav"):
                 act()
-            return decode(cut, min_samples)
+            return DECODE(self, cut)
 
-        monkeypatch.setattr(batching, "decode", decoded)
+        monkeypatch.setattr(Decoder, "decode", decode)
 
     return replace
 
@@ -91,9 +92,9 @@ def in_a_worker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]
 def test_a_killed_worker(small_run, in_a_worker, losses: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     in_a_worker(lambda: os.kill(os.getpid(), signal.SIGKILL))
     line = small_run.refused("corpus.workers=1")
-    assert "a worker process was killed, perhaps for want of memory; run the same command again" in line
+    assert "a worker process was killed, perhaps because memory ran out; run the same command again" in line
     assert "with fewer corpus.workers" in line
-    monkeypatch.setattr(batching, "decode", decode)
+    monkeypatch.setattr(Decoder, "decode", DECODE)
     assert small_run.completes("corpus.workers=1")[0]["losses"] == losses
 
 

@@ -1,4 +1,4 @@
-"""Who says what in the embedded corpus: splits, sentences, voices."""
+"""Who says what in the synthetic corpus: splits, sentences, voices."""
 
 import re
 from collections import Counter
@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from distiller.synthesis import splits
-from distiller.synthesis.espeak import SAMPLE_RATE, Prosody, Synthesizer, Voice
+from distiller.synthesis.espeak import Prosody, Synthesizer, Voice
 from distiller.synthesis.sentences import MAX_WORDS, MIN_WORDS
 from distiller.synthesis.speakers import speaker_voice
 from distiller.synthesis.splits import SPLITS, plan
+from upstream.config import SAMPLE_RATE
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_a_sentence_that_two_splits_might_draw_goes_to_one(monkeypatch):
     assert sum(map(len, texts)) == len(set().union(*texts))
 
 
-def test_every_speaker_has_a_voice_of_their_own(synthesizer):
+def test_every_speaker_has_another_voice(synthesizer):
     numbers = sorted({number for split in SPLITS.values() for number in split.speakers})
     said = {synthesizer.speak("One.", speaker_voice(number))[0].tobytes() for number in numbers}
     assert len(said) == len(numbers) == 216

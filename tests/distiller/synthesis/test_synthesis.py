@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  (IPA is made of letters that look like others)
-"""The embedded corpus: deterministic, resumable, labelled where the sound is, and clear about what is wrong."""
+"""The synthetic corpus: deterministic, resumable, and labelled where the sound is."""
 
 import os
 import re
@@ -16,12 +16,14 @@ import pytest
 from lhotse import MonoCut, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 
-from distiller.synthesis.espeak import ACCENTS, PHONES, SAMPLE_RATE, Prosody, Synthesizer, Voice, phones_of, speak
+from distiller.synthesis.espeak import ACCENTS, PHONES, Prosody, Synthesizer, Voice, phones_of
 from distiller.synthesis.sentences import LEXICON
 from distiller.synthesis.shards import synthesise
 from distiller.synthesis.splits import phone_targets, plan
 from distiller.synthesis.utterances import Conditions, Utterance, render
+from upstream.config import SAMPLE_RATE
 from upstream.errors import UserError
+from upstream.files import PART
 
 UTTERANCES = 6
 VOWELS = {"IY", "IH", "EH", "AE", "AA", "AO", "AH", "UH", "UW", "ER", "AX", "EY", "AY", "OY", "OW", "AW"}
@@ -37,7 +39,7 @@ def synthesizer():
 def corpus(tmp_path_factory):
     """Six utterances in shards of one: (directory, cuts)."""
     directory = tmp_path_factory.mktemp("corpus")
-    return directory, synthesise(plan("probe_unseen", UTTERANCES), directory, shard_size=1, workers=1, progress=False)
+    return directory, synthesise(plan("probe_unseen", UTTERANCES), directory, shard_size=1, workers=1)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -51,7 +53,7 @@ def start_another_process(directory: Path, utterances: int, errors: Path) -> Bas
 
     def work():
         os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-        synthesise(plan("probe_unseen", utterances), directory, shard_size=1, workers=2, progress=False)
+        synthesise(plan("probe_unseen", utterances), directory, shard_size=1, workers=2)
 
     process = get_context("fork").Process(target=work)
     process.start()
@@ -65,7 +67,7 @@ def test_the_bytes_do_not_depend_on_the_workers_or_the_process(corpus, tmp_path)
     directory, _ = corpus
     reference = contents(directory)
     assert len(reference) == 2 * UTTERANCES  # audio and manifest of each
-    synthesise(plan("probe_unseen", UTTERANCES), tmp_path, shard_size=1, workers=3, progress=False)
+    synthesise(plan("probe_unseen", UTTERANCES), tmp_path, shard_size=1, workers=3)
     assert contents(tmp_path) == reference
 
 
@@ -77,7 +79,7 @@ def test_two_processes_at_once_do_no_harm(corpus, tmp_path):
         process.join(timeout=120)
         assert process.exitcode == 0, errors.read_text()
     assert contents(tmp_path / "corpus") == contents(directory)
-    assert re.fullmatch(r"(another process is synthesising .*\n)?", errors.read_text())
+    assert re.fullmatch(r"(waiting for process \d+, which is writing .*\n)?", errors.read_text())
 
 
 def test_neither_what_was_said_before_nor_the_time_matters(synthesizer):
@@ -102,19 +104,19 @@ def test_more_utterances_extend_fewer():
 
 
 def test_a_missing_shard_alone_is_made_again(corpus, tmp_path):
-    synthesise(plan("probe_unseen", UTTERANCES), tmp_path, shard_size=2, workers=1, progress=False)
+    synthesise(plan("probe_unseen", UTTERANCES), tmp_path, shard_size=2, workers=1)
     before = contents(tmp_path)
     lost, *kept = sorted(tmp_path.glob("0*"))
     times = {path: path.stat().st_mtime_ns for shard in kept for path in shard.iterdir()}
     for path in lost.iterdir():
         path.unlink()
     lost.rmdir()
-    synthesise(plan("probe_unseen", UTTERANCES), tmp_path, shard_size=2, workers=1, progress=False)
+    synthesise(plan("probe_unseen", UTTERANCES), tmp_path, shard_size=2, workers=1)
     assert contents(tmp_path) == before
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_a_kill_leaves_whole_shards_and_the_next_run_adds_the_rest(corpus, tmp_path):
+def test_a_kill_leaves_complete_shards_and_the_next_run_adds_the_rest(corpus, tmp_path):
     directory, errors, count = tmp_path / "corpus", tmp_path / "errors", 40
     process = start_another_process(directory, count, errors)
     deadline = time.monotonic() + 60
@@ -126,20 +128,20 @@ def test_a_kill_leaves_whole_shards_and_the_next_run_adds_the_rest(corpus, tmp_p
     assert 1 <= len(shards) < count
     for shard in shards:
         assert sorted(path.suffix for path in shard.iterdir()) == [".flac", ".jsonl"]
-    (directory / ".unfinished-1").mkdir()
-    cuts = synthesise(plan("probe_unseen", UTTERANCES), directory, shard_size=1, progress=False)
+    (directory / f"{PART}1").mkdir()
+    cuts = synthesise(plan("probe_unseen", UTTERANCES), directory, shard_size=1)
     assert len(cuts) == UTTERANCES
-    assert not list(directory.glob(".unfinished-*"))
+    assert not list(directory.glob(f"{PART}*"))
     made, reference = contents(directory), contents(corpus[0])
     assert {path: made[path] for path in reference} == reference
-    assert errors.read_text() == ""  # the speech processes ended with the one that was killed, without a word
+    assert errors.read_text() == ""  # the speech processes ended silently with the one that was killed
 
 
 def test_another_plan_gets_other_shards(corpus):
     directory, _ = corpus
     utterances = plan("probe_unseen", 1)
     louder = [replace(utterances[0], conditions=replace(utterances[0].conditions, level=-20.0))]
-    synthesise(louder, directory, shard_size=1, progress=False)
+    synthesise(louder, directory, shard_size=1)
     assert len(list(directory.glob("00000-*"))) == 2
 
 
@@ -218,9 +220,9 @@ def test_phone_targets_by_hand():
 def test_phone_targets_follow_a_truncated_cut(corpus):
     _, cuts = corpus
     cut = next(iter(cuts))
-    whole = phone_targets(cut, 100)
-    assert len(set(whole.tolist())) > 10
-    np.testing.assert_array_equal(phone_targets(cut.truncate(offset=16 * 0.02), 84), whole[16:])
+    full = phone_targets(cut, 100)
+    assert len(set(full.tolist())) > 10
+    np.testing.assert_array_equal(phone_targets(cut.truncate(offset=16 * 0.02), 84), full[16:])
 
 
 def test_the_library_names_only_known_phones_and_all_of_them(synthesizer):
@@ -244,8 +246,8 @@ def test_compound_sounds_are_taken_apart():
         phones_of("ø")
 
 
-def test_speak_says_one_text():
-    samples, phones = speak("Yes.", Voice())
+def test_a_short_text(synthesizer):
+    samples, phones = synthesizer.speak("Yes.", Voice())
     assert samples.dtype == np.int16
     assert [symbol for symbol, *_ in phones if symbol != "sil"] == ["Y", "EH", "S"]
     assert phones[-1][2] == pytest.approx(samples.size / SAMPLE_RATE, abs=1e-3)

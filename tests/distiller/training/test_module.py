@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from distiller.audio.batch import Batch, StepBatch
 from distiller.audio.dataset import AudioDataset, validation_batches
+from distiller.audio.decoding import Decoder
 from distiller.audio.sampler import StepBatchSampler
 from distiller.audio.skipped import SkippedLog
 from distiller.corpora.config import CorpusConfig
@@ -195,7 +196,8 @@ def run_fit(noise: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Disti
 
     def run(output: Path, recipe: Recipe, interrupt_after: int = 0) -> Distillation:
         section = CorpusConfig(path=str(noise), batch_seconds=1.0, buckets=3, validation_share=0.2, workers=0)
-        corpus = open_corpus(section)
+        decoder = Decoder(TEACHER.min_samples)
+        corpus = open_corpus(section, decoder)
         module = distillation(recipe, narrow_config(NarrowConfig(size="teacher", dropout=0.2), TEACHER))
 
         def sampler(rank: int, world_size: int) -> StepBatchSampler:
@@ -209,11 +211,11 @@ def run_fit(noise: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Disti
         monkeypatch.setattr(loop, "optimiser_step", step)
         training = Training(
             module,
-            AudioDataset(corpus.train, recipe.seed),
+            AudioDataset(corpus.train, decoder, recipe.seed),
             sampler,
             recipe.trainer,
             output,
-            held_out=validation_batches(corpus.validation, 1.0),
+            held_out=validation_batches(corpus.validation, 1.0, decoder),
             keep_best=lambda trained: save(trained.kept_student(), output / "best"),
             skipped=SkippedLog(output / "skipped.csv", 0.0),
         )

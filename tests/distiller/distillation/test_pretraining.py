@@ -1,3 +1,5 @@
+"""Pre-training of the bundled teacher: masks, loss terms, and the teacher that is shipped."""
+
 import math
 from pathlib import Path
 
@@ -5,15 +7,15 @@ import pytest
 import torch
 
 from distiller.audio.batch import Batch
+from distiller.distillation.pretraining import TEACHER, PhonePretraining, span_mask
 from distiller.distillation.teacher import EMBEDDED_TEACHER, load_teacher
-from distiller.pretraining import TEACHER, PhonePretraining, span_mask
 from distiller.synthesis.espeak import PHONES
 from distiller.synthesis.splits import load_split
 from distiller.training.config import OptimizerConfig
 from upstream.encoder import SpeechEncoder
 
 
-def test_span_mask_covers_whole_spans_of_valid_frames_only() -> None:
+def test_span_mask_covers_complete_spans_of_valid_frames_only() -> None:
     torch.manual_seed(0)
     valid = torch.ones(50, 200, dtype=torch.bool)
     valid[:, 150:] = False
@@ -27,7 +29,7 @@ def test_span_mask_covers_whole_spans_of_valid_frames_only() -> None:
 
 def test_the_terms_count_every_frame_once_and_every_utterance_once(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SPEECH_DISTILLER_CACHE", str(tmp_path))
-    cuts = list(load_split("validation", 3, progress=False).data)
+    cuts = load_split("validation", 3)
     torch.manual_seed(0)
     module = PhonePretraining(SpeechEncoder(TEACHER), cuts, OptimizerConfig(), seed=0)
     torch.nn.init.zeros_(module.phone_head.weight)
@@ -50,4 +52,4 @@ def test_the_shipped_teacher_is_what_the_script_trains() -> None:
     assert sum(parameter.numel() for parameter in teacher.parameters()) == 2_455_680
     assert not teacher.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    assert (EMBEDDED_TEACHER / "README.md").read_text().startswith("# The embedded teacher")
+    assert (EMBEDDED_TEACHER / "README.md").read_text().startswith("# The bundled teacher")
