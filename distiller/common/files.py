@@ -10,8 +10,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from upstream.errors import UserError
 from upstream.files import PART, atomic_file, sync_directory
@@ -216,10 +217,11 @@ def lock_folder(folder: Path, name: str = LOCK, wait: bool = False) -> Iterator[
     missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / name).open("ab+")
+        file = (folder / name).open("ab+", buffering=0)
     try:
         with file:
-            _lock(file, folder, wait)
+            with disk_errors(folder / name):
+                _lock(file, folder, wait)
             yield
     except BaseException:
         with suppress(OSError):  # not empty: there is work to continue
@@ -230,7 +232,7 @@ def lock_folder(folder: Path, name: str = LOCK, wait: bool = False) -> Iterator[
         raise
 
 
-def _lock(file: BinaryIO, folder: Path, wait: bool) -> None:
+def _lock(file: FileIO, folder: Path, wait: bool) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -248,4 +250,3 @@ def _lock(file: BinaryIO, folder: Path, wait: bool) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX)
     file.truncate(0)
     file.write(str(os.getpid()).encode())
-    file.flush()
