@@ -26,6 +26,7 @@ from distiller.corpora.config import CorpusConfig
 from distiller.corpora.corpus import open_audio, open_corpus
 from distiller.objectives.config import CalibrationConfig, ClustersConfig, Zeroth
 from distiller.objectives.layer_map import check_layers
+from upstream.config import SAMPLE_RATE
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError
 from upstream.extractor import frame_mask
@@ -105,7 +106,7 @@ def calibrate(
         if frames >= wanted:
             break
         chosen.append(cuts[index])
-        frames += -(-shape.frame_count(round(cuts[index].duration * 16_000)) // calibration.stride)
+        frames += -(-shape.frame_count(round(cuts[index].duration * SAMPLE_RATE)) // calibration.stride)
     batches = validation_batches(chosen, corpus.batch_seconds, decoder)
     similarity = measure(config, teacher, batches, device)
     return replace(
@@ -137,7 +138,7 @@ def measure(
         for load in progress(batches, "Comparing the teacher's layers", len(batches)):
             batch = load().to(device)
             if first:
-                seconds.append(int(batch.lengths.sum()) / 16_000)
+                seconds.append(int(batch.lengths.sum()) / SAMPLE_RATE)
             with torch.no_grad():
                 output = teacher(batch.waveforms, batch.lengths)
             mask = frame_mask(output.frame_lengths, output.projected.shape[1])

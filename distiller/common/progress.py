@@ -1,4 +1,4 @@
-"""Progress bars, and what else may write to the terminal while they do."""
+"""Progress bars, and a terminal that nothing else writes to while they are shown."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 def progress(
     items: Iterable[Item], title: str, total: int | None = None, stderr: TextIO | None = None
 ) -> Iterable[Item]:
-    """The items, with a bar on stderr while they are taken; none where stderr is no terminal."""
+    """The items, with a progress bar on stderr while they are consumed, if stderr is a terminal."""
     file = stderr or sys.stderr
     console = Console(file=file)
     return track(items, title, total, console=console, transient=True, disable=not file.isatty())
@@ -23,7 +23,7 @@ def progress(
 
 @contextmanager
 def quiet_stderr() -> Iterator[TextIO]:
-    """Silence what C libraries print (libmpg123 on damaged files); yields the real stderr for a progress bar."""
+    """Silences C libraries (libmpg123 prints about damaged files); yields the real stderr for a progress bar."""
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from upstream.config import SAMPLE_RATE
+
 if TYPE_CHECKING:
     from torch import nn
 
-TEN_SECONDS = 160_000  # samples at 16 kHz
+TEN_SECONDS = 10 * SAMPLE_RATE  # in samples
 
 
 def commit() -> str:

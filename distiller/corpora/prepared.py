@@ -12,7 +12,7 @@ SET is a subset, or `all`. A record is written after its shard's files, so only 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,7 +23,7 @@ from lhotse.cut.data import DataCut
 from lhotse.utils import fastcopy
 
 from distiller.audio.skipped import Skipped, read_skipped
-from upstream.errors import UserError
+from upstream.errors import UserError, nearest
 
 VERSION = 1  # increase it when the same corpus would give other files
 PREPARATION, SKIPPED, RECORDS, ALL = "preparation.json", "skipped.csv", "records", "all"
@@ -123,10 +123,17 @@ def prepared_sources(folder: Path, subsets: list[str]) -> list[Path]:
     """
     values = read_preparation(folder)
     names = values["subsets"] or values.get("parts", [])
-    for name in subsets:
-        if name not in names:
-            raise UserError(f"{folder} has no subset {name!r}; its subsets are {', '.join(names[:20]) or 'none'}")
+    check_subsets(folder, subsets, names)
     return [folder / name for name in subsets] or [folder]
+
+
+def check_subsets(folder: Path, subsets: list[str], existing: Collection[str]) -> None:
+    """Raises: UserError: one of the subsets does not exist in the folder."""
+    if missing := [name for name in subsets if name not in existing]:
+        names = ", ".join(sorted(existing)[:20]) + (f" and {len(existing) - 20} more" if len(existing) > 20 else "")
+        meant = nearest(missing[0], existing)
+        hint = f"; did you mean {meant}?" if meant else ""
+        raise UserError(f"{folder} has no subset {missing[0]!r}; its subsets are {names or 'none'}{hint}")
 
 
 def read_prepared(source: Path) -> list[DataCut | Skipped]:

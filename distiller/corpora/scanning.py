@@ -27,7 +27,7 @@ from distiller.common.files import disk_error, disk_errors, lock_folder, write_w
 from distiller.common.progress import progress, quiet_stderr
 from distiller.common.values import digest
 from distiller.corpora.manifests import plain, problem_of, problem_of_recording, read_items
-from distiller.corpora.prepared import is_prepared, prepared_sources, read_prepared
+from distiller.corpora.prepared import check_subsets, is_prepared, prepared_sources, read_prepared
 from upstream.errors import UserError
 
 AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".opus")
@@ -58,9 +58,7 @@ def locate(path: Path, subsets: list[str]) -> tuple[Path, list[Path]]:
     root, entries = path, _subsets(path)
     if "LibriSpeech" in entries and not entries.keys() >= set(subsets):
         root, entries = path / "LibriSpeech", _subsets(path / "LibriSpeech")
-    if missing := [name for name in subsets if name not in entries]:
-        names = ", ".join(sorted(entries)[:20]) + (f" and {len(entries) - 20} more" if len(entries) > 20 else "")
-        raise UserError(f"{root} has no subset {missing[0]!r}; its subsets are {names or 'none'}")
+    check_subsets(root, subsets, entries)
     return root, [entries[name] for name in subsets]
 
 

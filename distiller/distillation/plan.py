@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from distiller.common.files import expanded
+from distiller.common.provenance import TEN_SECONDS
 from distiller.corpora.config import EMBEDDED
 from distiller.corpora.corpus import hours, open_corpus
 from distiller.distillation.teacher import EMBEDDED_TEACHER
@@ -27,7 +28,6 @@ LARGE: dict[str, int | bool | str] = {  # settings of transformers
     "do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True,
 }  # fmt: skip
 LARGE_NAMES = ("large", "xlsr", "mms300m")
-TEN_SECONDS = 160_000
 LIBRISPEECH_HOURS = {"train-clean-100": 100.6, "train-clean-360": 363.6, "train-other-500": 496.7}  # as published
 EMBEDDED_SECONDS = 3.0  # of an utterance, about
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import yaml
 
+from distiller.common.provenance import TEN_SECONDS
 from upstream.config import EncoderConfig
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
 from upstream.formats.huggingface_writing import obstacles
 
-TEN_SECONDS = 160_000
 TASKS = ("pr", "asr", "ks", "qbe", "sid", "asv", "sd", "ic", "sf", "er", "se", "ss", "overall", "generalizability")
 UNKNOWN_LICENCE = "other"
 

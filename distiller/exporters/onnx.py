@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from distiller.common.files import writing
 from distiller.exporters.transformers import LENGTHS, TOLERANCE, farthest, test_waveforms
+from upstream.config import SAMPLE_RATE
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError
 
@@ -247,7 +248,7 @@ def seconds_each(
     runs: Sequence[Callable[[Tensor, Tensor], Any]], seconds: float = 10.0, rounds: int = 7
 ) -> list[float]:
     """Median time of each for one wav, taken in turns so that all meet the same machine."""
-    waveforms = 0.1 * torch.randn(1, int(seconds * 16_000), generator=torch.Generator().manual_seed(0))
+    waveforms = 0.1 * torch.randn(1, int(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(0))
     lengths = torch.tensor([waveforms.shape[1]])
     taken: list[list[float]] = [[] for _ in runs]
     for turn in range(rounds + 1):

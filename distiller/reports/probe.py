@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from distiller.synthesis.espeak import PHONES
 from distiller.synthesis.splits import load_split, phone_targets, speaker_of
+from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
 
 RIDGE = 1e-3  # relative to the mean variance of the inputs
@@ -42,7 +43,7 @@ def encoder_layers(encoder: SpeechEncoder) -> Representation:
 
 def filterbank(context: int = 0) -> Representation:
     """Log-mel energies on the encoders' frames (400 samples every 320), optionally stacked over +-`context` frames."""
-    mel = torchaudio.transforms.MelSpectrogram(16_000, n_fft=400, hop_length=320, n_mels=MELS, center=False)
+    mel = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, n_fft=400, hop_length=320, n_mels=MELS, center=False)
 
     def represent(waveforms: list[Tensor]) -> Iterator[Layers]:
         for waveform in waveforms:
