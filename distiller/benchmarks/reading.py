@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from distiller.audio.batch import Batch
 from distiller.audio.dataset import validation_batches
 from distiller.audio.decoding import Decoder
-from distiller.common.files import disk_errors, expanded
+from distiller.common.files import disk_errors, expanded, read_csv, write_csv
 from distiller.common.progress import progress
 from distiller.common.provenance import commit, machine
 from distiller.corpora.config import EMBEDDED, CorpusConfig
@@ -33,7 +33,6 @@ from distiller.corpora.corpus import open_corpus
 from distiller.corpora.prepare import prepare
 from distiller.corpora.scanning import scan
 from distiller.corpora.shards import FULL_SCALE
-from distiller.reports.results import append
 from distiller.synthesis.splits import RECEPTIVE_FIELD
 from upstream.config import SAMPLE_RATE
 
@@ -83,7 +82,7 @@ def benchmark(
         unit = "wall-clock s" if workers else "CPU s"
         print(f"{name:<14} {rate:>6} Hz  {figures[0]:>9,.0f} s of audio / {unit}  {figures[3] / 1000:>6.1f} kB/s")
     if table is not None:
-        append(table, rows)
+        write_csv(table, [*read_csv(table), *rows])
 
 
 def write_formats(cuts: list[DataCut], folder: Path) -> dict[tuple[str, int], Path]:
