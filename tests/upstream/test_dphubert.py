@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from upstream.checkpoint import load
 from upstream.errors import UserError
 from upstream.formats import dphubert
 
-FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 CONV_LAYERS = [(13, 10, 5), (21, 3, 2), (19, 3, 2), (24, 3, 2), (17, 3, 2), (22, 2, 2), (18, 2, 2)]
 CONFIG = {
     "extractor_mode": "group_norm",
@@ -141,12 +142,8 @@ def test_states_equal_torchaudio(variant, tmp_path, waveforms, lengths) -> None:
 
 @pytest.mark.parametrize("name", ["dphubert_small", "dpwavlm_small"])
 def test_published_models_give_their_reference_outputs(name) -> None:
-    if not FIXTURES.exists():
-        pytest.skip("the published fixtures are not beside the repository")
-    import numpy
-
     encoder = load(FIXTURES / f"{name}.pth")
-    stored = numpy.load(FIXTURES / f"{name}.npz")
+    stored = np.load(FIXTURES / f"{name}.npz")
     lengths = torch.from_numpy(stored["lengths"])
     wavs = [torch.from_numpy(stored[f"wav{index}"]) for index in range(3)]
     with torch.no_grad():
@@ -157,12 +154,10 @@ def test_published_models_give_their_reference_outputs(name) -> None:
             for layer, expected in enumerate(stored[f"single{index}_hidden_states"]):
                 for output, row in ((batch, index), (single, 0)):
                     states = output.hidden_states[layer] if layer else output.projected  # theirs begin with P
-                    assert numpy.abs(states[row, : expected.shape[1]].numpy() - expected[0]).max() < 1e-4
+                    assert np.abs(states[row, : expected.shape[1]].numpy() - expected[0]).max() < 1e-4
 
 
 def test_the_published_configuration_is_read_as_it_is() -> None:
-    if not FIXTURES.exists():
-        pytest.skip("the published fixtures are not beside the repository")
     config = load(FIXTURES / "dpwavlm_small.pth").config
     published = json.loads((FIXTURES / "dpwavlm_small.config.json").read_text())
     assert config.attention_heads == ((0, 2, 3), (1,), None, (1, 2))

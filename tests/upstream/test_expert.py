@@ -133,10 +133,9 @@ def test_options_come_through_s3prls_one_argument(tmp_path, student):
     assert parse_model_config(None) == (None, {})
 
 
-FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
-@pytest.mark.skipif(not FIXTURES.exists(), reason="the reference checkpoints are not there")
 @pytest.mark.parametrize(
     ("file", "states"),
     [
@@ -162,7 +161,6 @@ def test_published_features_are_reproduced(file, states):
             assert np.abs(batch[layer][index, :count].numpy() - single[layer].reshape(count, -1)).max() < 1e-4
 
 
-@pytest.mark.skipif(not FIXTURES.exists(), reason="the reference checkpoints are not there")
 def test_a_configuration_may_lie_elsewhere(tmp_path):
     shutil.copy(FIXTURES / "star_small.ckpt", tmp_path / "run.ckpt")
     configuration = shutil.copy(FIXTURES / "star_small.yaml", tmp_path / "elsewhere.yaml")
