@@ -54,7 +54,7 @@ def stretches(
         first, last = max(0, start - context), min(frames, end + context)
         piece = waveform[first * extractor.hop : (last - 1) * extractor.hop + extractor.field]
         projected = encoder.feature_projection(extractor.stretch(piece, moments))[None]
-        output = encoder.contextualize(projected, torch.tensor([last - first], device=projected.device))
+        output = encoder.contextualize(projected, torch.tensor([last - first]))
         yield [states[0, start - first : end - first] for states in output.hidden_states]
 
 

@@ -22,8 +22,20 @@ class EncoderOutput:
     projected: Tensor  # P: the feature projection's output, (batch, frame, channel)
     hidden_states: list[Tensor]  # F^0..F^L, each (batch, frame, channel)
     last_hidden_state: Tensor  # F^L, normed when the model is pre-LN
-    frame_lengths: Tensor  # (batch,) valid frames
+    frame_lengths: Tensor  # (batch,) valid frames, on the CPU
     attention_maps: list[Tensor | None] | None = None  # A^1..A^L, (batch, head, query, key); None: no attention there
+
+    def frame_mask(self) -> Tensor:
+        """True at valid frames: (batch, frame), where the states are."""
+        return frame_mask(self.frame_lengths, self.projected.shape[1], self.projected.device)
+
+    def valid_frames(self) -> Tensor:
+        """(valid frame,) where the valid frames are among all of the batch: an index into states.flatten(0, 1).
+
+        A GPU would have to be waited for to index states with `frame_mask`: their number comes from it.
+        """
+        mask = frame_mask(self.frame_lengths, self.projected.shape[1])
+        return mask.flatten().nonzero()[:, 0].to(self.projected.device, non_blocking=True)
 
 
 class PositionalConvolution(nn.Module):
@@ -145,36 +157,40 @@ class SpeechEncoder(nn.Module):
         """
         Args:
             waveforms: (batch, sample), 16 kHz; whatever stands in the padding is ignored.
-            lengths: (batch,) valid samples of each; all of them when left out.
+            lengths: (batch,) valid samples of each, best on the CPU, where they are checked; default: all samples.
             attention_maps: whether A^1..A^L are computed too (they cost the fused attention kernel).
 
         Raises:
             UserError: a clip too short for one frame, or lengths that do not fit the batch.
         """
         if lengths is None:
-            lengths = torch.full(waveforms.shape[:1], waveforms.shape[-1], device=waveforms.device)
+            lengths = torch.full(waveforms.shape[:1], waveforms.shape[-1])
         projected, frame_lengths = self.extract(waveforms, lengths)
         return self.contextualize(projected, frame_lengths, attention_maps)
 
     def extract(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, sample) and (batch,) samples -> P (batch, frame, channel) and (batch,) frames."""
-        padded = torch.compiler.is_compiling() or self._check_lengths(waveforms, lengths)
-        lengths = lengths.to(waveforms.device)
+        """(batch, sample) and (batch,) samples -> P (batch, frame, channel) and, on the CPU, (batch,) frames."""
+        if torch.compiler.is_compiling():
+            padded = True  # a traced graph must serve padded batches too
+        else:
+            lengths = lengths.cpu()
+            padded = self._check_lengths(waveforms, lengths)
+        on_device = lengths.to(waveforms.device, non_blocking=True)
         if padded:
-            waveforms = waveforms.masked_fill(~frame_mask(lengths, waveforms.shape[1]), 0.0)
+            waveforms = waveforms.masked_fill(~frame_mask(on_device, waveforms.shape[1]), 0.0)
         if self.config.normalize_waveform:
-            waveforms = normalize_waveforms(waveforms, lengths, self.config.normalize_eps)
-        features = self.feature_extractor(waveforms, lengths if padded else None)
+            waveforms = normalize_waveforms(waveforms, on_device, self.config.normalize_eps)
+        features = self.feature_extractor(waveforms, on_device if padded else None)
         return self.feature_projection(features), self.config.frame_count(lengths)
 
     def contextualize(self, projected: Tensor, frame_lengths: Tensor, attention_maps: bool = False) -> EncoderOutput:
-        """P (batch, frame, channel) and (batch,) frames -> everything above it."""
+        """P (batch, frame, channel) and, best on the CPU, (batch,) frames -> everything above it."""
         frames = projected.shape[1]
         # without a mask the kernel is the fastest; a graph that is traced must serve padded batches too
         padded = torch.compiler.is_compiling() or bool((frame_lengths < frames).any())
         if padded and row_by_row(projected) and not self.training:
             return self._row_by_row(projected, frame_lengths, attention_maps)
-        mask = frame_mask(frame_lengths, frames)  # (batch, frame)
+        mask = frame_mask(frame_lengths, frames, projected.device)  # (batch, frame)
         states = self.feature_dropout(projected).masked_fill(~mask[..., None], 0.0)
         states = states + self.positional(states)
         if not self.config.layer_norm_first:
@@ -214,7 +230,7 @@ class SpeechEncoder(nn.Module):
         return EncoderOutput(projected, hidden_states, last, frame_lengths, maps)
 
     def _check_lengths(self, waveforms: Tensor, lengths: Tensor) -> bool:
-        """Whether any wav is padded; on the CPU when the lengths are there, so that a GPU is not waited for."""
+        """Whether any wav is padded."""
         if waveforms.ndim != 2 or lengths.shape != waveforms.shape[:1]:
             shapes = f"{tuple(waveforms.shape)} and {tuple(lengths.shape)}"
             raise UserError(f"waveforms and lengths must be (batch, sample) and (batch,), not {shapes}")

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .checkpoint import load
 from .encoder import EncoderOutput
 from .errors import UserError, shown
-from .extractor import frame_mask, normalize_waveforms
+from .extractor import normalize_waveforms
 from .formats.files import read_yaml
 
 OPTIONS = {
@@ -84,8 +84,8 @@ class UpstreamExpert(nn.Module):
         front = {"layers": [], "projected": [output.projected], "all": [output.projected, output.hidden_states[0]]}
         hidden_states = [*front[self.states], *output.hidden_states[1:]]
         if self.padding == "invariant" and int(lengths.min()) < waveforms.shape[1]:
-            hidden_states = [_repeat_last_frame(state, output.frame_lengths) for state in hidden_states]
-            output.last_hidden_state = _repeat_last_frame(output.last_hidden_state, output.frame_lengths)
+            hidden_states = [_repeat_last_frame(state, output) for state in hidden_states]
+            output.last_hidden_state = _repeat_last_frame(output.last_hidden_state, output)
         return {"hidden_states": hidden_states, "last_hidden_state": output.last_hidden_state}
 
     @property
@@ -96,22 +96,21 @@ class UpstreamExpert(nn.Module):
         encoder = self.encoder
         if self.padding == "invariant":
             return encoder(waveforms, lengths)
-        lengths = lengths.to(waveforms.device)
         if encoder.config.normalize_waveform:
-            waveforms = normalize_waveforms(waveforms, lengths, encoder.config.normalize_eps)
+            waveforms = normalize_waveforms(waveforms, lengths.to(waveforms.device), encoder.config.normalize_eps)
         features = encoder.feature_extractor(waveforms, None)  # every frame is a valid one to its group norm
         projected = encoder.feature_projection(features)
         return encoder.contextualize(projected, encoder.config.frame_count(lengths))
 
 
-def _repeat_last_frame(states: Tensor, frame_lengths: Tensor) -> Tensor:
+def _repeat_last_frame(states: Tensor, output: EncoderOutput) -> Tensor:
     """(batch, frame, channel) with each padded frame replaced by the wav's last valid one.
 
     s3prl counts a frame more than there are for most lengths, and so reads one frame of padding.
     """
-    frames = states.shape[1]
-    last = states.gather(1, (frame_lengths - 1)[:, None, None].expand(-1, 1, states.shape[2]))  # (batch, 1, channel)
-    return torch.where(frame_mask(frame_lengths, frames)[..., None], states, last)
+    last = (output.frame_lengths - 1).to(states.device)
+    last = states.gather(1, last[:, None, None].expand(-1, 1, states.shape[2]))  # (batch, 1, channel)
+    return torch.where(output.frame_mask()[..., None], states, last)
 
 
 def parse_model_config(model_config: str | Path | None) -> tuple[Path | None, dict[str, str]]:

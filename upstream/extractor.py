@@ -10,8 +10,9 @@ BLOCK_SECONDS = 2.0  # of audio that inference on a CPU takes through the convol
 SAMPLE_BLOCK = 1 << 18  # samples whose windows are in memory at a time while their covariance is summed
 
 
-def frame_mask(lengths: Tensor, frames: int) -> Tensor:
-    """True where a frame is valid: lengths (batch,) -> (batch, frame)."""
+def frame_mask(lengths: Tensor, frames: int, device: torch.device | None = None) -> Tensor:
+    """True at valid frames: lengths (batch,) -> (batch, frame) on `device`, which is not waited for."""
+    lengths = lengths.to(device or lengths.device, non_blocking=True)
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 

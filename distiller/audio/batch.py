@@ -13,17 +13,13 @@ class Batch:
     """Utterances of one forward pass. Without any only when 20 replacements failed; `SkippedLog.add` raises then."""
 
     waveforms: Tensor  # (batch, sample) float32 at 16 kHz, zero-padded
-    lengths: Tensor  # (batch,) int64, samples
+    lengths: Tensor  # (batch,) int64, samples; always on the CPU, so that reading them never waits for a GPU
     ids: list[str]
     paths: list[str]
     skipped: list[Skipped]  # what was dropped from this batch
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        return replace(
-            self,
-            waveforms=self.waveforms.to(device, non_blocking=non_blocking),
-            lengths=self.lengths.to(device, non_blocking=non_blocking),
-        )
+        return replace(self, waveforms=self.waveforms.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         return replace(self, waveforms=self.waveforms.pin_memory(), lengths=self.lengths.pin_memory())
