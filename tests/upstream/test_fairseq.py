@@ -231,7 +231,7 @@ def test_layer_norms_of_the_extractor_have_their_own_names(tmp_path, tiny_encode
         ({"encoder_layers": 10**9}, "encoder_layers is 1000000000, not a number of layers"),
         ({"encoder_layers": True}, "encoder_layers is True"),
         ({"encoder_attention_heads": 5}, r"encoder_attention_heads \(5\) does not divide encoder_embed_dim \(48\)"),
-        ({"conv_feature_layers": "__import__('os')"}, "conv_feature_layers is '__import__"),
+        ({"conv_feature_layers": "__import__('os')"}, "conv_feature_layers is .__import__"),
         ({"conv_pos": 8}, r"'encoder\.pos_conv\.0\.weight_g' has shape \(1, 1, 16\)"),
         ({"_name": "wav2vec_ctc"}, "a fine-tuned model; only the pre-trained ones"),
         ({"w2v_args": {}}, "a fine-tuned model"),

@@ -184,11 +184,11 @@ CATEGORIES: dict[str, list[tuple[Maker, str]]] = {
         (star_with_yaml("distiller: 3"), r"star\.yaml: no 'distiller' block"),
     ],
     "code in the convolution string": [
-        (lambda folder, make: star(folder, make, conv_feature_layers="__import__('os').system('true')"), "no list of convolutions"),
-        (lambda folder, make: star(folder, make, conv_feature_layers="[(1,1,1)]*10**9"), "no list of convolutions"),
-        (lambda folder, make: star(folder, make, conv_feature_layers="[(1,1,1)]*999999"), "more than 64 convolutions"),
+        (lambda folder, make: star(folder, make, conv_feature_layers="__import__('os').system('true')"), "but it must be a list of 1 to 64 triples"),
+        (lambda folder, make: star(folder, make, conv_feature_layers="[(1,1,1)]*10**9"), "but it must be a list of 1 to 64 triples"),
+        (lambda folder, make: star(folder, make, conv_feature_layers="[(1,1,1)]*999999"), "but it must be a list of 1 to 64 triples"),
         (lambda folder, make: star(folder, make, conv_feature_layers={"a": 1}), "conv_feature_layers is a dict that no setting can be"),
-        (lambda folder, make: star(folder, make, conv_feature_layers=3), "not a list of"),
+        (lambda folder, make: star(folder, make, conv_feature_layers=3), "but it must be a list of 1 to 64 triples"),
     ],
     "JSON bombs": [
         (ours_with_config("[" * 500_000), r"config\.json: not JSON"),

@@ -158,7 +158,7 @@ def test_the_configuration_is_found_where_it_may_be(place, tmp_path, tiny_encode
     [
         ({"encoder_layers": 3}, r"star\.yaml: its distiller block lacks conv_feature_layers, encoder_embed_dim"),
         ("base", r"star\.yaml: no 'distiller' block"),
-        ({**DISTILLER, "conv_feature_layers": "open('x')"}, r"star\.yaml: conv_feature_layers is 'open"),
+        ({**DISTILLER, "conv_feature_layers": "open('x')"}, r"star\.yaml: conv_feature_layers is .open"),
         ({**DISTILLER, "pos_conv_depth": 2}, r"star\.yaml: pos_conv_depth is 2; only 1 is supported"),
         (
             {**DISTILLER, "encoder_ffn_embed_dim": 65},
