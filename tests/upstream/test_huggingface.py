@@ -11,9 +11,9 @@ from torch import Tensor
 
 from upstream import checkpoint
 from upstream.checkpoint import load
+from upstream.config import FAMILIES
 from upstream.errors import UserError
 
-FAMILIES = ("hubert", "wav2vec2", "wavlm")
 TOLERANCE = 1e-4
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import BASE_CONV_LAYERS, EncoderConfig
+from ..config import BASE_CONV_LAYERS, FAMILIES, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError, shown
 from .convolutions import parse_conv_layers
@@ -188,7 +188,7 @@ def parse_settings(settings: Mapping[str, Any], family: str, normalize: bool, so
             "activation_dropout": known["activation_dropout"],
             **(
                 {"relative_buckets": known["num_buckets"], "relative_max_distance": known["max_distance"]}
-                if family == "wavlm"
+                if FAMILIES[family].relative_position
                 else {}
             ),
         },

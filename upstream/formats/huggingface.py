@@ -59,7 +59,7 @@ TABLE = KeyTable(
         "final_proj.**",  # HuBERT's and WavLM's masked prediction
         "label_embs_concat",
     ),
-    prefixes=tuple(f"{family}." for family in FAMILIES),
+    prefixes=tuple(family.prefix for family in FAMILIES.values()),
 )
 
 # What `transformers` assumes where a config.json is silent; the three families agree.
@@ -170,7 +170,7 @@ def parse_config(values: Mapping[str, Any], normalize_waveform: bool, source: st
             "conv_layers": _conv_layers(known, source),
             "conv_bias": known["conv_bias"],
             "conv_norm": known["feat_extract_norm"],
-            "feature_norm": known["feat_proj_layer_norm"] if family == "hubert" else True,
+            "feature_norm": known["feat_proj_layer_norm"] if FAMILIES[family].optional_feature_norm else True,
             "positional_kernel": known["num_conv_pos_embeddings"],
             "positional_groups": known["num_conv_pos_embedding_groups"],
             "layer_norm_first": known["do_stable_layer_norm"],

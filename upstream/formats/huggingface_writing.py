@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, eye, zeros
 
-from ..config import SAMPLE_RATE, EncoderConfig
+from ..config import FAMILIES, SAMPLE_RATE, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError
 from .huggingface import IDENTITY_PROJECTION, NORMALIZE_EPS, NORMALIZE_WAVEFORM, TABLE
@@ -44,9 +44,9 @@ def preprocessor(config: EncoderConfig) -> dict[str, Any]:
 
 def _config_values(config: EncoderConfig) -> dict[str, Any]:
     channels, kernels, strides = (list(column) for column in zip(*config.conv_layers, strict=True))
-    class_name = {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}[config.family]
+    family = FAMILIES[config.family]
     values = {
-        "architectures": [class_name],
+        "architectures": [family.transformers_class],
         "model_type": config.family,
         "hidden_size": config.embed_dim,
         "num_hidden_layers": config.num_layers,
@@ -70,7 +70,7 @@ def _config_values(config: EncoderConfig) -> dict[str, Any]:
         "layerdrop": 0.0,
         "mask_time_prob": 0.0,  # students are trained without masks and have no mask embedding
     }
-    if config.family == "hubert":
+    if family.optional_feature_norm:
         values["feat_proj_layer_norm"] = config.feature_norm
     if config.relative_position:
         values |= {"num_buckets": config.relative_buckets, "max_bucket_distance": config.relative_max_distance}
@@ -91,6 +91,7 @@ def _check_plain(config: EncoderConfig) -> None:
 def obstacles(config: EncoderConfig) -> list[str]:
     """What of the encoder the plain classes lack, as clauses."""
     every_head = tuple(range(config.num_heads))
+    needs_norm = not FAMILIES[config.family].optional_feature_norm
     clauses = {
         "its layers have different heads": set(config.attention_heads) != {every_head},
         "its layers have different feed-forward widths": len(set(config.ffn_dims)) > 1 or not config.ffn_dims[0],
@@ -98,7 +99,9 @@ def obstacles(config: EncoderConfig) -> list[str]:
         "its last convolution is scaled per channel": config.feature_scale,
         "it drops frames beyond a multiple": config.frame_multiple != 1,
         "its layer norms count over pruned channels": bool(config.unpruned_channels),
-        "it has no norm in front of the projection": not config.feature_norm and config.family != "hubert",
+        "it has no norm in front of the projection": not (
+            config.feature_norm or FAMILIES[config.family].optional_feature_norm
+        ),
         f"waveforms are normalised with epsilon {config.normalize_eps:g}": config.normalizes_with_other_eps,
     }
     return [reason for reason, holds in clauses.items() if holds]
