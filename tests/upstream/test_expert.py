@@ -189,17 +189,17 @@ def test_wrong_options_are_one_sentence(student, wavs):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("[" * 5000, "not YAML of a configuration"),
-        ("states: layers # " + "x" * 2**20, "larger than 1048576 bytes"),
+        ("[" * 5000, "not plain YAML"),
+        ("states: layers # " + "x" * 2**20, "has more than 1048576 bytes"),
         ("a: &a {states: all}\n<<: [*a, *a]", "merge keys are not supported"),
-        ("- states", "holds a list, not a mapping"),
+        ("- states", "contains a list, but it must contain keys"),
         ("states: !!python/name:os.system", "not plain YAML"),
     ],
 )
 def test_a_hostile_file_of_options_is_one_sentence(text, sentence, tmp_path):
     file = tmp_path / "options.yaml"
     file.write_text(text)
-    with pytest.raises(UserError, match=rf"options\.yaml: .*{sentence}") as raised:
+    with pytest.raises(UserError, match=rf"options\.yaml .*{sentence}") as raised:
         parse_model_config(str(file))
     assert len(str(raised.value)) < 3000
 
