@@ -174,7 +174,7 @@ def test_frames_beyond_a_multiple_are_dropped(tmp_path, waveforms, lengths) -> N
         assert theirs.shape[0] == output.frame_lengths[index]
         assert (output.last_hidden_state[index, : theirs.shape[0]] - theirs).abs().max() < 1e-4
     assert encoder.config.min_samples == 400 + 15 * 320
-    with pytest.raises(UserError, match="shorter than one frame"):
+    with pytest.raises(UserError, match="5199 samples, but it must have at least 5200"):
         encoder(waveforms[:, :5199])
 
 
