@@ -1,5 +1,5 @@
-"""torch.hub: torch.hub.load(REPO_OR_DIR, "starhubert", ckpt=...); the entries are those of upstream/hubconf.py."""
+"""torch.hub: torch.hub.load(REPOSITORY_OR_FOLDER, "starhubert", ckpt=...); the entries are in upstream/hubconf.py."""
 
-from upstream.hubconf import *  # noqa: F403 - torch.hub offers every public callable, and upstream.hubconf has no others
+from upstream.hubconf import *  # noqa: F403 - its __all__ are the entries, which torch.hub offers
 
 dependencies = ["torch", "numpy", "yaml", "safetensors"]

@@ -31,7 +31,7 @@ PATH is a student folder, any checkpoint that upstream.checkpoint.load opens, an
 transformers:PATH for a folder or hub name run by `transformers` itself; random:hubert-base, random:starhubert and
 random:skill are those shapes with random weights. Speed-ups are over the first PATH.
 
---train measures optimiser steps at paper scale instead, against the rate of matrix products; --long what stretches with
+--train measures optimiser steps at paper scale instead, against the rate of matrix products; --long what chunks with
 overlap make of a long wav, against the whole.
 """
 
@@ -44,8 +44,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="distiller/benchmark.py", description=__doc__, epilog=EPILOG)
     parser.add_argument("paths", metavar="PATH", nargs="*")
     parser.add_argument("--train", metavar="METHODS", help="training steps of star, skill, or star,skill")
-    parser.add_argument("--long", type=float, metavar="SECONDS", help="a wav so long, in stretches and whole")
-    parser.add_argument("--chunk", type=float, default=30.0, help="seconds of a stretch (30)")
+    parser.add_argument("--long", type=float, metavar="SECONDS", help="a wav so long, in chunks and whole")
+    parser.add_argument("--chunk", type=float, default=30.0, help="seconds of a chunk (30)")
     parser.add_argument("--overlap", type=float, default=5.0, help="seconds of context beside it (5)")
     parser.add_argument("--seconds", type=float, help="of audio per wav (10; 8 with --train)")
     parser.add_argument("--batches", default="1,8", help="batch sizes (1,8)")
@@ -112,15 +112,15 @@ def benchmark_training(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def benchmark_long(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Long wavs in stretches against the whole: prints the rows, writes long.csv; returns the rows."""
+    """Long wavs in chunks against the whole: prints the rows, writes long.csv; returns the rows."""
     from distiller.benchmarks.long import LongSetting, measure_long
 
     setting = LongSetting(options.long, options.chunk, options.overlap, options.threads)
     rows = measure_long(options.paths, setting)
     for row in rows:
         print(
-            f"{row['model']}: {options.long:g} s in stretches of {options.chunk:g} s with {options.overlap:g} s of "
-            f"overlap take {row['stretches_mb']:.0f} MB and {row['stretches_seconds']:.1f} s, whole "
+            f"{row['model']}: {options.long:g} s in chunks of {options.chunk:g} s with {options.overlap:g} s of "
+            f"overlap take {row['chunks_mb']:.0f} MB and {row['chunks_seconds']:.1f} s, whole "
             f"{row['whole_mb']:.0f} MB and {row['whole_seconds']:.1f} s ({row['loaded_mb']:.0f} MB before); relative "
             f"error {row['largest_error']:.2g} at worst, {row['last_error']:.2g} of the last hidden state"
         )

@@ -1,17 +1,17 @@
-"""Self-attention over a layer's remaining heads, plain or with WavLM's gated relative position."""
+"""Self-attention over a layer's remaining heads, plain or with WavLM's gated relative positions."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import EncoderConfig
-from .dropout import dropout, dropped_attention
 
 
 class RelativePosition(nn.Embedding):
-    """WavLM's table of relative-position biases, shared by all layers; it outlives any layer's attention."""
+    """WavLM's table of relative-position biases, shared by all layers, whichever attention is pruned."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config.relative_buckets, config.num_heads)
@@ -27,7 +27,7 @@ class RelativePosition(nn.Embedding):
         return super().forward(self._bucket(distances)).permute(2, 0, 1)
 
     def _bucket(self, distances: Tensor) -> Tensor:
-        """Half the buckets for each sign; of those half exact, half logarithmic up to the maximal distance."""
+        """Half of the buckets for each sign; of these, half for one distance each, half logarithmic to the maximum."""
         signed = self.num_embeddings // 2
         exact = signed // 2
         ahead = (distances > 0).long() * signed
@@ -45,7 +45,8 @@ class PositionGate(nn.Module):
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         self.linear = nn.Linear(config.head_dim, 8)
         self.constant = nn.Parameter(torch.ones(len(heads)))
-        self.heads = list(heads)  # no buffer: one that is not stored would be lost by who builds on the meta device
+        # a list, not a non-persistent buffer: those are lost when a model is built on the meta device
+        self.heads = list(heads)
 
     def forward(self, states: Tensor, position_bias: Tensor) -> Tensor:
         """states (batch, query, channel), position_bias (every head, query, key) -> (batch, head, query, key)."""
@@ -58,12 +59,15 @@ class PositionGate(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention over the heads that a layer has; the fused kernel unless the maps are asked for."""
+    """Multi-head attention over a layer's heads; by `attend`, a fused kernel, unless the maps are asked for."""
+
+    attend: Callable[..., Tensor] = staticmethod(F.scaled_dot_product_attention)  # replaced where another is faster
 
     def __init__(self, heads: tuple[int, ...], config: EncoderConfig) -> None:
         super().__init__()
         inner = len(heads) * config.head_dim
-        self.head_dim, self.dropout = config.head_dim, config.attention_dropout
+        self.head_dim = config.head_dim
+        self.dropout = nn.Dropout(config.attention_dropout)  # of attention weights
         self.q_proj = nn.Linear(config.embed_dim, inner)
         self.k_proj = nn.Linear(config.embed_dim, inner)
         self.v_proj = nn.Linear(config.embed_dim, inner)
@@ -76,7 +80,7 @@ class SelfAttention(nn.Module):
         """
         Args:
             states: (batch, frame, channel).
-            key_mask: True at valid keys, (batch, 1, 1, key); None when every frame is valid.
+            key_mask: True at valid keys, (batch, 1, 1, key); None if every frame is valid.
             position_bias: WavLM's (head, query, key).
             attention_map: whether softmax(Q K^T / sqrt(d_h) + bias), before dropout, is returned as well.
 
@@ -93,12 +97,10 @@ class SelfAttention(nn.Module):
             if key_mask is not None:
                 bias = bias.masked_fill(~key_mask, -math.inf)
         weights = _attention_map(query, key, bias) if attention_map else None
-        if weights is not None:
-            context = dropout(weights, self.dropout, self.training).to(value.dtype) @ value
-        elif self.training and self.dropout > 0:
-            context = dropped_attention(query, key, value, bias, self.dropout)
+        if weights is None:
+            context = self.attend(query, key, value, bias, self.dropout.p if self.training else 0.0)
         else:
-            context = F.scaled_dot_product_attention(query, key, value, bias)
+            context = self.dropout(weights).to(value.dtype) @ value
         return self.out_proj(context.transpose(1, 2).flatten(2)), weights
 
 

@@ -1,13 +1,13 @@
-"""What an encoder costs: multiply-accumulates, counted from its configuration."""
+"""The cost of an encoder: multiply-accumulates, counted from its configuration."""
 
 from .config import EncoderConfig
 
 
 def count_macs(config: EncoderConfig, samples: int) -> int:
-    """Multiply-accumulates of one forward pass over `samples` samples of one wav.
+    """Multiply-accumulates of a forward pass over one wav of `samples` samples.
 
-    Convolutions, matrix products and attention are counted; norms, activations and softmax are not. HuBERT Base takes
-    74.07 G for 10 s in this count.
+    Convolutions, matrix products and attention are counted; norms, activations and softmax are not. HuBERT Base has
+    74.07 G for 10 s.
     """
     macs, frames, in_channels = 0, samples, 1
     for channels, kernel, stride in config.conv_layers:
@@ -16,7 +16,7 @@ def count_macs(config: EncoderConfig, samples: int) -> int:
         in_channels = channels
     width, frames = config.embed_dim, config.frame_count(samples)
     macs += frames * in_channels * width if config.projection else 0
-    positions = frames + (config.positional_kernel + 1) % 2  # an even kernel computes one frame too many
+    positions = frames + (config.positional_kernel + 1) % 2  # an even kernel computes an additional frame
     macs += positions * width * (width // config.positional_groups) * config.positional_kernel
     for heads, ffn_dim in zip(config.attention_heads, config.ffn_dims, strict=True):
         inner = len(heads or ()) * config.head_dim

@@ -10,20 +10,31 @@ from torch.nn import functional as F
 
 from .attention import PositionGate, RelativePosition, SelfAttention
 from .config import EncoderConfig
-from .dropout import Dropout
 from .errors import UserError
-from .extractor import FeatureExtractor, FeatureProjection, frame_mask, normalize_waveforms, row_by_row
+from .extractor import FeatureExtractor, FeatureProjection, faster_by_row, frame_mask, normalize_waveforms
 
 
 @dataclass
 class EncoderOutput:
-    """What an encoder says of a batch. Padded frames hold arbitrary finite values."""
+    """An encoder's output for a batch. Values of padded frames are finite and arbitrary."""
 
     projected: Tensor  # P: the feature projection's output, (batch, frame, channel)
     hidden_states: list[Tensor]  # F^0..F^L, each (batch, frame, channel)
-    last_hidden_state: Tensor  # F^L, normed when the model is pre-LN
-    frame_lengths: Tensor  # (batch,) valid frames
-    attention_maps: list[Tensor | None] | None = None  # A^1..A^L, (batch, head, query, key); None: no attention there
+    last_hidden_state: Tensor  # F^L, after the final norm in pre-LN models
+    frame_lengths: Tensor  # (batch,) valid frames, on the CPU
+    attention_maps: list[Tensor | None] | None = None  # A^1..A^L, (batch, head, query, key); None: layer without it
+
+    def frame_mask(self) -> Tensor:
+        """True at valid frames: (batch, frame), on the device of the states."""
+        return frame_mask(self.frame_lengths, self.projected.shape[1], self.projected.device)
+
+    def valid_frames(self) -> Tensor:
+        """Indices of the valid frames in states.flatten(0, 1), on their device.
+
+        Indexing with `frame_mask` would wait for a GPU, to learn the number of valid frames.
+        """
+        mask = frame_mask(self.frame_lengths, self.projected.shape[1])
+        return mask.flatten().nonzero()[:, 0].to(self.projected.device, non_blocking=True)
 
 
 class PositionalConvolution(nn.Module):
@@ -45,7 +56,7 @@ class PositionalConvolution(nn.Module):
     def forward(self, states: Tensor) -> Tensor:  # (batch, frame, channel), padded frames zero
         weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=(0, 1), keepdim=True))
         positions = F.conv1d(states.transpose(1, 2), weight, self.bias, padding=self.kernel // 2, groups=self.groups)
-        return F.gelu(positions[:, :, : states.shape[1]]).transpose(1, 2)  # an even kernel makes one frame too many
+        return F.gelu(positions[:, :, : states.shape[1]]).transpose(1, 2)  # an even kernel adds a frame
 
 
 class FeedForward(nn.Module):
@@ -54,7 +65,7 @@ class FeedForward(nn.Module):
     def __init__(self, inner: int, config: EncoderConfig) -> None:
         super().__init__()
         self.intermediate = nn.Linear(config.embed_dim, inner)
-        self.activation_dropout = Dropout(config.activation_dropout)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
         self.output = nn.Linear(inner, config.embed_dim)
 
     def forward(self, states: Tensor) -> Tensor:  # (batch, frame, channel)
@@ -62,7 +73,7 @@ class FeedForward(nn.Module):
 
 
 class OutputBias(nn.Module):
-    """What is left of a sublayer whose every unit was pruned: its constant output."""
+    """A sublayer without units: they were pruned, and its constant output remains."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -78,7 +89,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, heads: tuple[int, ...] | None, ffn_dim: int | None, config: EncoderConfig) -> None:
         super().__init__()
         self.norm_first = config.layer_norm_first
-        self.dropout = Dropout(config.hidden_dropout)
+        self.dropout = nn.Dropout(config.hidden_dropout)
         self.attention: nn.Module | None = None
         if heads is not None:
             self.attention = SelfAttention(heads, config) if heads else OutputBias(config)
@@ -89,13 +100,13 @@ class EncoderLayer(nn.Module):
         self.feed_forward_norm = self._norm(bool(ffn_dim), config)
 
     def _norm(self, has_units: bool, config: EncoderConfig) -> nn.LayerNorm | None:
-        """Post-LN norms shape the residual stream and always stay; a pre-LN norm only feeds its sublayer."""
+        """Post-LN norms act on the residual stream and are always needed; a pre-LN norm only feeds its sublayer."""
         return nn.LayerNorm(config.embed_dim, config.layer_norm_eps) if has_units or not self.norm_first else None
 
     def forward(
         self, states: Tensor, key_mask: Tensor | None, position_bias: Tensor | None, attention_map: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """(batch, frame, channel) -> the same, and the attention map when asked for."""
+        """(batch, frame, channel) -> the same, and the attention map if asked for."""
         weights = None
         if self.attention is not None:
             inputs = self._before(self.attention_norm, states)
@@ -118,10 +129,10 @@ class EncoderLayer(nn.Module):
 
 
 class SpeechEncoder(nn.Module):
-    """HuBERT, wav2vec 2.0 or WavLM, of any width and any remaining structure.
+    """HuBERT, wav2vec 2.0 or WavLM, of any width and with any units pruned.
 
-    A wav's states do not depend on what it is batched with: padding enters no convolution that a valid frame sees, no
-    statistics, no attention.
+    A wav's states do not depend on the rest of its batch: padding does not enter convolutions of valid frames,
+    statistics or attention.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -129,52 +140,56 @@ class SpeechEncoder(nn.Module):
         self.config = config
         self.feature_extractor = FeatureExtractor(config)
         self.feature_projection = FeatureProjection(config)
-        self.feature_dropout = Dropout(config.feature_dropout)
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.positional = PositionalConvolution(config)
-        self.layer_norm = nn.LayerNorm(config.embed_dim, config.layer_norm_eps)  # before (post-LN) or after all layers
-        self.hidden_dropout = Dropout(config.hidden_dropout)
+        self.layer_norm = nn.LayerNorm(config.embed_dim, config.layer_norm_eps)  # before the layers (post-LN) or after
+        self.hidden_dropout = nn.Dropout(config.hidden_dropout)
         self.relative_position = RelativePosition(config) if config.relative_position else None
         self.layers = nn.ModuleList(
             EncoderLayer(heads, ffn_dim, config)
             for heads, ffn_dim in zip(config.attention_heads, config.ffn_dims, strict=True)
         )
-        if self.layer_norm.weight.device.type != "meta":  # no values there, and torch would import its compiler
+        if self.layer_norm.weight.device.type != "meta":  # which has no values, and torch would import its compiler
             self.apply(_initialize)
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None, attention_maps: bool = False) -> EncoderOutput:
         """
         Args:
-            waveforms: (batch, sample), 16 kHz; whatever stands in the padding is ignored.
-            lengths: (batch,) valid samples of each; all of them when left out.
-            attention_maps: whether A^1..A^L are computed too (they cost the fused attention kernel).
+            waveforms: (batch, sample), 16 kHz; the padding is ignored.
+            lengths: (batch,) valid samples of each, best on the CPU, where they are checked; default: all samples.
+            attention_maps: whether A^1..A^L are computed too, without the fused attention kernel.
 
         Raises:
-            UserError: a clip too short for one frame, or lengths that do not fit the batch.
+            UserError: a wav too short for one frame, or lengths that do not fit the batch.
         """
         if lengths is None:
-            lengths = torch.full(waveforms.shape[:1], waveforms.shape[-1], device=waveforms.device)
+            lengths = torch.full(waveforms.shape[:1], waveforms.shape[-1])
         projected, frame_lengths = self.extract(waveforms, lengths)
         return self.contextualize(projected, frame_lengths, attention_maps)
 
     def extract(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, sample) and (batch,) samples -> P (batch, frame, channel) and (batch,) frames."""
-        padded = torch.compiler.is_compiling() or self._check_lengths(waveforms, lengths)
-        lengths = lengths.to(waveforms.device)
+        """(batch, sample) and (batch,) samples -> P (batch, frame, channel) and, on the CPU, (batch,) frames."""
+        if torch.compiler.is_compiling():
+            padded = True  # a traced graph must serve padded batches too
+        else:
+            lengths = lengths.cpu()
+            padded = self._check_lengths(waveforms, lengths)
+        on_device = lengths.to(waveforms.device, non_blocking=True)
         if padded:
-            waveforms = waveforms.masked_fill(~frame_mask(lengths, waveforms.shape[1]), 0.0)
+            waveforms = waveforms.masked_fill(~frame_mask(on_device, waveforms.shape[1]), 0.0)
         if self.config.normalize_waveform:
-            waveforms = normalize_waveforms(waveforms, lengths, self.config.normalize_eps)
-        features = self.feature_extractor(waveforms, lengths if padded else None)
+            waveforms = normalize_waveforms(waveforms, on_device, self.config.normalize_eps)
+        features = self.feature_extractor(waveforms, on_device if padded else None)
         return self.feature_projection(features), self.config.frame_count(lengths)
 
     def contextualize(self, projected: Tensor, frame_lengths: Tensor, attention_maps: bool = False) -> EncoderOutput:
-        """P (batch, frame, channel) and (batch,) frames -> everything above it."""
+        """P (batch, frame, channel) and, best on the CPU, (batch,) frames -> the encoder's output."""
         frames = projected.shape[1]
-        # without a mask the kernel is the fastest; a graph that is traced must serve padded batches too
+        # the kernel is fastest without a mask; a traced graph must serve padded batches too
         padded = torch.compiler.is_compiling() or bool((frame_lengths < frames).any())
-        if padded and row_by_row(projected) and not self.training:
+        if padded and faster_by_row(projected) and not self.training:
             return self._row_by_row(projected, frame_lengths, attention_maps)
-        mask = frame_mask(frame_lengths, frames)  # (batch, frame)
+        mask = frame_mask(frame_lengths, frames, projected.device)  # (batch, frame)
         states = self.feature_dropout(projected).masked_fill(~mask[..., None], 0.0)
         states = states + self.positional(states)
         if not self.config.layer_norm_first:
@@ -196,7 +211,7 @@ class SpeechEncoder(nn.Module):
         )
 
     def _row_by_row(self, projected: Tensor, frame_lengths: Tensor, attention_maps: bool) -> EncoderOutput:
-        """`contextualize` of each row without its padding; what is padded comes out as zeros."""
+        """`contextualize` of each row without its padding; padded frames are zeros."""
         frames = projected.shape[1]
         rows = [
             self.contextualize(projected[row, None, :length], frame_lengths[row, None], attention_maps)
@@ -214,22 +229,25 @@ class SpeechEncoder(nn.Module):
         return EncoderOutput(projected, hidden_states, last, frame_lengths, maps)
 
     def _check_lengths(self, waveforms: Tensor, lengths: Tensor) -> bool:
-        """Whether any wav is padded; on the CPU when the lengths are there, so that a GPU is not waited for."""
+        """Whether any wav is padded.
+
+        Raises:
+            UserError: as `forward`.
+        """
         if waveforms.ndim != 2 or lengths.shape != waveforms.shape[:1]:
             shapes = f"{tuple(waveforms.shape)} and {tuple(lengths.shape)}"
-            raise UserError(f"waveforms and lengths must be (batch, sample) and (batch,), not {shapes}")
+            raise UserError(f"waveforms and lengths have shapes {shapes}, but must be (batch, sample) and (batch,)")
         shortest, longest = (int(value) for value in lengths.aminmax())
         if shortest < self.config.min_samples:
-            raise UserError(
-                f"a clip of {shortest} samples is shorter than one frame ({self.config.min_samples} samples)"
-            )
+            minimum = self.config.min_samples
+            raise UserError(f"a wav has {shortest} samples, but it must have at least {minimum}, one frame")
         if longest > waveforms.shape[1]:
-            raise UserError(f"a length of {longest} samples exceeds the {waveforms.shape[1]} samples of its batch")
+            raise UserError(f"a length is {longest} samples, but its batch has {waveforms.shape[1]}")
         return shortest < waveforms.shape[1]
 
 
 def _together(rows: Sequence[Tensor], frames: int, square: bool = False) -> Tensor:
-    """States (1, frame, channel), or `square` maps (1, head, frame, frame), of rows as one batch of so many frames."""
+    """Rows of states (1, frame, channel), or of `square` maps (1, head, frame, frame), padded to one batch."""
     gaps = [frames - row.shape[-2] for row in rows]
     return torch.cat([F.pad(row, (0, square * gap, 0, gap)) for row, gap in zip(rows, gaps, strict=True)])
 

@@ -28,7 +28,8 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
 def nearest(value: object, allowed: Collection[str], cutoff: float = 0.5) -> str | None:
     """The allowed word most similar to `value`; None when none is similar."""
     folded = {word.casefold(): word for word in allowed}
-    matches = difflib.get_close_matches(str(value).casefold(), folded, n=1, cutoff=cutoff)
+    text = value if isinstance(value, str) else reprlib.repr(value)  # whose size is bounded
+    matches = difflib.get_close_matches(text[:100].casefold(), folded, n=1, cutoff=cutoff)
     return folded[matches[0]] if matches else None
 
 

@@ -6,27 +6,29 @@ from torch.nn import functional as F
 
 from .config import SAMPLE_RATE, EncoderConfig
 
-BLOCK_SECONDS = 2.0  # of audio that inference on a CPU takes through the convolutions at a time: stays in the cache
-SAMPLE_BLOCK = 1 << 18  # samples whose windows are in memory at a time while their covariance is summed
+BLOCK_SECONDS = 2.0  # of audio in the convolutions at a time, in inference on a CPU: fits its cache
+SAMPLE_BLOCK = 1 << 18  # samples in memory at a time while the covariance of their windows is summed
 
 
-def frame_mask(lengths: Tensor, frames: int) -> Tensor:
-    """True where a frame is valid: lengths (batch,) -> (batch, frame)."""
+def frame_mask(lengths: Tensor, frames: int, device: torch.device | None = None) -> Tensor:
+    """True at valid frames: lengths (batch,) -> (batch, frame) on `device`, which is not waited for."""
+    lengths = lengths.to(device or lengths.device, non_blocking=True)
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
-def row_by_row(states: Tensor) -> bool:
-    """Whether a batch is better taken apart: on a CPU it buys nothing, and padding costs what it weighs.
+def faster_by_row(states: Tensor) -> bool:
+    """Whether a batch should be computed row by row: on a CPU batching gains nothing, and padding costs time.
 
-    Not while gradients are kept, nor in a traced graph, which must serve batches.
+    Not with gradients, nor in a traced graph, which must serve batches.
     """
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or states.device.type != "cpu")
 
 
 def normalize_waveforms(waveforms: Tensor, lengths: Tensor, eps: float = 1e-7) -> Tensor:
     """Zero mean and unit variance over each wav's valid samples, zeros elsewhere; (batch, sample) both ways."""
+    lengths = lengths.to(waveforms.device, non_blocking=True)
     mask = frame_mask(lengths, waveforms.shape[1])
-    samples = waveforms.to(torch.promote_types(waveforms.dtype, torch.float32))  # float16 has no such sums
+    samples = waveforms.to(torch.promote_types(waveforms.dtype, torch.float32))  # the sums overflow float16
     count = lengths[:, None].to(samples.dtype)
     mean = samples.sum(dim=1, keepdim=True) / count  # padding is already zero
     centred = (samples - mean) * mask
@@ -35,7 +37,7 @@ def normalize_waveforms(waveforms: Tensor, lengths: Tensor, eps: float = 1e-7) -
 
 
 class ChannelGroupNorm(nn.GroupNorm):
-    """Group norm with a group per channel whose statistics come from an utterance's valid frames only."""
+    """Group norm with a group per channel, whose statistics are those of an utterance's valid frames."""
 
     def forward(self, input: Tensor, lengths: Tensor | None = None) -> Tensor:  # (batch, channel, frame)
         if lengths is None:
@@ -48,15 +50,16 @@ class ChannelGroupNorm(nn.GroupNorm):
         return self.with_moments(values, mean, variance).to(input.dtype)
 
     def with_moments(self, values: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        """The norm for known statistics, (batch, channel, 1) each."""
+        """The norm with known statistics, (batch, channel, 1) each."""
         scale = torch.rsqrt(variance + self.eps) * self.weight[:, None]
         return torch.addcmul(self.bias[:, None] - mean * scale, values, scale)
 
 
 class PrunedLayerNorm(nn.LayerNorm):
-    """Layer norm over `width` channels of which only some are left: the pruned ones were zero and still count.
+    """Layer norm over `width` channels of which some were pruned: those were zero and still count.
 
-    With C = width and K what is left: mean = sum_K x / C, variance = (sum_K (x - mean)^2 + (C - |K|) mean^2) / C.
+    With C = width and the remaining channels K: mean = sum_K x / C,
+    variance = (sum_K (x - mean)^2 + (C - |K|) mean^2) / C.
     """
 
     def __init__(self, channels: int, width: int, eps: float = 1e-5) -> None:
@@ -67,7 +70,7 @@ class PrunedLayerNorm(nn.LayerNorm):
         return self.with_zero_level(input)[0]
 
     def with_zero_level(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """The normalised channels, and (..., 1) what a pruned one would be before weight and bias: -mean / sigma."""
+        """The normalised channels, and (..., 1) a pruned one's value before weight and bias: -mean / sigma."""
         values = input.to(torch.promote_types(input.dtype, torch.float32))
         mean = values.sum(dim=-1, keepdim=True) / self.width
         pruned = (self.width - values.shape[-1]) * mean.square()
@@ -81,12 +84,12 @@ def _layer_norm(channels: int, width: int, eps: float = 1e-5) -> nn.LayerNorm:
 
 
 class Convolution(nn.Conv1d):
-    """A convolution of one tap is a matrix product: convolution kernels run it at a quarter of that speed."""
+    """A convolution of one tap is computed as a matrix product, four times as fast as by convolution kernels."""
 
     def forward(self, input: Tensor) -> Tensor:  # (batch, channel, frame)
         if self.weight.shape[2] * self.stride[0] > 1 or torch.compiler.is_compiling():
             return super().forward(input)
-        output = self.weight[:, :, 0].expand(len(input), -1, -1).bmm(input)  # `@` would fold the batch, in copies
+        output = self.weight[:, :, 0].expand(len(input), -1, -1).bmm(input)  # `@` would copy the batch
         return output if self.bias is None else output + self.bias[:, None]
 
 
@@ -101,12 +104,12 @@ class ConvLayer(nn.Module):
         if config.conv_norm == "layer":
             self.layer_norm = _layer_norm(channels, config.norm_width(index))
         elif index == 0:
-            self.layer_norm = ChannelGroupNorm(channels, channels)  # eps 1e-5 whatever layer_norm_eps says
+            self.layer_norm = ChannelGroupNorm(channels, channels)  # eps 1e-5, whatever layer_norm_eps is
 
     def forward(
         self, features: Tensor, lengths: Tensor | None, moments: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:  # (batch, channel, frame)
-        """`moments`: statistics of the group norm where `features` are only a part of the utterance."""
+        """`moments`: statistics of the group norm, if `features` are only a part of the utterance."""
         features = self.conv(features)
         if isinstance(self.layer_norm, ChannelGroupNorm):
             if moments is None:
@@ -118,7 +121,7 @@ class ConvLayer(nn.Module):
         return F.gelu(features)
 
     def moments(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance over time of a first convolution's output, (channel, 1) each, without computing it.
+        """Mean and variance over time of the first convolution's output, (channel, 1) each, without computing it.
 
         A channel is w'u(t) over the windows u of the waveform (sample,): its mean is w'E[u], its variance w'Cov(u)w.
         """
@@ -141,7 +144,7 @@ class ConvLayer(nn.Module):
 
 
 class FeatureExtractor(nn.Module):
-    """The convolutional extractor. Unpadded convolutions: a valid frame sees valid samples only."""
+    """The convolutional extractor, without padding: valid frames only see valid samples."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -158,29 +161,31 @@ class FeatureExtractor(nn.Module):
         self.scale = nn.Parameter(torch.ones(in_channels)) if config.feature_scale else None
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-        """(batch, sample) -> (batch, frame, channel); `lengths` (batch,) in samples, None when all are full."""
-        take = self._in_blocks if row_by_row(waveforms) else self._whole
-        features = take(waveforms, lengths)
-        if self.frame_multiple > 1:  # not at 1: a traced graph would depend on the remainder
+        """(batch, sample) -> (batch, frame, channel); `lengths` (batch,) in samples, None if all are full."""
+        extract = self._by_row if faster_by_row(waveforms) else self._unblocked
+        features = extract(waveforms, lengths)
+        if self.frame_multiple > 1:  # with 1, a traced graph would depend on the remainder
             features = features[:, : features.shape[1] - features.shape[1] % self.frame_multiple]
         return features
 
     def moments(self, waveform: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What of a whole wav (sample,) any stretch of it needs: the statistics of the group norm, if there is one."""
+        """Statistics of the group norm over a wav (sample,), which every chunk of it needs; None without the norm."""
         first = self.conv_layers[0]
         assert isinstance(first, ConvLayer)
         return first.moments(waveform) if isinstance(first.layer_norm, ChannelGroupNorm) else None
 
-    def stretch(self, waveform: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
-        """(sample,), a stretch of a wav that has these `moments`, `BLOCK_SECONDS` at a time -> (frame, channel)."""
+    def chunk(self, waveform: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
+        """A chunk (sample,) of a wav with these `moments` -> (frame, channel), `BLOCK_SECONDS` at a time."""
         size = max(1, int(BLOCK_SECONDS * SAMPLE_RATE) // self.hop)  # in frames
         frames = (len(waveform) - self.field) // self.hop + 1
         starts = range(0, frames, size)
         ends = (((min(start + size, frames) - 1) * self.hop + self.field) for start in starts)
-        pieces = (waveform[None, start * self.hop : end] for start, end in zip(starts, ends, strict=True))
-        return torch.cat([self._whole(piece, None, moments)[0] for piece in pieces])
+        blocks = (waveform[None, start * self.hop : end] for start, end in zip(starts, ends, strict=True))
+        return torch.cat([self._unblocked(block, None, moments)[0] for block in blocks])
 
-    def _whole(self, waveforms: Tensor, lengths: Tensor | None, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def _unblocked(
+        self, waveforms: Tensor, lengths: Tensor | None, moments: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         features = waveforms[:, None]
         for index, (layer, (kernel, stride)) in enumerate(zip(self.conv_layers, self.strides, strict=True)):
             lengths = None if lengths is None else (lengths - kernel) // stride + 1
@@ -188,13 +193,13 @@ class FeatureExtractor(nn.Module):
         features = features.transpose(1, 2)  # (batch, frame, channel)
         return features if self.scale is None else features * self.scale
 
-    def _in_blocks(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-        """One utterance after the other; padding costs nothing and gives zeros."""
+    def _by_row(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
+        """One utterance after the other, without padding, which gives zeros."""
         frames = (waveforms.shape[1] - self.field) // self.hop + 1
         rows = []
         for row, waveform in enumerate(waveforms):
             valid = waveform if lengths is None else waveform[: int(lengths[row])]
-            features = self.stretch(valid, self.moments(valid))
+            features = self.chunk(valid, self.moments(valid))
             rows.append(F.pad(features, (0, 0, 0, frames - len(features))))
         return torch.stack(rows)
 
@@ -202,8 +207,8 @@ class FeatureExtractor(nn.Module):
 class FeatureProjection(nn.Module):
     """Layer norm over the extractor's channels and, unless the widths agree by design, a linear layer.
 
-    Pruned channels were zero in front of the layer norm but not behind it, where each was -mean / sigma times its
-    weight plus its bias. The biases are part of the projection's; the rest is one column for all of them together.
+    Pruned channels were zero before the layer norm but not after it, where each was -mean / sigma times its weight plus
+    its bias. The biases are part of the projection's bias; the rest is a single column for all of them.
     """
 
     def __init__(self, config: EncoderConfig) -> None:

@@ -1,11 +1,22 @@
-"""Files that appear atomically: a reader sees the old content or the new, never a part."""
+"""Files that appear atomically (a reader sees the old content or the new, never a part), and the errors of a disk."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .errors import UserError
+
 PART = ".part-"  # prefix of files that are still being written
+
+
+@contextmanager
+def disk_errors(path: Path, action: str) -> Iterator[None]:
+    """Turns an OSError of the block into a UserError: "PATH cannot be ACTION: reason"."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be {action}: {error.strerror or error}") from None
 
 
 @contextmanager

@@ -1,33 +1,31 @@
-"""The entries that s3prl and torch.hub call. Every public name of this module is one."""
+"""The entries that s3prl and torch.hub call: NAME, NAME_local and NAME_url for each model."""
 
-from collections.abc import Callable as _Callable
-from dataclasses import dataclass as _dataclass
-from pathlib import Path as _Path
-from typing import Any as _Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from .download import RemoteFile as _RemoteFile
-from .download import fetch as _fetch
-from .download import is_url as _is_url
-from .errors import UserError as _UserError
-from .expert import UpstreamExpert as _UpstreamExpert
+from .download import RemoteFile, fetch, is_url
+from .errors import UserError
+from .expert import UpstreamExpert
 
 
-@_dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Model:
-    """What an entry's name stands for: its default weights and the hidden states it exposes."""
+    """The published weights of a model and the hidden states that it exposes."""
 
     about: str
-    states: str  # as UpstreamExpert's
-    files: tuple[_RemoteFile, ...] = ()  # the checkpoint, then its configuration; none: not published
-    recipe: str = ""  # arguments of distiller/run.py that train one, where none is published
+    states: str  # as in UpstreamExpert
+    files: tuple[RemoteFile, ...] = ()  # the checkpoint, then its configuration; (): not published
+    recipe: str = ""  # arguments of distiller/run.py that train one, if none is published
 
 
-def _drive(name: str, identifier: str) -> _RemoteFile:
-    return _RemoteFile(f"https://drive.google.com/file/d/{identifier}", name)
+def _drive(name: str, identifier: str, sha256: str | None = None) -> RemoteFile:
+    return RemoteFile(f"https://drive.google.com/file/d/{identifier}", name, sha256=sha256)
 
 
-def _hugging_face(repository: str, name: str) -> _RemoteFile:
-    return _RemoteFile(f"https://huggingface.co/{repository}/blob/main/{name}", name, repository)
+def _hugging_face(repository: str, name: str, sha256: str | None = None) -> RemoteFile:
+    return RemoteFile(f"https://huggingface.co/{repository}/blob/main/{name}", name, repository, sha256=sha256)
 
 
 _MODELS = {
@@ -55,7 +53,7 @@ _MODELS = {
             _drive("starhubert_s.yaml", "1OFjIo1UjxNrxEboKaT8Z-vtuL6xmyNsu"),
         ),
     ),
-    "starhubert_xs": _Model(  # the authors' page links the S files a second time
+    "starhubert_xs": _Model(  # the authors' page links the files of S a second time
         "STaRHuBERT-XS, 9.39 M parameters, distilled from HuBERT Base",
         "layers",
         recipe="--recipe star-hubert-960h student.size=XS",
@@ -89,16 +87,16 @@ _MODELS = {
 _ARGUMENTS = """
 Args:
     ckpt: {ckpt}
-    model_config: the configuration file of a checkpoint that keeps it apart (STaR's YAML; a path or a URL), or
+    model_config: the configuration file of a checkpoint that does not contain it (STaR's YAML; a path or a URL), or
         options as text: states=layers|projected|all, padding=invariant|reference. Default: states={states}.
-    refresh: fetch again what is already in the cache.
+    refresh: fetch files again that are in the cache.
     kwargs: states and padding, as in model_config.
 
 Returns:
     upstream.expert.UpstreamExpert in eval mode: a list of 1-D 16 kHz tensors -> {{"hidden_states": list of
     (batch, frame, channel), "last_hidden_state": (batch, frame, channel)}}.
 """
-_ANY_FORMAT = "a folder of this project or of Hugging Face, STaR's .ckpt, DPHuBERT's .pth"
+_ANY_FORMAT = "one of our folders or Hugging Face's, STaR's .ckpt, DPHuBERT's .pth"
 _KINDS = {
     "": f"{_ANY_FORMAT}; a path, a URL or a Hugging Face ORG/NAME. Default: the published weights.",
     "local": f"{_ANY_FORMAT}; a path.",
@@ -106,72 +104,42 @@ _KINDS = {
 }
 
 
-def _entry(name: str, kind: str = "") -> _Callable[..., _UpstreamExpert]:
-    """The entry of a model; `kind` "local" or "url" insists on a checkpoint of the user's own."""
+def _entry(name: str, kind: str) -> Callable[..., UpstreamExpert]:
+    """The entry of a model; with `kind` "local" or "url" the checkpoint must be one of the user's."""
     model, full_name = _MODELS[name], f"{name}_{kind}" if kind else name
 
     def entry(
-        ckpt: str | None = None, model_config: str | None = None, refresh: bool = False, **kwargs: _Any
-    ) -> _UpstreamExpert:
-        _check(full_name, kind, ckpt)
-        options = {"states": model.states, **kwargs}
-        if ckpt is None:
-            checkpoint, options_text = _published(name, refresh), model_config
-        else:
-            checkpoint = _fetch(_RemoteFile.from_url(ckpt), refresh) if _is_url(ckpt) else ckpt
-            options_text = model_config
-            if _is_url(model_config):
-                options_text = str(_fetch(_RemoteFile.from_url(str(model_config)), refresh))
-        return _UpstreamExpert(checkpoint, options_text, **options).eval()
+        ckpt: str | None = None, model_config: str | None = None, refresh: bool = False, **kwargs: Any
+    ) -> UpstreamExpert:
+        if kind == "local" and (ckpt is None or not Path(ckpt).exists()):
+            raise UserError(f"ckpt (-k) is {ckpt}, but for {full_name} it must be the path of a checkpoint")
+        if kind == "url" and not is_url(ckpt):
+            raise UserError(f"ckpt (-k) is {ckpt}, but for {full_name} it must be the URL of a checkpoint")
+        checkpoint = _published(name, refresh) if ckpt is None else _fetched(ckpt, refresh)
+        return UpstreamExpert(checkpoint, _fetched(model_config, refresh), **{"states": model.states, **kwargs}).eval()
 
     entry.__name__ = entry.__qualname__ = full_name
     entry.__doc__ = f"{model.about}.\n{_ARGUMENTS.format(ckpt=_KINDS[kind], states=model.states)}"
     return entry
 
 
-def _check(name: str, kind: str, ckpt: str | None) -> None:
-    if kind == "local" and (ckpt is None or not _Path(ckpt).exists()):
-        raise _UserError(f"{name}: needs the path of a checkpoint (-k, or ckpt=), not {ckpt}")
-    if kind == "url" and not _is_url(ckpt):
-        raise _UserError(f"{name}: needs the URL of a checkpoint (-k, or ckpt=), not {ckpt}")
+def _fetched(source: str | None, refresh: bool) -> Any:
+    """The cached copy of a URL; everything else unchanged."""
+    return fetch(RemoteFile.from_url(source), refresh) if source is not None and is_url(source) else source
 
 
-def _published(name: str, refresh: bool) -> _Path:
-    """The published checkpoint in the cache, its configuration beside it."""
+def _published(name: str, refresh: bool) -> Path:
+    """The published checkpoint in the cache, with its configuration beside it."""
     model = _MODELS[name]
     if not model.files:
-        raise _UserError(
-            f"{name}: no weights are published; train one with 'python distiller/run.py {model.recipe} "
-            "--corpus /path/to/LibriSpeech' and give its student folder as the checkpoint (-k, or ckpt=)"
+        raise UserError(
+            f"no weights are published for {name}: train a student with 'python distiller/run.py {model.recipe} "
+            "--corpus /path/to/LibriSpeech' and give its folder as ckpt (-k)"
         )
-    checkpoint, *_ = [_fetch(file, refresh) for file in model.files]
+    checkpoint, *_ = [fetch(file, refresh) for file in model.files]
     return checkpoint
 
 
-starhubert = _entry("starhubert")
-starhubert_local = _entry("starhubert", "local")
-starhubert_url = _entry("starhubert", "url")
-starhubert_l = _entry("starhubert_l")
-starhubert_l_local = _entry("starhubert_l", "local")
-starhubert_l_url = _entry("starhubert_l", "url")
-starhubert_s = _entry("starhubert_s")
-starhubert_s_local = _entry("starhubert_s", "local")
-starhubert_s_url = _entry("starhubert_s", "url")
-starhubert_xs = _entry("starhubert_xs")
-starhubert_xs_local = _entry("starhubert_xs", "local")
-starhubert_xs_url = _entry("starhubert_xs", "url")
-starwavlm = _entry("starwavlm")
-starwavlm_local = _entry("starwavlm", "local")
-starwavlm_url = _entry("starwavlm", "url")
-skhubert = _entry("skhubert")
-skhubert_local = _entry("skhubert", "local")
-skhubert_url = _entry("skhubert", "url")
-skwavlm = _entry("skwavlm")
-skwavlm_local = _entry("skwavlm", "local")
-skwavlm_url = _entry("skwavlm", "url")
-dphubert = _entry("dphubert")
-dphubert_local = _entry("dphubert", "local")
-dphubert_url = _entry("dphubert", "url")
-dpwavlm = _entry("dpwavlm")
-dpwavlm_local = _entry("dpwavlm", "local")
-dpwavlm_url = _entry("dpwavlm", "url")
+_ENTRIES = {entry.__name__: entry for entry in (_entry(name, kind) for name in _MODELS for kind in _KINDS)}
+globals().update(_ENTRIES)
+__all__ = list(_ENTRIES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,4 +1,4 @@
-"""Long wavs: how far stretches with overlap are from the whole, and the memory that each takes."""
+"""Long wavs: how far chunks with overlap are from the whole, and the memory that each takes."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distiller.benchmarks.inference import open_encoder, process_of, receive
 from distiller.common.provenance import peak_memory_mb
-from upstream.chunked import stretches
+from upstream.chunked import chunks
 from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
@@ -19,25 +19,25 @@ from upstream.errors import UserError
 
 @dataclass(frozen=True)
 class LongSetting:
-    """The wav and its stretches, in seconds."""
+    """The wav and its chunks, in seconds."""
 
     seconds: float = 600.0
-    chunk: float = 30.0  # new audio of a stretch
+    chunk: float = 30.0  # new audio of a chunk
     overlap: float = 5.0  # context beside it
     threads: int = 1
 
 
 def measure_long(targets: Sequence[str], setting: LongSetting) -> list[dict[str, Any]]:
-    """A row for each encoder: memory and time of both ways, each in a fresh process, and the error of the stretches.
+    """A row for each encoder: memory and time of both ways, each in a fresh process, and the error of the chunks.
 
     Raises:
         UserError: a target that cannot be opened.
     """
     rows = []
     for target in targets:
-        in_stretches = _in_a_process(_stretches, target, setting)
+        in_chunks = _in_a_process(_chunks, target, setting)
         whole = _in_a_process(_against_the_whole, target, setting)
-        rows.append({"model": target} | vars(setting) | in_stretches | whole)
+        rows.append({"model": target} | vars(setting) | in_chunks | whole)
     return rows
 
 
@@ -55,11 +55,11 @@ def _answer(connection: Connection, work: Callable[..., Any], target: str, setti
         connection.send(error)
 
 
-def _stretches(encoder: SpeechEncoder, waveform: Tensor, setting: LongSetting) -> dict[str, float]:
+def _chunks(encoder: SpeechEncoder, waveform: Tensor, setting: LongSetting) -> dict[str, float]:
     before, start = peak_memory_mb("cpu"), time.perf_counter()
-    frames = sum(len(states[0]) for states in stretches(encoder, waveform, setting.chunk, setting.overlap))
+    frames = sum(len(states[0]) for states in chunks(encoder, waveform, setting.chunk, setting.overlap))
     seconds = time.perf_counter() - start
-    return {"frames": frames, "loaded_mb": before, "stretches_mb": peak_memory_mb("cpu"), "stretches_seconds": seconds}
+    return {"frames": frames, "loaded_mb": before, "chunks_mb": peak_memory_mb("cpu"), "chunks_seconds": seconds}
 
 
 def _against_the_whole(encoder: SpeechEncoder, waveform: Tensor, setting: LongSetting) -> dict[str, float]:
@@ -69,7 +69,7 @@ def _against_the_whole(encoder: SpeechEncoder, waveform: Tensor, setting: LongSe
         whole = encoder(waveform[None]).hidden_states
     seconds, peak = time.perf_counter() - start, peak_memory_mb("cpu")
     squares, norms, done = torch.zeros(len(whole)), torch.zeros(len(whole)), 0
-    for states in stretches(encoder, waveform, setting.chunk, setting.overlap):
+    for states in chunks(encoder, waveform, setting.chunk, setting.overlap):
         span = slice(done, done + len(states[0]))
         for layer, (found, expected) in enumerate(zip(states, whole, strict=True)):
             squares[layer] += (found - expected[0, span]).square().sum()

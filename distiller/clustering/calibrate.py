@@ -29,7 +29,6 @@ from distiller.objectives.layer_map import check_layers
 from upstream.config import SAMPLE_RATE
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError
-from upstream.extractor import frame_mask
 
 CLUSTERS, MATRIX, FIGURE = "clusters.json", "cka.csv", "similarity.png"
 ENOUGH = 20  # frames per channel; below, chance similarity shows in the plain estimator (0.06 at 16 per channel)
@@ -141,7 +140,7 @@ def measure(
                 seconds.append(int(batch.lengths.sum()) / SAMPLE_RATE)
             with torch.no_grad():
                 output = teacher(batch.waveforms, batch.lengths)
-            mask = frame_mask(output.frame_lengths, output.projected.shape[1])
+            mask = output.frame_mask()
             yield [representation(output, layer, config.zeroth) for layer in layers], mask
 
     cka, frames = stream_cka(states, [width] * len(layers), None, calibration.debiased, calibration.stride)

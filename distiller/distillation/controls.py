@@ -17,7 +17,7 @@ def apply_negative_control(teacher: EncoderOutput, control: str) -> EncoderOutpu
         control: "reversed": each utterance's states in reverse order of time; "shuffled": those of the batch's next
             utterance, repeated or cut to the length. Of a batch of one, "shuffled" takes the states half a length away.
     """
-    lengths = teacher.frame_lengths
+    lengths = teacher.frame_lengths.to(teacher.projected.device, non_blocking=True)
     frames = torch.arange(teacher.projected.shape[1], device=lengths.device)
     rows = torch.arange(len(lengths), device=lengths.device)
     if control == "reversed":

@@ -13,7 +13,6 @@ from distiller.students.gates import GatedEncoder
 from distiller.students.lagrangian import SparsityLagrangian
 from distiller.training.module import TrainingModule
 from upstream.encoder import SpeechEncoder
-from upstream.extractor import frame_mask
 
 
 class Distillation(TrainingModule):
@@ -48,7 +47,7 @@ class Distillation(TrainingModule):
         student = self.student(batch.waveforms, batch.lengths, maps)
         if self.control != "none":
             teacher = apply_negative_control(teacher, self.control)
-        return self.objective(teacher, student, frame_mask(student.frame_lengths, student.projected.shape[1]))
+        return self.objective(teacher, student, student.frame_mask())
 
 
 class JointDistillation(Distillation):

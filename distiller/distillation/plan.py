@@ -16,13 +16,12 @@ from distiller.students.lagrangian import SparsityLagrangian
 from distiller.students.narrow import SHAPES
 from distiller.training.devices import device_count
 from upstream.checkpoint import load
-from upstream.config import EncoderConfig
+from upstream.config import FAMILIES, EncoderConfig
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
 from upstream.formats import huggingface
 from upstream.formats.files import read_json
 
-FAMILIES = {"hubert": "HuBERT", "wavlm": "WavLM", "wav2vec2": "wav2vec 2.0"}
 LARGE: dict[str, int | bool | str] = {  # settings of transformers
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
     "do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True,
@@ -90,7 +89,7 @@ def teacher_shape(name: str) -> tuple[EncoderConfig, bool]:
 
 
 def _model(config: EncoderConfig) -> str:
-    return f"{FAMILIES[config.family]} {'Large' if config.num_layers == LARGE['num_hidden_layers'] else 'Base'}"
+    return f"{FAMILIES[config.family].title} {'Large' if config.num_layers == LARGE['num_hidden_layers'] else 'Base'}"
 
 
 def _in_hub_cache(name: str) -> Path | None:

@@ -60,7 +60,7 @@ class PhonePretraining(TrainingModule):
     def losses(self, batch: Batch) -> list[Term]:
         encoder = self.kept_student()
         projected, lengths = encoder.extract(batch.waveforms, batch.lengths)
-        valid = frame_mask(lengths, projected.shape[1])  # (batch, frame)
+        valid = frame_mask(lengths, projected.shape[1], projected.device)  # (batch, frame)
         masked = span_mask(valid, SPAN, STARTS)
         output = encoder.contextualize(torch.where(masked[..., None], self.mask, projected), lengths)
         targets = torch.full(valid.shape, -100, device=valid.device)
@@ -69,7 +69,7 @@ class PhonePretraining(TrainingModule):
         scores = self.phone_head(output.hidden_states[-1])
         phones = F.cross_entropy(scores.transpose(1, 2), targets, reduction="none")  # (batch, frame), 0 where padded
         states = output.hidden_states[SPEAKER_LAYER] * valid[..., None]
-        means = states.sum(dim=1) / lengths[:, None]  # (batch, channel)
+        means = states.sum(dim=1) / lengths[:, None].to(states.device)  # (batch, channel)
         speakers = [self.speakers.index(speaker_of(self.cuts[name])) for name in batch.ids]
         speaker = F.cross_entropy(
             self.speaker_head(means), torch.tensor(speakers, device=means.device), reduction="sum"

@@ -36,7 +36,7 @@ from distiller.students.narrow import build_student
 from distiller.students.prune import cut
 from distiller.training.loop import Training
 from distiller.training.module import TrainingModule
-from upstream.checkpoint import finished, load, save
+from upstream.checkpoint import existing_checkpoint, load, save
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError, require
 
@@ -112,8 +112,8 @@ def narrow(run: Run) -> Distilled | None:
 
 def pruned(run: Run) -> Distilled | None:
     """Joint distillation and pruning, the cut, the final distillation."""
-    folder = run.output / PRUNED
-    left = joint(run) if finished(folder) is None else read_cut(finished(folder) or folder)
+    folder = existing_checkpoint(run.output / PRUNED)
+    left = joint(run) if folder is None else read_cut(folder)
     torch.manual_seed(run.recipe.seed)
     untrained = SpeechEncoder(left.encoder.config)
     section = run.recipe.pruning.final

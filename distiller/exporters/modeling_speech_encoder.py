@@ -14,7 +14,6 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 # beside this file in an exported folder; `transformers` copies what is named here
 from .attention import SelfAttention  # type: ignore[import-not-found]  # noqa: F401
 from .config import EncoderConfig  # type: ignore[import-not-found]
-from .dropout import Dropout  # type: ignore[import-not-found]  # noqa: F401
 from .encoder import PositionalConvolution, SpeechEncoder  # type: ignore[import-not-found]
 from .errors import UserError  # type: ignore[import-not-found]  # noqa: F401
 from .extractor import FeatureExtractor  # type: ignore[import-not-found]  # noqa: F401

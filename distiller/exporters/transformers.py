@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from upstream import attention, config, dropout, encoder, errors, extractor
+from upstream import attention, config, encoder, errors, extractor
 from upstream.checkpoint import write_folder
 from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
@@ -73,7 +73,7 @@ def _own_files(student: SpeechEncoder) -> dict[str, bytes | str]:
 
 def _own_code() -> dict[str, str]:
     """The Python files that an export with code of its own brings along."""
-    modules = (attention, config, dropout, encoder, errors, extractor)
+    modules = (attention, config, encoder, errors, extractor)
     code = {Path(inspect.getfile(module)).name: inspect.getsource(module) for module in modules}
     return code | {f"{MODELING}.py": (Path(__file__).parent / f"{MODELING}.py").read_text()}
 

@@ -56,10 +56,11 @@ class LayerMatching(Objective):
 
     def forward(self, teacher: EncoderOutput, student: EncoderOutput, frame_mask: Tensor) -> list[Term]:
         l1 = cosine = torch.zeros((), device=frame_mask.device)
+        valid = student.valid_frames()
         for match in self.matches:
-            # valid frames are taken out before anything is computed of them, so that padding touches no gradient
-            target = self.mean_state(teacher, match.teacher)[frame_mask].detach().float()  # (frame, channel)
-            prediction = self.heads[match.head](self.mean_state(student, match.student)[frame_mask]).float()
+            # valid frames are taken out before anything is computed from them, so that padding touches no gradient
+            target = self.mean_state(teacher, match.teacher).flatten(0, 1)[valid].detach().float()  # (frame, channel)
+            prediction = self.heads[match.head](self.mean_state(student, match.student).flatten(0, 1)[valid]).float()
             l1 = l1 + (prediction - target).abs().mean(dim=-1).sum()
             similarity = F.cosine_similarity(prediction, target, dim=-1)
             cosine = cosine - (F.logsigmoid(similarity) if self.log_sigmoid else similarity).sum()

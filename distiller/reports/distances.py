@@ -16,7 +16,6 @@ from distiller.common.files import writing
 from distiller.common.progress import progress
 from distiller.objectives.layer_map import resolve_layer_map
 from upstream.encoder import EncoderOutput, SpeechEncoder
-from upstream.extractor import frame_mask
 
 ENOUGH = 20  # frames per channel, as for clusters of layers
 
@@ -58,7 +57,7 @@ def layer_distances(
     for index in progress(order, "Comparing student and teacher", len(batches)):
         batch = batches[index]().to(device)
         outputs = [encoder(batch.waveforms, batch.lengths) for encoder in (teacher, student)]
-        mask = frame_mask(outputs[0].frame_lengths, outputs[0].projected.shape[1])
+        mask = outputs[0].frame_mask()
         states = [_state(output, layer) for pair in layers for output, layer in zip(outputs, pair, strict=True)]
         moments.update(states, mask)
         if same_width:

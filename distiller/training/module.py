@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distiller.audio.batch import Batch
 from distiller.objectives.base import Term
+from distiller.training import dropout
 from distiller.training.config import OptimizerConfig
 from distiller.training.sharding import Shards
 from upstream.encoder import SpeechEncoder
@@ -48,6 +49,7 @@ class TrainingModule(nn.Module, ABC):
 
     def __init__(self, student: nn.Module, optimizer: OptimizerConfig, seed: int, ema: float = 0.0) -> None:
         super().__init__()
+        dropout.install(student)
         self.student = student
         self.average: AveragedModel | None = None
         if ema:

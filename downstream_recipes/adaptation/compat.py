@@ -133,9 +133,8 @@ def patch_cuda() -> None:
 
 def add_upstreams(hub: ModuleType) -> None:
     """`-u NAME` is an attribute of s3prl.hub; ours stand beside s3prl's own."""
-    for name in dir(hubconf):
-        if not name.startswith("_"):
-            setattr(hub, name, getattr(hubconf, name))
+    for name in hubconf.__all__:
+        setattr(hub, name, getattr(hubconf, name))
 
 
 def leave_isinstance_alone(helper: ModuleType) -> None:

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from upstream.config import EncoderConfig
+from upstream.config import FAMILIES, EncoderConfig
 from upstream.encoder import SpeechEncoder
 
 LENGTHS = (16000, 11231, 7040)
-FAMILIES = ("hubert", "wav2vec2", "wavlm")
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def huggingface_folder(tmp_path) -> Callable[..., tuple[Any, Path]]:
     import transformers
 
     def make(family: str, large: bool, head: str = "Model", normalize: bool | None = True, **changes: Any):
-        name = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}[family]
+        name = FAMILIES[family].transformers_class.removesuffix("Model")
         values = {
             "hidden_size": 48,
             "num_hidden_layers": 3,
@@ -81,7 +80,7 @@ def huggingface_folder(tmp_path) -> Callable[..., tuple[Any, Path]]:
             "num_conv_pos_embedding_groups": 4,
             "attn_implementation": "eager",  # the only one that gives attention maps
         }
-        if family == "wavlm":
+        if FAMILIES[family].relative_position:
             values |= {"num_buckets": 32, "max_bucket_distance": 80}
             del values["attn_implementation"]
         if large:

@@ -1,9 +1,9 @@
-"""Long wavs in stretches: what is exact, what is near, what is refused."""
+"""Long wavs in chunks: what is exact, what is near, what is refused."""
 
 import pytest
 import torch
 
-from upstream.chunked import extract, stretches
+from upstream.chunked import chunks, extract
 from upstream.errors import UserError
 
 STRUCTURES = [
@@ -36,18 +36,18 @@ def test_more_overlap_comes_nearer_to_the_whole(tiny_encoder) -> None:
     assert 0 < errors[2] < errors[1] < errors[0] < 0.5
 
 
-def test_stretches_are_as_long_as_asked(tiny_encoder) -> None:
+def test_chunks_are_as_long_as_asked(tiny_encoder) -> None:
     encoder = tiny_encoder()
-    frames = [len(states[0]) for states in stretches(encoder, torch.randn(32_000), seconds=0.5, overlap=0.1)]
+    frames = [len(states[0]) for states in chunks(encoder, torch.randn(32_000), seconds=0.5, overlap=0.1)]
     assert frames == [25, 25, 25, 24]
 
 
 @pytest.mark.parametrize(
     ("samples", "seconds", "overlap", "said"),
     [
-        (100, 1.0, 0.0, r"a waveform of shape \(100,\) is not"),
-        (16_000, 0.01, 0.0, "stretches of 0.01 s with 0 s"),
-        (16_000, 1.0, -1.0, "with -1 s of overlap"),
+        (100, 1.0, 0.0, r"the waveform has shape \(100,\), but it must be \(sample,\) of at least 400"),
+        (16_000, 0.01, 0.0, "the length of a chunk is 0.01, but it must be at least 0.02 seconds"),
+        (16_000, 1.0, -1.0, "the overlap of chunks is -1.0, but it must be at least 0 seconds"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(samples, seconds, overlap, said, tiny_encoder) -> None:

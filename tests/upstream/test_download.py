@@ -1,3 +1,5 @@
+"""Fetching published checkpoints: what is kept in the cache, what is refused, and what a failure says."""
+
 import hashlib
 import http.server
 import io
@@ -43,7 +45,22 @@ def test_a_url_is_fetched_once_and_again_on_refresh(tmp_path, hub_directory):
     source.write_bytes(checkpoint_bytes() + b"!")
     assert fetch(file).read_bytes() == checkpoint_bytes()
     assert fetch(file, refresh=True).read_bytes() == checkpoint_bytes() + b"!"
-    assert leftovers(hub_directory) == [path.name]
+    assert leftovers(hub_directory) == [path.name, f"{path.name}.sha256"]
+
+
+def test_a_damaged_copy_is_fetched_again(tmp_path, hub_directory):
+    source = tmp_path / "model.pth"
+    source.write_bytes(checkpoint_bytes())
+    file = RemoteFile.from_url(source.as_uri())
+    path = fetch(file)
+    path.write_bytes(checkpoint_bytes()[:-1])
+    assert fetch(file).read_bytes() == checkpoint_bytes()
+    path.write_bytes(b"damaged")
+    source.unlink()
+    with pytest.raises(UserError, match="cannot be fetched"):
+        fetch(file)
+    (hub_directory / f"{path.name}.sha256").unlink()  # a copy that the user placed there is not compared
+    assert fetch(file).read_bytes() == b"damaged"
 
 
 def test_two_urls_with_one_file_name_do_not_meet():
@@ -55,11 +72,11 @@ def test_two_urls_with_one_file_name_do_not_meet():
 @pytest.mark.parametrize(
     ("content", "promise", "message"),
     [
-        (b"<!DOCTYPE html><html>quota exceeded</html>", {}, "a web page or nothing came"),
-        (b"", {}, "a web page or nothing came"),
-        (checkpoint_bytes()[:-30], {}, "cut short"),
-        (checkpoint_bytes(), {"size": 7}, "bytes arrived instead of 7"),
-        (checkpoint_bytes(), {"sha256": "0" * 64}, "is not the expected 0000"),
+        (b"<!DOCTYPE html><html>quota exceeded</html>", {}, "is a web page or empty"),
+        (b"", {}, "is a web page or empty"),
+        (checkpoint_bytes()[:-30], {}, "not a complete PyTorch checkpoint"),
+        (checkpoint_bytes(), {"size": 7}, "bytes arrived, but there must be 7"),
+        (checkpoint_bytes(), {"sha256": "0" * 64}, "but it must be 0000"),
     ],
 )
 def test_what_is_not_what_was_promised_is_not_kept(tmp_path, hub_directory, content, promise, message):
@@ -90,7 +107,7 @@ def test_a_failed_refresh_keeps_the_old_copy(tmp_path):
 
 @pytest.mark.parametrize("url", ["http://localhost:abc/x.ckpt", "http://[x/x.ckpt", "http://local host/x.ckpt"])
 def test_what_is_no_url_is_one_sentence(hub_directory, url):
-    with pytest.raises(UserError, match=r"x\.ckpt: cannot be fetched \(") as caught:
+    with pytest.raises(UserError, match=r"x\.ckpt cannot be fetched: ") as caught:
         fetch(RemoteFile.from_url(url))
     assert url in str(caught.value)
     assert leftovers(hub_directory) == []
@@ -110,7 +127,7 @@ class Truncating(http.server.BaseHTTPRequestHandler):
 def test_a_connection_that_breaks_off_is_noticed(hub_directory):
     with http.server.HTTPServer(("127.0.0.1", 0), Truncating) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(UserError, match="5 bytes arrived of 1000"):
+        with pytest.raises(UserError, match="5 bytes arrived, but there must be 1000"):
             fetch(RemoteFile.from_url(f"http://127.0.0.1:{server.server_port}/model.bin"))
         server.shutdown()
     assert leftovers(hub_directory) == []
@@ -137,7 +154,6 @@ def test_hugging_face_goes_through_its_client(monkeypatch):
     def hf_hub_download(repository, name, local_dir):
         assert repository == "pyf98/DPHuBERT"
         path = Path(local_dir) / name
-        path.parent.mkdir()
         path.write_bytes(checkpoint_bytes())
         return str(path)
 
@@ -149,12 +165,14 @@ def test_hugging_face_goes_through_its_client(monkeypatch):
         raise RuntimeError("no route to host\nlong story")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=offline))
-    with pytest.raises(UserError, match=r"from Hugging Face \(no route to host\)"):
+    with pytest.raises(UserError, match=r"from Hugging Face: no route to host$"):
         fetch(file, refresh=True)
 
 
 @pytest.mark.parametrize(("module", "repository"), [("gdown", ""), ("huggingface_hub", "pyf98/DPHuBERT")])
 def test_a_missing_client_is_named(monkeypatch, module, repository):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=f"needs the package {module}.*give its path, .*: uv pip install {module}$"):
+    with pytest.raises(
+        UserError, match=rf"without the package {module}: .*uv pip install {module}\), .*give its path$"
+    ):
         fetch(RemoteFile(DRIVE, "starhubert.ckpt", repository))

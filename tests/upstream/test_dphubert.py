@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from upstream.checkpoint import load
 from upstream.errors import UserError
 from upstream.formats import dphubert
 
-FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 CONV_LAYERS = [(13, 10, 5), (21, 3, 2), (19, 3, 2), (24, 3, 2), (17, 3, 2), (22, 2, 2), (18, 2, 2)]
 CONFIG = {
     "extractor_mode": "group_norm",
@@ -141,12 +142,8 @@ def test_states_equal_torchaudio(variant, tmp_path, waveforms, lengths) -> None:
 
 @pytest.mark.parametrize("name", ["dphubert_small", "dpwavlm_small"])
 def test_published_models_give_their_reference_outputs(name) -> None:
-    if not FIXTURES.exists():
-        pytest.skip("the published fixtures are not beside the repository")
-    import numpy
-
     encoder = load(FIXTURES / f"{name}.pth")
-    stored = numpy.load(FIXTURES / f"{name}.npz")
+    stored = np.load(FIXTURES / f"{name}.npz")
     lengths = torch.from_numpy(stored["lengths"])
     wavs = [torch.from_numpy(stored[f"wav{index}"]) for index in range(3)]
     with torch.no_grad():
@@ -157,12 +154,10 @@ def test_published_models_give_their_reference_outputs(name) -> None:
             for layer, expected in enumerate(stored[f"single{index}_hidden_states"]):
                 for output, row in ((batch, index), (single, 0)):
                     states = output.hidden_states[layer] if layer else output.projected  # theirs begin with P
-                    assert numpy.abs(states[row, : expected.shape[1]].numpy() - expected[0]).max() < 1e-4
+                    assert np.abs(states[row, : expected.shape[1]].numpy() - expected[0]).max() < 1e-4
 
 
 def test_the_published_configuration_is_read_as_it_is() -> None:
-    if not FIXTURES.exists():
-        pytest.skip("the published fixtures are not beside the repository")
     config = load(FIXTURES / "dpwavlm_small.pth").config
     published = json.loads((FIXTURES / "dpwavlm_small.config.json").read_text())
     assert config.attention_heads == ((0, 2, 3), (1,), None, (1, 2))
@@ -246,16 +241,22 @@ def test_the_table_is_not_optional_where_its_layer_is_there(tmp_path, wavlm_stat
         ({"extractor_kind": 1}, "its config has unknown key extractor_kind"),
         ({"encoder_embed_dim": ...}, "its config lacks key encoder_embed_dim"),
         ({"encoder_num_heads": ...}, "its config lacks key encoder_num_heads"),
-        ({"extractor_mode": "batch_norm"}, "extractor_mode is 'batch_norm'; allowed are group_norm, layer_norm"),
-        ({"encoder_num_heads": [3, 4]}, "encoder_num_heads has 2 entries for 3 layers"),
-        ({"encoder_num_heads": [3, 4, "1"]}, "encoder_num_heads has '1', not a number of heads"),
+        (
+            {"extractor_mode": "batch_norm"},
+            "extractor_mode is 'batch_norm', but it must be one of group_norm, layer_norm",
+        ),
+        ({"encoder_num_heads": [3, 4]}, "encoder_num_heads has 2 entries, but it must have one for each of 3 layers"),
+        ({"encoder_num_heads": [3, 4, "1"]}, "encoder_num_heads has '1', but it must have numbers"),
         ({"encoder_num_heads": [3, 4, 10**9]}, "encoder_num_heads has 1000000000"),
-        ({"encoder_num_layers": 10**9}, "encoder_num_layers is 1000000000, not a number of layers"),
-        ({"encoder_head_dim": 0}, "encoder_head_dim is 0, not a number of channels"),
-        ({"encoder_embed_dim": "48"}, "'embed_dim' is '48', not of type int"),
-        ({"encoder_ff_interm_features": [40, 57, 16]}, r"layers\.2\.feed_forward.*' has shape"),
-        ({"encoder_use_feed_forward": [True, True, False]}, r"keys .*layers\.2\.feed_forward.* has no place for"),
-        ({"extractor_conv_layer_config": [(13, 10)]}, r"\(13, 10\) is not \(channels, kernel, stride\)"),
+        ({"encoder_num_layers": 10**9}, "encoder_num_layers is 1000000000, but it must be between 1 and 1024"),
+        ({"encoder_head_dim": 0}, "encoder_head_dim is 0, but it must be between 1 and"),
+        ({"encoder_embed_dim": "48"}, "embed_dim is '48', but it must be of type int"),
+        ({"encoder_ff_interm_features": [40, 57, 16]}, r"layers\.2\.feed_forward.* has shape"),
+        ({"encoder_use_feed_forward": [True, True, False]}, r"unexpected keys .*layers\.2\.feed_forward"),
+        (
+            {"extractor_conv_layer_config": [(13, 10)]},
+            r"conv_layers\[0\] is \(13, 10\), but it must be \(channels, kernel, stride\)",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_one_sentence(changes, sentence, tmp_path) -> None:
@@ -271,9 +272,15 @@ def test_a_wrong_configuration_is_one_sentence(changes, sentence, tmp_path) -> N
     ("changes", "sentence"),
     [
         ({"encoder_total_num_heads": [4, 4, 3]}, "encoder_total_num_heads differs between layers"),
-        ({"encoder_total_num_heads": 5}, r"encoder_total_num_heads \(5\) does not divide 48 channels"),
-        ({"encoder_remaining_heads": [[2, 0, 3], [1], [1, 3]]}, r"\(2, 0, 3\) is not a rising list of heads"),
-        ({"encoder_remaining_heads": [[0, 2, 4], [1], [1, 3]]}, r"\(0, 2, 4\) is not a rising list of heads"),
+        ({"encoder_total_num_heads": 5}, r"encoder_total_num_heads is 5, but it must be a divisor of 48 channels"),
+        (
+            {"encoder_remaining_heads": [[2, 0, 3], [1], [1, 3]]},
+            r"attention_heads\[0\] is \(2, 0, 3\), but .* a rising list of heads",
+        ),
+        (
+            {"encoder_remaining_heads": [[0, 2, 4], [1], [1, 3]]},
+            r"attention_heads\[0\] is \(0, 2, 4\), but .* a rising list of heads",
+        ),
         ({"encoder_num_buckets": ...}, "its config lacks key encoder_num_buckets"),
     ],
 )
@@ -286,7 +293,7 @@ def test_a_wrong_wavlm_configuration_is_one_sentence(changes, sentence, tmp_path
 def test_gates_that_are_not_cut_are_said(tmp_path) -> None:
     model, _ = reference(CONFIG)
     state = {**model.state_dict(), "feature_extractor.conv_layers.0.hard_concrete.log_alpha": torch.ones(13)}
-    with pytest.raises(UserError, match=r"still has gates that are not cut out \(1 log_alpha keys\)"):
+    with pytest.raises(UserError, match=r"still has gates \(1 log_alpha keys\)"):
         load(write(tmp_path, CONFIG, state))
 
 
@@ -294,5 +301,5 @@ def test_a_configuration_file_has_no_use_here(tmp_path) -> None:
     model, _ = reference(CONFIG)
     path = write(tmp_path, CONFIG, model.state_dict())
     assert not load(path).config.feature_scale  # converted teachers have no dummy_weight
-    with pytest.raises(UserError, match="brings its own configuration"):
+    with pytest.raises(UserError, match="contains its configuration; remove the model_config argument"):
         load(path, model_config=tmp_path / "any.yaml")

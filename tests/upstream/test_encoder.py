@@ -45,16 +45,16 @@ def test_an_odd_extractor_counts_its_frames(tiny_encoder) -> None:
     for samples in (least, least + 1, 500, 1001):
         output = encoder(torch.randn(1, samples))
         assert output.projected.shape[1] == encoder.config.frame_count(samples) == int(output.frame_lengths)
-    with pytest.raises(UserError, match=f"a clip of {least - 1} samples is shorter than one frame"):
+    with pytest.raises(UserError, match=f"a wav has {least - 1} samples, but it must have at least {least}, one frame"):
         encoder(torch.randn(1, least - 1))
 
 
 def test_lengths_that_do_not_fit_are_refused(tiny_encoder) -> None:
     encoder = tiny_encoder()
     waveforms = torch.randn(2, 1600)
-    with pytest.raises(UserError, match=r"a clip of 399 samples is shorter than one frame \(400 samples\)"):
+    with pytest.raises(UserError, match=r"a wav has 399 samples, but it must have at least 400"):
         encoder(waveforms, torch.tensor([1600, 399]))
-    with pytest.raises(UserError, match="a length of 1601 samples exceeds the 1600 samples"):
+    with pytest.raises(UserError, match="a length is 1601 samples, but its batch has 1600"):
         encoder(waveforms, torch.tensor([1601, 400]))
     with pytest.raises(UserError, match=r"must be \(batch, sample\) and \(batch,\)"):
         encoder(waveforms, torch.tensor([1600]))

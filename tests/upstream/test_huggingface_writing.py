@@ -60,7 +60,7 @@ def test_ours_to_hugging_face_and_back_is_bit_identical(changes, tiny_encoder, t
         ({"feature_scale": True}, "scaled per channel"),
         ({"family": "wavlm", "feature_norm": False}, "no norm in front of the projection"),
         ({"unpruned_channels": (16, 24, 24, 24, 24, 24, 44, 48)}, "count over pruned channels"),
-        ({"normalize_waveform": True, "normalize_eps": 1e-5}, "normalised with 1e-05 added to the variance"),
+        ({"normalize_waveform": True, "normalize_eps": 1e-5}, "normalised with epsilon 1e-05"),
         ({"head_dim": 10}, "not embed_dim / num_heads wide"),
     ],
 )

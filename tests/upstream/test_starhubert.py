@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,7 +15,7 @@ from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 from upstream.formats import starhubert
 
-FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 DISTILLER = {
     "extractor_mode": "default",
     "conv_feature_layers": "[(16,10,5)]+[(24,3,2)]*4+[(40,2,2)]*2",
@@ -65,18 +66,14 @@ def write(folder: Path, state: dict[str, Any], distiller: Any = None, place: str
 
 @pytest.mark.parametrize("name", ["star_small", "star_small_proj"])
 def test_published_models_give_their_reference_outputs(name) -> None:
-    if not FIXTURES.exists():
-        pytest.skip("the published fixtures are not beside the repository")
-    import numpy
-
     encoder = load(FIXTURES / f"{name}.ckpt")
     assert encoder.config.projection is (name == "star_small_proj")
-    stored = numpy.load(FIXTURES / f"{name}.npz")
+    stored = np.load(FIXTURES / f"{name}.npz")
     wavs = [torch.from_numpy(stored[f"wav{index}"]) for index in range(3)]
     with torch.no_grad():
         batch = encoder(nn.utils.rnn.pad_sequence(wavs, batch_first=True), torch.from_numpy(stored["lengths"]))
         assert batch.frame_lengths.tolist() == stored["frame_lengths"].tolist()
-        assert numpy.abs(batch.hidden_states[0][0].numpy() - stored["pre_trf"][0]).max() < 1e-4
+        assert np.abs(batch.hidden_states[0][0].numpy() - stored["pre_trf"][0]).max() < 1e-4
         for index, wav in enumerate(wavs):
             single = encoder(wav[None])
             expected = stored[f"single{index}_hidden_states"]
@@ -84,7 +81,7 @@ def test_published_models_give_their_reference_outputs(name) -> None:
             for layer, states in enumerate(expected, start=1):
                 for output, row in ((batch, index), (single, 0)):
                     ours = output.hidden_states[layer][row, : states.shape[1]]
-                    assert numpy.abs(ours.numpy() - states[0]).max() < 1e-4
+                    assert np.abs(ours.numpy() - states[0]).max() < 1e-4
 
 
 SHAPES = {
@@ -150,7 +147,7 @@ def test_the_configuration_is_found_where_it_may_be(place, tmp_path, tiny_encode
         other = tmp_path / "other" / "any-name.yaml"
         other.write_text(yaml.safe_dump({"distiller": DISTILLER}))
         assert load(path, model_config=other).config.embed_dim == 48
-        with pytest.raises(UserError, match=r"its configuration, star\.yaml, is not beside it"):
+        with pytest.raises(UserError, match=r"needs its configuration: star\.yaml beside it, or model_config"):
             load(path)
     else:
         assert load(write(tmp_path, state, place=place)).config.embed_dim == 48
@@ -159,16 +156,16 @@ def test_the_configuration_is_found_where_it_may_be(place, tmp_path, tiny_encode
 @pytest.mark.parametrize(
     ("distiller", "sentence"),
     [
-        ({"encoder_layers": 3}, r"star\.yaml: its distiller block lacks conv_feature_layers, encoder_embed_dim"),
-        ("base", r"star\.yaml: no 'distiller' block"),
-        ({**DISTILLER, "conv_feature_layers": "open('x')"}, r"star\.yaml: conv_feature_layers is 'open"),
-        ({**DISTILLER, "pos_conv_depth": 2}, r"star\.yaml: pos_conv_depth is 2; only 1 is supported"),
+        ({"encoder_layers": 3}, r"star\.yaml: the distiller block lacks conv_feature_layers, encoder_embed_dim"),
+        ("base", r"star\.yaml has no 'distiller' block"),
+        ({**DISTILLER, "conv_feature_layers": "open('x')"}, r"star\.yaml: conv_feature_layers is .open"),
+        ({**DISTILLER, "pos_conv_depth": 2}, r"star\.yaml: pos_conv_depth is 2, but it must be 1"),
         (
             {**DISTILLER, "encoder_ffn_embed_dim": 65},
-            r"star\.ckpt: 'encoder\.layers\.0\.fc1\.weight' has shape \(64, 48\)",
+            r"star\.ckpt: encoder\.layers\.0\.fc1\.weight has shape \(64, 48\)",
         ),
-        ({**DISTILLER, "encoder_layers": 2}, r"star\.ckpt: keys encoder\.layers\.2.* has no place for"),
-        ({**DISTILLER, "crop_seq_to_multiple": 0}, "frame_multiple is 0; it must be between"),
+        ({**DISTILLER, "encoder_layers": 2}, r"star\.ckpt: unexpected keys encoder\.layers\.2"),
+        ({**DISTILLER, "crop_seq_to_multiple": 0}, "frame_multiple is 0, but it must be between"),
     ],
 )
 def test_a_wrong_yaml_is_one_sentence(distiller, sentence, tmp_path, tiny_encoder) -> None:

@@ -1,4 +1,4 @@
-"""Foreign checkpoint formats, one key table each.
+"""Formats of other projects, with a key table each.
 
 A format of single files is a module with NAME, `matches(content)` and `read(content, path, model_config)`.
 """

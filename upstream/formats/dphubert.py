@@ -1,10 +1,11 @@
-"""DPHuBERT's and DPWavLM's pruned checkpoints: .pth = {state_dict, config, ...} in torchaudio's words.
+"""DPHuBERT's and DPWavLM's pruned checkpoints: .pth = {state_dict, config, ...} with torchaudio's names.
 
-Each layer has its own heads and feed-forward width, either may be missing, and `dummy_weight` scales the last
+Heads and feed-forward widths differ between layers, either may be missing, and `dummy_weight` scales the last
 convolution's channels by their folded gates.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +14,28 @@ from torch import Tensor, tensor, zeros
 from ..config import EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError, shown
-from .keys import Key, KeyTable, build, chosen, listed, plain_settings
+from . import huggingface
+from .files import refuse_configuration
+from .keys import Key, KeyTable, build, listed
+from .settings import count, plain_settings, translated
 
 NAME = "DPHuBERT or DPWavLM .pth"
 
-_LAYER = "encoder.transformer.layers.#."
 CHANNEL_SCALE = "feature_extractor.dummy_weight"
 RELATIVE_TABLE = "encoder.transformer.layers.0.attention.rel_attn_embed.weight"
+
+
+def _torchaudio(name: str) -> str:
+    """torchaudio's name of a parameter of `transformers`."""
+    return f"encoder.{name}" if name.startswith("feature_p") else name.replace("encoder.", "encoder.transformer.", 1)
+
 
 TABLE = KeyTable(
     keys=(
         Key(CHANNEL_SCALE, "feature_extractor.scale"),
-        Key("feature_extractor.conv_layers.#.conv.*", "feature_extractor.conv_layers.#.conv.*"),
-        Key("feature_extractor.conv_layers.#.layer_norm.*", "feature_extractor.conv_layers.#.layer_norm.*"),
-        Key("encoder.feature_projection.layer_norm.*", "feature_projection.layer_norm.*"),
-        Key("encoder.feature_projection.projection.*", "feature_projection.projection.*"),
-        Key("encoder.transformer.pos_conv_embed.conv.bias", "positional.bias"),
         Key("encoder.transformer.pos_conv_embed.conv.weight_g", "positional.weight_g"),
         Key("encoder.transformer.pos_conv_embed.conv.weight_v", "positional.weight_v"),
-        Key("encoder.transformer.pos_conv_embed.conv.parametrizations.weight.original0", "positional.weight_g"),
-        Key("encoder.transformer.pos_conv_embed.conv.parametrizations.weight.original1", "positional.weight_v"),
-        Key("encoder.transformer.layer_norm.*", "layer_norm.*"),
-        Key(RELATIVE_TABLE, "relative_position.weight"),
-        Key(f"{_LAYER}attention.q_proj.*", "layers.#.attention.q_proj.*"),
-        Key(f"{_LAYER}attention.k_proj.*", "layers.#.attention.k_proj.*"),
-        Key(f"{_LAYER}attention.v_proj.*", "layers.#.attention.v_proj.*"),
-        Key(f"{_LAYER}attention.out_proj.*", "layers.#.attention.out_proj.*"),
-        Key(f"{_LAYER}attention.gru_rel_pos_linear.*", "layers.#.attention.gate.linear.*"),
-        Key(f"{_LAYER}attention.gru_rel_pos_const", "layers.#.attention.gate.constant", (1, -1, 1, 1)),
-        Key(f"{_LAYER}layer_norm.*", "layers.#.attention_norm.*"),
-        Key(f"{_LAYER}feed_forward.intermediate_dense.*", "layers.#.feed_forward.intermediate.*"),
-        Key(f"{_LAYER}feed_forward.output_dense.*", "layers.#.feed_forward.output.*"),
-        Key(f"{_LAYER}final_layer_norm.*", "layers.#.feed_forward_norm.*"),
+        *(replace(key, foreign=_torchaudio(key.foreign)) for key in huggingface.TABLE.keys),
     ),
     ignored=("aux.*",),  # a head for fine-tuning
 )
@@ -72,7 +63,7 @@ OPTIONAL = (
     "encoder_attention_dropout",
     "encoder_ff_interm_dropout",
     "encoder_dropout",
-    # without effect on what the encoder computes
+    # without effect on the encoder's output
     "encoder_layer_drop",
     "aux_num_out",
     "extractor_prune_conv_channels",
@@ -84,27 +75,26 @@ OPTIONAL = (
 
 
 def matches(content: Mapping[str, Any]) -> bool:
-    """Whether an opened checkpoint is one of these."""
+    """Whether the content of a file is of this format."""
     return isinstance(content.get("state_dict"), Mapping) and isinstance(content.get("config"), Mapping)
 
 
 def read(content: Mapping[str, Any], path: Path, model_config: Path | None) -> SpeechEncoder:
-    """The encoder of an opened checkpoint.
+    """The encoder in the content of a file.
 
     Raises:
-        UserError: an unsupported setting, gates that are not cut yet, and whatever is wrong with the weights.
+        UserError: an unsupported setting, gates that are not removed yet, or anything wrong with the weights.
     """
-    if model_config is not None:
-        raise UserError(f"{path}: brings its own configuration; {model_config} has no use here")
+    refuse_configuration(path, model_config)
     state = dict(content["state_dict"])
     config = parse_config(content["config"], CHANNEL_SCALE in state, str(path))
     gates = [str(key) for key in state if str(key).endswith("log_alpha")]
     if gates:
-        raise UserError(f"{path}: still has gates that are not cut out ({len(gates)} log_alpha keys)")
+        raise UserError(f"{path} still has gates ({len(gates)} log_alpha keys): it was saved before pruning")
     if config.relative_position:
         _select_heads(config, state)
         if RELATIVE_TABLE not in state and config.attention_heads[0] is None:
-            # The table went with its layer's attention, and without it later layers attend without a bias.
+            # The table was removed with the first layer's attention; without it, later layers attend without a bias.
             state[RELATIVE_TABLE] = zeros(1).expand(config.relative_buckets, config.num_heads)
     if config.layer_norm_first:
         _drop_unused_norms(config, state)
@@ -115,111 +105,97 @@ def parse_config(values: Mapping[str, Any], feature_scale: bool, source: str) ->
     """The configuration of torchaudio's model as ours.
 
     Raises:
-        UserError: unknown or missing keys, or values that make no encoder.
+        UserError: unknown or missing keys, or values out of range.
     """
     unknown = [str(key) for key in values if key not in (*REQUIRED, *WAVLM, *OPTIONAL)]
     if unknown:
         raise UserError(f"{source}: its config has unknown {listed(unknown)}")
     values = plain_settings(values, (*REQUIRED, *WAVLM, *OPTIONAL), source)
     relative = any(key in values for key in WAVLM)
-    needed = (*REQUIRED, *(WAVLM if relative else ("encoder_num_heads",)))
-    missing = [key for key in needed if key not in values]
+    missing = [key for key in (*REQUIRED, *(WAVLM if relative else ("encoder_num_heads",))) if key not in values]
     if missing:
         raise UserError(f"{source}: its config lacks {listed(missing)}")
-    width = values["encoder_embed_dim"]
     num_heads, head_dim, attention = (_wavlm_heads if relative else _hubert_heads)(values, source)
+    widths = _per_layer(values, "encoder_ff_interm_features", source)
     used = _per_layer(values, "encoder_use_feed_forward", source, default=True)
-    inner = _per_layer(values, "encoder_ff_interm_features", source)
-    return EncoderConfig.from_dict(
-        {
-            "family": "wavlm" if relative else "hubert",
-            "embed_dim": width,
-            "num_heads": num_heads,
-            "head_dim": head_dim,
-            "attention_heads": attention,
-            "ffn_dims": [units if there and units else None for units, there in zip(inner, used, strict=True)],
-            "conv_layers": values["extractor_conv_layer_config"],
-            "conv_bias": values["extractor_conv_bias"],
-            "conv_norm": chosen(values["extractor_mode"], EXTRACTORS, f"{source}: extractor_mode"),
-            "feature_scale": feature_scale,
-            "positional_kernel": values["encoder_pos_conv_kernel"],
-            "positional_groups": values["encoder_pos_conv_groups"],
-            "layer_norm_first": values["encoder_layer_norm_first"],
-            "normalize_waveform": values.get("normalize_waveform", False),
-            "normalize_eps": 1e-5,  # torch's layer norm over the whole waveform
-            "feature_dropout": values.get("encoder_projection_dropout", 0.0),
-            "hidden_dropout": values.get("encoder_dropout", 0.0),
-            "attention_dropout": values.get("encoder_attention_dropout", 0.0),
-            "activation_dropout": values.get("encoder_ff_interm_dropout", 0.0),
-            **(
-                {
-                    "relative_buckets": values["encoder_num_buckets"],
-                    "relative_max_distance": values["encoder_max_distance"],
-                }
-                if relative
-                else {}
-            ),
-        },
-        source,
-    )
+    parsed = {
+        "family": "wavlm" if relative else "hubert",
+        "embed_dim": values["encoder_embed_dim"],
+        "num_heads": num_heads,
+        "head_dim": head_dim,
+        "attention_heads": attention,
+        "ffn_dims": [width if is_used and width else None for width, is_used in zip(widths, used, strict=True)],
+        "conv_layers": values["extractor_conv_layer_config"],
+        "conv_bias": values["extractor_conv_bias"],
+        "conv_norm": translated(values["extractor_mode"], EXTRACTORS, f"{source}: extractor_mode"),
+        "feature_scale": feature_scale,
+        "positional_kernel": values["encoder_pos_conv_kernel"],
+        "positional_groups": values["encoder_pos_conv_groups"],
+        "layer_norm_first": values["encoder_layer_norm_first"],
+        "normalize_waveform": values.get("normalize_waveform", False),
+        "normalize_eps": 1e-5,  # torch's layer norm over the whole waveform
+        "feature_dropout": values.get("encoder_projection_dropout", 0.0),
+        "hidden_dropout": values.get("encoder_dropout", 0.0),
+        "attention_dropout": values.get("encoder_attention_dropout", 0.0),
+        "activation_dropout": values.get("encoder_ff_interm_dropout", 0.0),
+    }
+    if relative:
+        buckets, distance = values["encoder_num_buckets"], values["encoder_max_distance"]
+        parsed |= {"relative_buckets": buckets, "relative_max_distance": distance}
+    return EncoderConfig.from_dict(parsed, source)
 
 
 def _hubert_heads(values: Mapping[str, Any], source: str) -> tuple[int, int, list[list[int] | None]]:
-    """Heads before pruning, their width, and how many each layer has: which ones they were makes no difference."""
-    left = _per_layer(values, "encoder_num_heads", source)
+    """Heads before pruning, their width, and the heads of each layer: only their numbers are known, and matter."""
+    remaining = _per_layer(values, "encoder_num_heads", source)
     used = _per_layer(values, "encoder_use_attention", source, default=True)
     width = values["encoder_embed_dim"]
-    for count in left:
-        if type(count) is not int or not 0 <= count <= 1024:
-            raise UserError(f"{source}: encoder_num_heads has {shown(count)}, not a number of heads")
+    for number in remaining:
+        if type(number) is not int or not 0 <= number <= 1024:
+            raise UserError(f"{source}: encoder_num_heads has {shown(number)}, but it must have numbers up to 1024")
     head_dim = values.get("encoder_head_dim")
     if head_dim is None:  # an unpruned model
-        head_dim = width // max(left) if type(width) is int and max(left) else 0
-    if type(head_dim) is not int or not 0 < head_dim <= 2**16:
-        raise UserError(f"{source}: encoder_head_dim is {shown(head_dim)}, not a number of channels")
-    num_heads = max(1, *left, width // head_dim if type(width) is int else 0)
-    return (
-        num_heads,
-        head_dim,
-        [list(range(count)) if there and count else None for count, there in zip(left, used, strict=True)],
-    )
+        head_dim = width // max(remaining) if type(width) is int and max(remaining) else 0
+    head_dim = count(head_dim, f"{source}: encoder_head_dim", most=2**16)
+    num_heads = max(1, *remaining, width // head_dim if type(width) is int else 0)
+    heads = [
+        list(range(number)) if is_used and number else None for number, is_used in zip(remaining, used, strict=True)
+    ]
+    return num_heads, head_dim, heads
 
 
 def _wavlm_heads(values: Mapping[str, Any], source: str) -> tuple[int, int, list[list[int] | None]]:
-    """As `_hubert_heads`; here each layer lists the heads it has."""
+    """As `_hubert_heads`; here each layer lists its heads."""
     totals = _per_layer(values, "encoder_total_num_heads", source)
     used = _per_layer(values, "encoder_use_attention", source, default=True)
-    left = _per_layer(values, "encoder_remaining_heads", source)
-    width, total = values["encoder_embed_dim"], totals[0]
-    if type(total) is not int or type(width) is not int or not 0 < total <= 1024 or width % total:
-        raise UserError(f"{source}: encoder_total_num_heads ({shown(total)}) does not divide {shown(width)} channels")
+    remaining = _per_layer(values, "encoder_remaining_heads", source)
+    total = count(totals[0], f"{source}: encoder_total_num_heads")
+    width = count(values["encoder_embed_dim"], f"{source}: encoder_embed_dim", most=2**16)
     if any(other != total for other in totals):
         raise UserError(f"{source}: encoder_total_num_heads differs between layers")
-    everything = list(range(total))
-    return (
-        total,
-        width // total,
-        [
-            None if not there or own in ([], ()) else everything if own is None else own
-            for own, there in zip(left, used, strict=True)
-        ],
-    )
+    if width % total:
+        raise UserError(f"{source}: encoder_total_num_heads is {total}, but it must be a divisor of {width} channels")
+    every_head = list(range(total))
+    heads = [
+        None if not is_used or heads in ([], ()) else every_head if heads is None else heads
+        for heads, is_used in zip(remaining, used, strict=True)
+    ]
+    return total, width // total, heads
 
 
 def _per_layer(values: Mapping[str, Any], key: str, source: str, default: Any = None) -> list[Any]:
     """A setting of every layer: a list, or one value for all."""
-    layers, value = values["encoder_num_layers"], values.get(key, default)
-    if type(layers) is not int or not 0 < layers <= 1024:
-        raise UserError(f"{source}: encoder_num_layers is {shown(layers)}, not a number of layers")
+    layers = count(values["encoder_num_layers"], f"{source}: encoder_num_layers")
+    value = values.get(key, default)
     if not isinstance(value, (list, tuple)):
         return [value] * layers
     if len(value) != layers:
-        raise UserError(f"{source}: {key} has {len(value)} entries for {layers} layers")
+        raise UserError(f"{source}: {key} has {len(value)} entries, but it must have one for each of {layers} layers")
     return list(value)
 
 
 def _select_heads(config: EncoderConfig, state: dict[Any, Any]) -> None:
-    """Published files keep the gate's constant of every head, pruned or not."""
+    """Published files contain the gate's constant of every head, also of pruned ones."""
     for layer, heads in enumerate(config.attention_heads):
         key = f"encoder.transformer.layers.{layer}.attention.gru_rel_pos_const"
         constant = state.get(key)
@@ -228,9 +204,9 @@ def _select_heads(config: EncoderConfig, state: dict[Any, Any]) -> None:
 
 
 def _drop_unused_norms(config: EncoderConfig, state: dict[Any, Any]) -> None:
-    """A pre-LN norm feeds its own sublayer only; the files keep it where the sublayer is gone."""
+    """A pre-LN norm only feeds its own sublayer; the files contain it even if the sublayer was pruned."""
     for name, units in (("layer_norm", config.attention_heads), ("final_layer_norm", config.ffn_dims)):
-        for layer, left in enumerate(units):
+        for layer, remaining in enumerate(units):
             for part in ("weight", "bias"):
-                if left is None:
+                if remaining is None:
                     state.pop(f"encoder.transformer.layers.{layer}.{name}.{part}", None)

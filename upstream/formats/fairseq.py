@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import BASE_CONV_LAYERS, EncoderConfig
+from ..config import BASE_CONV_LAYERS, FAMILIES, EncoderConfig
 from ..encoder import SpeechEncoder
-from ..errors import UserError, shown
+from ..errors import UserError
 from .convolutions import parse_conv_layers
-from .keys import Key, KeyTable, build, chosen, plain_settings
+from .files import refuse_configuration
+from .keys import Key, KeyTable, build
+from .settings import check_fixed, equal_layers, plain_settings, translated
 
 NAME = "fairseq or s3prl-converted .pt of HuBERT, WavLM and wav2vec 2.0"
 
@@ -57,7 +59,7 @@ TRAINING_KEYS = (
 
 TABLE = KeyTable(KEYS, TRAINING_KEYS)
 
-# What fairseq assumes where a configuration is silent.
+# fairseq's defaults.
 DEFAULTS: Mapping[str, Any] = {
     "extractor_mode": "default",
     "conv_feature_layers": BASE_CONV_LAYERS,
@@ -78,38 +80,37 @@ DEFAULTS: Mapping[str, Any] = {
     "max_distance": 1280,
 }
 
-# Settings of which the encoder has one form only. required_seq_len_multiple is not among them: it pads with masked
+# Settings of which the encoder supports one value. required_seq_len_multiple is not among them: it pads with masked
 # frames that no valid frame sees.
-REQUIRED: Mapping[str, tuple[Any, ...]] = {
-    "activation_fn": ("gelu",),
-    "layer_type": ("transformer",),
-    "pos_conv_depth": (1,),
-    "quantize_input": (False,),
-    "deep_norm": (False,),
+FIXED: Mapping[str, Any] = {
+    "activation_fn": "gelu",
+    "layer_type": "transformer",
+    "pos_conv_depth": 1,
+    "quantize_input": False,
+    "deep_norm": False,
 }
 
-# All settings that are looked at.
-SETTINGS = (*REQUIRED, *DEFAULTS, "_name", "arch", "relative_position_embedding")
+# All settings that are read.
+SETTINGS = (*FIXED, *DEFAULTS, "_name", "arch", "relative_position_embedding")
 
 EXTRACTORS = {"default": "group", "layer_norm": "layer"}
 
 
 def matches(content: Mapping[str, Any]) -> bool:
-    """Whether an opened checkpoint is one of these."""
+    """Whether the content of a file is of this format."""
     return "model_weight" in content or ("model" in content and ("cfg" in content or "args" in content))
 
 
 def read(content: Mapping[str, Any], path: Path, model_config: Path | None) -> SpeechEncoder:
-    """The encoder of an opened checkpoint.
+    """The encoder in the content of a file.
 
     Raises:
-        UserError: an unsupported model or setting, and whatever is wrong with the weights.
+        UserError: an unsupported model or setting, or anything wrong with the weights.
     """
-    if model_config is not None:
-        raise UserError(f"{path}: brings its own configuration; {model_config} has no use here")
+    refuse_configuration(path, model_config)
     settings, normalize = _settings(content, str(path))
     if str(settings.get("_name", "")).endswith(("_ctc", "_seq2seq")) or "w2v_args" in settings:
-        raise UserError(f"{path}: a fine-tuned model; only the pre-trained ones are supported")
+        raise UserError(f"{path} is a fine-tuned model; only pre-trained ones are supported")
     state = content.get("model_weight", content.get("model"))
     if not isinstance(state, Mapping):
         raise UserError(f"{path}: its model is a {type(state).__name__}, not a dictionary of weights")
@@ -119,28 +120,27 @@ def read(content: Mapping[str, Any], path: Path, model_config: Path | None) -> S
 
 
 def _settings(content: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], bool]:
-    """The model's settings and whether waveforms are normalised, from whichever place a writer chose."""
+    """The model's settings and whether waveforms are normalised; writers put them in different places."""
     if "model_weight" in content:
         model, task = content.get("model_cfg"), content.get("task_cfg")
     else:
-        whole = content.get("cfg")
-        if whole is None or (isinstance(whole, Mapping) and not whole):
-            whole = content.get("args")
-        whole = vars(whole) if isinstance(whole, Namespace) else whole
-        model, task = whole, whole
-        if isinstance(whole, Mapping) and isinstance(whole.get("model"), Mapping):
-            model, task = whole["model"], whole.get("task")
+        model = content.get("cfg")
+        if model is None or (isinstance(model, Mapping) and not model):
+            model = content.get("args")
+        model = task = vars(model) if isinstance(model, Namespace) else model
+        if isinstance(model, Mapping) and isinstance(model.get("model"), Mapping):
+            model, task = model["model"], model.get("task")
     if not isinstance(model, Mapping):
         raise UserError(f"{source}: its configuration is a {type(model).__name__}, not a dictionary of settings")
     return model, isinstance(task, Mapping) and task.get("normalize") is True
 
 
 def _family(settings: Mapping[str, Any], state: Mapping[Any, Any]) -> str:
-    """WavLM has a table of relative positions; wav2vec 2.0 a quantizer, or says its name."""
+    """WavLM has a table of relative positions; wav2vec 2.0 has a quantizer, or is named in the settings."""
     if settings.get("relative_position_embedding") or has_relative_positions(state):
         return "wavlm"
-    says_so = settings.get("_name", settings.get("arch")) == "wav2vec2"
-    return "wav2vec2" if says_so or any(str(key).startswith("quantizer.") for key in state) else "hubert"
+    named = settings.get("_name", settings.get("arch")) == "wav2vec2"
+    return "wav2vec2" if named or any(str(key).startswith("quantizer.") for key in state) else "hubert"
 
 
 def has_relative_positions(state: Mapping[Any, Any]) -> bool:
@@ -152,53 +152,31 @@ def parse_settings(settings: Mapping[str, Any], family: str, normalize: bool, so
     """fairseq's settings of a model as our configuration.
 
     Raises:
-        UserError: a setting that the encoder does not have, or values that make no encoder.
+        UserError: an unsupported setting, or values out of range.
     """
-    for key, allowed in REQUIRED.items():
-        if key in settings and settings[key] not in allowed:
-            raise UserError(f"{source}: {key} is {shown(settings[key])}; only {allowed[0]!r} is supported")
+    check_fixed(settings, FIXED, source)
     known = {**DEFAULTS, **{key: settings[key] for key in DEFAULTS if settings.get(key) is not None}}
-    layers, heads, width = (
-        _counted(known, key, source) for key in ("encoder_layers", "encoder_attention_heads", "encoder_embed_dim")
+    values = equal_layers(
+        known, "encoder_layers", "encoder_attention_heads", "encoder_embed_dim", "encoder_ffn_embed_dim", source
     )
-    if width % heads:
-        raise UserError(f"{source}: encoder_attention_heads ({heads}) does not divide encoder_embed_dim ({width})")
     conv_layers = parse_conv_layers(known["conv_feature_layers"], source)
-    return EncoderConfig.from_dict(
-        {
-            "family": family,
-            "embed_dim": width,
-            "num_heads": heads,
-            "head_dim": width // heads,
-            "attention_heads": [list(range(heads))] * layers,
-            "ffn_dims": [known["encoder_ffn_embed_dim"]] * layers,
-            "conv_layers": conv_layers,
-            "conv_bias": known["conv_bias"],
-            "conv_norm": chosen(known["extractor_mode"], EXTRACTORS, f"{source}: extractor_mode"),
-            "frame_multiple": known["crop_seq_to_multiple"],
-            "projection": conv_layers[-1][0] != width,  # fairseq has one only where the widths differ
-            "positional_kernel": known["conv_pos"],
-            "positional_groups": known["conv_pos_groups"],
-            "layer_norm_first": known["layer_norm_first"],
-            "normalize_waveform": normalize,
-            "normalize_eps": 1e-5,  # torch's layer norm over the whole waveform
-            "feature_dropout": known["dropout_input"],
-            "hidden_dropout": known["dropout"],
-            "attention_dropout": known["attention_dropout"],
-            "activation_dropout": known["activation_dropout"],
-            **(
-                {"relative_buckets": known["num_buckets"], "relative_max_distance": known["max_distance"]}
-                if family == "wavlm"
-                else {}
-            ),
-        },
-        source,
-    )
-
-
-def _counted(known: Mapping[str, Any], key: str, source: str) -> int:
-    """A number that sizes lists: checked before they are made."""
-    value = known[key]
-    if type(value) is not int or not 0 < value <= (2**16 if key == "encoder_embed_dim" else 1024):
-        raise UserError(f"{source}: {key} is {shown(value)}, not a number of layers, heads or channels")
-    return value
+    values |= {
+        "family": family,
+        "conv_layers": conv_layers,
+        "conv_bias": known["conv_bias"],
+        "conv_norm": translated(known["extractor_mode"], EXTRACTORS, f"{source}: extractor_mode"),
+        "frame_multiple": known["crop_seq_to_multiple"],
+        "projection": conv_layers[-1][0] != values["embed_dim"],  # fairseq has one only if the widths differ
+        "positional_kernel": known["conv_pos"],
+        "positional_groups": known["conv_pos_groups"],
+        "layer_norm_first": known["layer_norm_first"],
+        "normalize_waveform": normalize,
+        "normalize_eps": 1e-5,  # torch's layer norm over the whole waveform
+        "feature_dropout": known["dropout_input"],
+        "hidden_dropout": known["dropout"],
+        "attention_dropout": known["attention_dropout"],
+        "activation_dropout": known["activation_dropout"],
+    }
+    if FAMILIES[family].relative_position:
+        values |= {"relative_buckets": known["num_buckets"], "relative_max_distance": known["max_distance"]}
+    return EncoderConfig.from_dict(values, source)

@@ -1,4 +1,4 @@
-"""Reading files that may be damaged or hostile: size limits, no code, one sentence for what is wrong."""
+"""Reading files that may be damaged or hostile: size limits, no code, and a one-line error for whatever is wrong."""
 
 import argparse
 import io
@@ -7,7 +7,7 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -17,20 +17,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import disk_errors
 
 MAX_TEXT_BYTES = 2**20  # configurations are a few kB
 MAX_PICKLE_BYTES = 2**26  # the part of a checkpoint that is not tensors
-ARCHIVE, PICKLE = b"PK\x03\x04", b"\x80"  # how what torch.save writes begins, now and formerly
+ARCHIVE, PICKLE = b"PK\x03\x04", b"\x80"  # the first bytes of what torch.save writes, today and formerly
 
 
 class Inert:
-    """Stands for a class whose instances old checkpoints carry along: it holds their attributes and does nothing."""
+    """Stands for classes whose instances old checkpoints contain: it has their attributes and does nothing."""
 
 
-# What fairseq's checkpoints hold beside tensors and plain containers.
+# What fairseq's checkpoints contain besides tensors and plain containers.
 INERT_GLOBALS = [(Inert, "fairseq.data.dictionary.Dictionary"), (argparse.Namespace, "argparse.Namespace")]
 
-# All that a pickle may name. What torch allows beyond it can make gigabytes of a few bytes: bytearray(2**32),
+# All that a pickle may name. torch allows more, and some of it makes gigabytes of a few bytes: bytearray(2**32),
 # torch.Tensor(2**32), a text encoded in hexadecimal 32 times, a set of a tensor that repeats one number.
 KNOWN_GLOBAL = re.compile(
     "|".join(
@@ -38,7 +39,7 @@ KNOWN_GLOBAL = re.compile(
             *(re.escape(name) for _, name in INERT_GLOBALS),
             r"collections\.(OrderedDict|Counter)",
             r"torch\._utils\._rebuild_(tensor|tensor_v2|parameter|parameter_with_state)",
-            r"torch\._utils\._rebuild_(sparse_tensor|meta_tensor_no_storage|qtensor)",  # refused where a weight is one
+            r"torch\._utils\._rebuild_(sparse_tensor|meta_tensor_no_storage|qtensor)",  # refused later, as weights
             r"torch\.serialization\._get_layout",
             r"torch\.nn\.parameter\.Parameter",
             r"torch\.[A-Z][A-Za-z0-9]*Storage",
@@ -46,59 +47,38 @@ KNOWN_GLOBAL = re.compile(
         ]
     )
 )
-LEGACY_PICKLES = 5  # in a file of the former format: a number, a version, the system, the content, the tensors' names
+LEGACY_PICKLES = 5  # of a file in the former format: a number, a version, the system, the content, the tensors' names
+
+
+def refuse_configuration(path: Path, model_config: str | Path | None) -> None:
+    """Raises: UserError: a configuration file is given for a checkpoint that contains its configuration."""
+    if model_config is not None:
+        raise UserError(f"{path} contains its configuration; remove the model_config argument ({model_config})")
 
 
 def read_text(path: Path) -> str:
-    """The whole of a small UTF-8 file.
+    """The content of a small UTF-8 file.
 
     Raises:
         UserError: missing, unreadable, too large, not UTF-8.
     """
+    with disk_errors(path, "read"), path.open("rb") as file:
+        content = file.read(MAX_TEXT_BYTES + 1)
+    if len(content) > MAX_TEXT_BYTES:
+        raise UserError(f"{path} has more than {MAX_TEXT_BYTES} bytes, too many for a configuration")
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_TEXT_BYTES + 1)
-        if len(content) > MAX_TEXT_BYTES:
-            raise UserError(f"{path}: larger than {MAX_TEXT_BYTES} bytes, which no configuration is")
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        UserError: what `read_text` refuses, and what is no JSON object.
+        UserError: as `read_text`, or not a JSON object.
     """
-    text = read_text(path)
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error.msg}, line {error.lineno})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON of a configuration ({type(error).__name__})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds a {type(values).__name__}, not an object with keys")
-    return values
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
-
-    Raises:
-        UserError: missing, truncated or otherwise not safetensors.
-    """
-    try:
-        path.open("rb").close()  # to safe_open, a file that may not be read does not exist
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (SafetensorError, ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({_line(error)})") from None
+    return _mapping(path, "JSON", json.loads)
 
 
 class _SafeLoader(yaml.SafeLoader):
@@ -115,82 +95,109 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping of plain data.
 
     Raises:
-        UserError: what `read_text` refuses, tags, merge keys, and what is no YAML mapping.
+        UserError: as `read_text`, or tags, merge keys, not a YAML mapping.
     """
+    return _mapping(path, "plain YAML", lambda text: yaml.load(text, Loader=_SafeLoader))
+
+
+def _mapping(path: Path, kind: str, parse: Callable[[str], Any]) -> dict[str, Any]:
     text = read_text(path)
     try:
-        values = yaml.load(text, Loader=_SafeLoader)  # a SafeLoader
+        values = parse(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: not plain YAML ({_line(getattr(error, 'problem', None) or error)}{where})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not YAML of a configuration ({type(error).__name__})") from None
+        place = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path} is not {kind} ({_line(getattr(error, 'problem', None) or error)}{place})") from None
+    except (ValueError, RecursionError) as error:  # a JSONDecodeError is a ValueError
+        place = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path} is not {kind} ({getattr(error, 'msg', type(error).__name__)}{place})") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds a {type(values).__name__}, not a mapping with keys")
+        raise UserError(f"{path} contains a {type(values).__name__}, but it must contain keys and values")
     return values
 
 
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        UserError: missing, truncated or otherwise not safetensors.
+    """
+    try:
+        with disk_errors(path, "read"):
+            path.open("rb").close()  # safe_open says of a file without permission that it does not exist
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    except UserError:
+        raise
+    except (SafetensorError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{path} is not a complete safetensors file ({_line(error)})") from None
+
+
 def read_torch(path: Path) -> dict[str, Any]:
-    """What `torch.save` wrote, tensors and plain containers only: no code in it is run.
+    """The content of a file written by `torch.save`: tensors and plain containers only, no code in it is run.
 
     Raises:
         UserError: missing, truncated, not a checkpoint, or with a pickle that asks for anything else.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(4)
-        if start != ARCHIVE and start[:1] != PICKLE:
-            raise UserError(f"{path}: not a PyTorch checkpoint, it begins with neither an archive nor a pickle")
-        if start == ARCHIVE:
-            _check_archive(path)
-            # by torch's own reader, so that what is checked is what will be opened
-            _check_globals(path, io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")), pickles=1)
-        else:
-            with path.open("rb") as file:
-                _check_globals(path, file, LEGACY_PICKLES)
-        with torch.serialization.safe_globals(INERT_GLOBALS):
-            # mapped, so that a record shorter than its tensor claims is never read beyond the file
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=start == ARCHIVE)
+        with disk_errors(path, "read"):
+            is_archive = _check_torch(path)
+            with torch.serialization.safe_globals(INERT_GLOBALS):
+                # mapped, so that a record shorter than its tensor claims is never read beyond the file
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: refused, its pickle is not weights only ({_reason(error)})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{path} is refused: its pickle is not weights only ({_reason(error)})") from None
     except UserError:
         raise
     except Exception as error:  # a damaged file raises whatever its bytes happen to lead to
-        raise UserError(f"{path}: not a whole PyTorch checkpoint ({_line(error)})") from None
+        raise UserError(f"{path} is not a complete PyTorch checkpoint ({_line(error)})") from None
     if not isinstance(content, Mapping):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
+        raise UserError(f"{path} contains a {type(content).__name__}, not a dictionary of weights")
     return dict(content)
 
 
+def _check_torch(path: Path) -> bool:
+    """Check everything in a file that can be checked before it is opened; whether it is an archive."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start == ARCHIVE:
+        _check_archive(path)
+        # by torch's own reader, so that the pickle that is checked is the one that will be opened
+        _check_globals(path, io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")), pickles=1)
+    elif start[:1] == PICKLE:
+        with path.open("rb") as file:
+            _check_globals(path, file, LEGACY_PICKLES)
+    else:
+        raise UserError(f"{path} is not a PyTorch checkpoint: it begins with neither an archive nor a pickle")
+    return start == ARCHIVE
+
+
 def _check_archive(path: Path) -> None:
-    """torch.save stores its records uncompressed under one folder: anything else could unpack to any size."""
+    """torch.save stores its records uncompressed under one folder; anything else could unpack to any size."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path}: a damaged archive ({_line(error)})") from None
+        raise UserError(f"{path} is a damaged archive ({_line(error)})") from None
     for record in records:
-        name = PurePosixPath(record.filename)
+        name, shown = PurePosixPath(record.filename), f"'{record.filename:.80}'"
         if name.is_absolute() or ".." in name.parts:
-            raise UserError(f"{path}: refused, its archive holds the path '{record.filename:.80}'")
+            raise UserError(f"{path} is refused: its archive contains the path {shown}")
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
-            raise UserError(f"{path}: refused, '{record.filename:.80}' in its archive is compressed")
+            raise UserError(f"{path} is refused: {shown} in its archive is compressed")
         if name.suffix == ".pkl" and record.file_size > MAX_PICKLE_BYTES:
-            raise UserError(f"{path}: refused, '{record.filename:.80}' in its archive exceeds {MAX_PICKLE_BYTES} bytes")
+            raise UserError(f"{path} is refused: {shown} in its archive has more than {MAX_PICKLE_BYTES} bytes")
     if sum(record.file_size for record in records) > path.stat().st_size:
-        raise UserError(f"{path}: refused, its archive claims more bytes than the file has")
+        raise UserError(f"{path} is refused: its archive claims more bytes than the file has")
 
 
 def _check_globals(path: Path, file: IO[bytes], pickles: int) -> None:
-    """Refuse pickles that name anything a checkpoint has no need of, before any of them is run."""
+    """Refuse pickles that name anything which checkpoints do not need, before any of them is run."""
     for _ in range(pickles):
         for opcode, argument, _ in pickletools.genops(file):
             name = str(argument).replace(" ", ".")
             if opcode.name == "GLOBAL" and not KNOWN_GLOBAL.fullmatch(name):
-                raise UserError(f"{path}: refused, its pickle is not weights only (it names {name:.80})")
+                raise UserError(f"{path} is refused: its pickle is not weights only (it names {name:.80})")
 
 
 def _reason(error: pickle.UnpicklingError) -> str:
@@ -200,5 +207,5 @@ def _reason(error: pickle.UnpicklingError) -> str:
 
 
 def _line(error: BaseException | str) -> str:
-    """The gist of a library's message: its first line, short."""
+    """The first line of a library's message, shortened."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(". ")

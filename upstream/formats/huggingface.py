@@ -1,8 +1,7 @@
 """Hugging Face folders of HuBERT, WavLM and wav2vec 2.0: key tables and reading; `huggingface_writing` writes them.
 
-The names are those of `transformers`' HubertModel, WavLMModel and Wav2Vec2Model; Base has a group norm after the first
-convolution and post-LN layers, Large (XLS-R included) layer norms and pre-LN layers, DistilHuBERT two layers and no
-norm in front of the projection.
+Base models have a group norm after the first convolution and post-LN layers, Large models (XLS-R included) layer norms
+and pre-LN layers, DistilHuBERT has two layers and no norm in front of the projection.
 """
 
 import warnings
@@ -14,9 +13,10 @@ from torch import Tensor, equal, eye
 
 from ..config import FAMILIES, FEATURE_EXTRACTOR_EPS, EncoderConfig
 from ..encoder import SpeechEncoder
-from ..errors import UserError
+from ..errors import UserError, one_of, shown
 from .files import read_json, read_safetensors, read_torch
 from .keys import Key, KeyTable, build
+from .settings import check_fixed, equal_layers
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -45,12 +45,12 @@ TABLE = KeyTable(
         Key("encoder.layers.#.final_layer_norm.*", "layers.#.feed_forward_norm.*"),
     ),
     ignored=(
-        "masked_spec_embed",  # stands for masked frames in pre-training
+        "masked_spec_embed",  # replaces masked frames in pre-training
         "lm_head.*",  # ForCTC
         "projector.*",  # ForSequenceClassification, ForXVector
         "classifier.*",
         "layer_weights",
-        "feature_extractor.*",  # ForXVector's own, beside the encoder's feature_extractor.conv_layers
+        "feature_extractor.*",  # a layer of ForXVector; the encoder's keys begin with feature_extractor.conv_layers
         "tdnn.**",
         "objective.**",
         "quantizer.**",  # ForPreTraining
@@ -59,10 +59,10 @@ TABLE = KeyTable(
         "final_proj.**",  # HuBERT's and WavLM's masked prediction
         "label_embs_concat",
     ),
-    prefixes=tuple(f"{family}." for family in FAMILIES),
+    prefixes=tuple(family.prefix for family in FAMILIES.values()),
 )
 
-# What `transformers` assumes where a config.json is silent; the three families agree.
+# The defaults of `transformers`, the same in all families.
 DEFAULTS: Mapping[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -86,8 +86,8 @@ DEFAULTS: Mapping[str, Any] = {
     "activation_dropout": 0.1,
 }
 
-# Settings of which the encoder has one form only.
-REQUIRED: Mapping[str, Any] = {
+# Settings of which the encoder supports one value.
+FIXED: Mapping[str, Any] = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
     "conv_pos_batch_norm": False,
@@ -95,7 +95,7 @@ REQUIRED: Mapping[str, Any] = {
     "adapter_attn_dim": None,
 }
 
-# A folder with our own modelling file, for structures that the plain classes lack.
+# A folder with our own modelling file, for structures that the classes of `transformers` lack.
 OWN_MODEL_TYPE = "distilled_speech_encoder"
 OWN_TABLE = KeyTable(
     keys=(
@@ -107,22 +107,22 @@ OWN_TABLE = KeyTable(
     prefixes=("speech_encoder.",),
 )
 
-# Our own keys in a config.json that we wrote: what the format itself cannot say.
+# Keys that we add to config.json, since the format has none for them.
 IDENTITY_PROJECTION = "identity_projection"
 NORMALIZE_WAVEFORM = "normalize_waveform"
 NORMALIZE_EPS = "normalize_eps"
 
 
 def matches(values: Mapping[str, Any]) -> bool:
-    """Whether a folder's config.json is one of `transformers`."""
+    """Whether a config.json with these values was written by `transformers`."""
     return "model_type" in values
 
 
 def read(folder: Path, values: Mapping[str, Any]) -> SpeechEncoder:
-    """The encoder of a folder whose config.json holds `values`.
+    """The encoder in a folder whose config.json contains `values`.
 
     Raises:
-        UserError: an unsupported model or setting, and whatever is wrong with the weights.
+        UserError: an unsupported model or setting, or anything wrong with the weights.
     """
     source = folder / "config.json"
     if values["model_type"] == OWN_MODEL_TYPE:
@@ -142,35 +142,22 @@ def parse_config(values: Mapping[str, Any], normalize_waveform: bool, source: st
     """A config.json of `transformers` as ours.
 
     Raises:
-        UserError: a model or setting that the encoder does not have, or values that make no encoder.
+        UserError: an unsupported model or setting, or values out of range.
     """
     family = values.get("model_type")
-    if family not in FAMILIES:
-        raise UserError(f"{source}: model_type is {family!r:.60}; supported are {', '.join(FAMILIES)}")
-    for key, only in REQUIRED.items():
-        if key in values and values[key] != only:
-            raise UserError(f"{source}: {key} is {values[key]!r:.60}; only {only!r} is supported")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise UserError(f"{source}: model_type is {shown(family)}, but it must be {one_of(family, FAMILIES)}")
+    check_fixed(values, FIXED, source)
     known = {**DEFAULTS, **{key: value for key, value in values.items() if key in DEFAULTS}}
-    layers, heads = known["num_hidden_layers"], known["num_attention_heads"]
-    for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
-        if type(known[key]) is not int or not 0 < known[key] <= 2**16:
-            raise UserError(f"{source}: {key} is {known[key]!r:.60}, not a number from 1 to 65536")
-    if layers > 1024 or heads > 1024:
-        raise UserError(f"{source}: {layers} layers of {heads} heads; at most 1024 of each are supported")
-    if known["hidden_size"] % heads:
-        raise UserError(f"{source}: num_attention_heads ({heads}) does not divide hidden_size ({known['hidden_size']})")
+    shape = equal_layers(known, "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", source)
     return EncoderConfig.from_dict(
         {
+            **shape,
             "family": family,
-            "embed_dim": known["hidden_size"],
-            "num_heads": heads,
-            "head_dim": known["hidden_size"] // heads,
-            "attention_heads": [list(range(heads))] * layers,
-            "ffn_dims": [known["intermediate_size"]] * layers,
             "conv_layers": _conv_layers(known, source),
             "conv_bias": known["conv_bias"],
             "conv_norm": known["feat_extract_norm"],
-            "feature_norm": known["feat_proj_layer_norm"] if family == "hubert" else True,
+            "feature_norm": known["feat_proj_layer_norm"] if FAMILIES[family].optional_feature_norm else True,
             "positional_kernel": known["num_conv_pos_embeddings"],
             "positional_groups": known["num_conv_pos_embedding_groups"],
             "layer_norm_first": known["do_stable_layer_norm"],
@@ -189,18 +176,15 @@ def parse_config(values: Mapping[str, Any], normalize_waveform: bool, source: st
 
 
 def _conv_layers(known: Mapping[str, Any], source: str) -> list[list[int]]:
-    keys = ("conv_dim", "conv_kernel", "conv_stride")
-    for key in keys:
-        if not isinstance(known[key], (list, tuple)):
-            raise UserError(f"{source}: {key} is {known[key]!r:.60}, not a list")
-    columns = [known[key] for key in keys]
-    if len({len(column) for column in columns}) != 1:
-        raise UserError(f"{source}: {', '.join(keys)} have {', '.join(str(len(column)) for column in columns)} entries")
-    return [list(layer) for layer in zip(*columns, strict=True)]
+    columns = {key: known[key] for key in ("conv_dim", "conv_kernel", "conv_stride")}
+    for key, column in columns.items():
+        if not isinstance(column, (list, tuple)) or len(column) != len(columns["conv_dim"]):
+            raise UserError(f"{source}: {key} is {shown(column)}, but it must be a list as long as conv_dim")
+    return [list(layer) for layer in zip(*columns.values(), strict=True)]
 
 
 def _normalizes(folder: Path, values: Mapping[str, Any]) -> bool:
-    """On only when preprocessor_config.json says so and the extractor is of the layer-norm type.
+    """Whether waveforms are normalised: if preprocessor_config.json says so and the extractor has layer norms.
 
     Base checkpoints were trained without, whatever their file says.
     """
@@ -216,37 +200,34 @@ def _normalizes(folder: Path, values: Mapping[str, Any]) -> bool:
 def _read_weights(folder: Path) -> tuple[Path, dict[str, Any]]:
     path = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
     if path is None:
-        raise UserError(f"{folder}: no weights; looked for {', '.join(WEIGHTS)}")
+        raise UserError(f"{folder} contains no weights; they could be {', '.join(WEIGHTS)}")
     state: dict[str, Any] = {}
     for name in shards(path) if path.name.endswith(".index.json") else [path.name]:
-        state.update(_read_shard(folder / name))
+        read_shard = read_safetensors if name.endswith(".safetensors") else read_torch
+        state.update(read_shard(folder / name))
     return path, state
 
 
 def shards(index: Path) -> list[str]:
-    """The files that an index names, which must lie beside it.
+    """The files named by an index; they must lie beside it.
 
     Raises:
-        UserError: no such list, or a name that is a path.
+        UserError: not an index, or a name that is a path.
     """
     by_key = read_json(index).get("weight_map")
     if not isinstance(by_key, dict) or not by_key:
-        raise UserError(f"{index}: no weight_map that says which file holds which key")
+        raise UserError(f"{index}: weight_map is {shown(by_key)}, but it must name the file of each key")
     names = sorted({str(name) for name in by_key.values()})
     for name in names:
         if Path(name).name != name or not name.endswith((".safetensors", ".bin")):
-            raise UserError(f"{index}: refused, weight_map names '{name:.80}', not a weights file of this folder")
+            raise UserError(f"{index} is refused: weight_map names '{name:.80}', not a weights file of its folder")
     return names
 
 
-def _read_shard(path: Path) -> dict[str, Any]:
-    return read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
-
-
 def _identity_projection(state: Mapping[str, Any], width: int) -> tuple[str, ...]:
-    """Keys of the projection that `huggingface_writing` put where the encoder has none.
+    """Keys of the projection that `huggingface_writing` added because the encoder has none.
 
-    () where fine-tuning has made it a real one.
+    () if fine-tuning has changed it.
     """
     for prefix in ("", *TABLE.prefixes):
         keys = tuple(f"{prefix}feature_projection.projection.{name}" for name in ("weight", "bias"))

@@ -1,10 +1,10 @@
-"""Encoders written as Hugging Face folders, where the plain classes of `transformers` can hold them."""
+"""Encoders written as Hugging Face folders, for the classes of `transformers` as they are."""
 
 from typing import Any
 
 from torch import Tensor, eye, zeros
 
-from ..config import SAMPLE_RATE, EncoderConfig
+from ..config import FAMILIES, SAMPLE_RATE, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError
 from .huggingface import IDENTITY_PROJECTION, NORMALIZE_EPS, NORMALIZE_WAVEFORM, TABLE
@@ -13,20 +13,21 @@ from .huggingface import IDENTITY_PROJECTION, NORMALIZE_EPS, NORMALIZE_WAVEFORM,
 def write(encoder: SpeechEncoder) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
     """config.json, preprocessor_config.json and weights with which `transformers` opens the encoder without our code.
 
-    Where the encoder has no projection the weights have an identity.
+    If the encoder has no projection, the weights contain an identity.
 
     Raises:
-        UserError: the encoder has a structure that the plain classes lack; the sentence says which.
+        UserError: the encoder has a structure that the classes of `transformers` lack; the message names it.
     """
     config = encoder.config
-    _check_plain(config)
+    if reasons := obstacles(config):
+        raise UserError(f"the classes of transformers do not support this encoder: {' and '.join(reasons)}")
     state = TABLE.to_foreign(encoder.state_dict())
-    own: dict[str, Any] = {NORMALIZE_WAVEFORM: config.normalize_waveform, NORMALIZE_EPS: config.normalize_eps}
+    added: dict[str, Any] = {NORMALIZE_WAVEFORM: config.normalize_waveform, NORMALIZE_EPS: config.normalize_eps}
     if not config.projection:
-        own[IDENTITY_PROJECTION] = True
+        added[IDENTITY_PROJECTION] = True
         state["feature_projection.projection.weight"] = eye(config.embed_dim)
         state["feature_projection.projection.bias"] = zeros(config.embed_dim)
-    return {**_config_values(config), **own}, preprocessor(config), state
+    return {**_config_values(config), **added}, preprocessor(config), state
 
 
 def preprocessor(config: EncoderConfig) -> dict[str, Any]:
@@ -44,9 +45,9 @@ def preprocessor(config: EncoderConfig) -> dict[str, Any]:
 
 def _config_values(config: EncoderConfig) -> dict[str, Any]:
     channels, kernels, strides = (list(column) for column in zip(*config.conv_layers, strict=True))
-    class_name = {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}[config.family]
+    family = FAMILIES[config.family]
     values = {
-        "architectures": [class_name],
+        "architectures": [family.transformers_class],
         "model_type": config.family,
         "hidden_size": config.embed_dim,
         "num_hidden_layers": config.num_layers,
@@ -70,7 +71,7 @@ def _config_values(config: EncoderConfig) -> dict[str, Any]:
         "layerdrop": 0.0,
         "mask_time_prob": 0.0,  # students are trained without masks and have no mask embedding
     }
-    if config.family == "hubert":
+    if family.optional_feature_norm:
         values["feat_proj_layer_norm"] = config.feature_norm
     if config.relative_position:
         values |= {"num_buckets": config.relative_buckets, "max_bucket_distance": config.relative_max_distance}
@@ -78,19 +79,14 @@ def _config_values(config: EncoderConfig) -> dict[str, Any]:
 
 
 def is_plain(config: EncoderConfig) -> bool:
-    """Whether `transformers`' own classes can hold the encoder."""
+    """Whether the classes of `transformers` support the encoder."""
     return not obstacles(config)
 
 
-def _check_plain(config: EncoderConfig) -> None:
-    found = obstacles(config)
-    if found:
-        raise UserError(f"the plain classes of transformers cannot hold this encoder: {' and '.join(found)}")
-
-
 def obstacles(config: EncoderConfig) -> list[str]:
-    """What of the encoder the plain classes lack, as clauses."""
+    """The structures of the encoder that the classes of `transformers` lack, as clauses."""
     every_head = tuple(range(config.num_heads))
+    lacks_norm = not config.feature_norm and not FAMILIES[config.family].optional_feature_norm
     clauses = {
         "its layers have different heads": set(config.attention_heads) != {every_head},
         "its layers have different feed-forward widths": len(set(config.ffn_dims)) > 1 or not config.ffn_dims[0],
@@ -98,7 +94,7 @@ def obstacles(config: EncoderConfig) -> list[str]:
         "its last convolution is scaled per channel": config.feature_scale,
         "it drops frames beyond a multiple": config.frame_multiple != 1,
         "its layer norms count over pruned channels": bool(config.unpruned_channels),
-        "it has no norm in front of the projection": not config.feature_norm and config.family != "hubert",
+        "it has no norm in front of the projection": lacks_norm,
         f"waveforms are normalised with epsilon {config.normalize_eps:g}": config.normalizes_with_other_eps,
     }
     return [reason for reason, holds in clauses.items() if holds]

@@ -1,5 +1,5 @@
-"""The STaR authors' checkpoints: a Lightning .ckpt with `student_model.*` weights and a .yaml whose `distiller` block
-is the model's configuration, in fairseq's words."""
+"""The STaR authors' checkpoints: a Lightning .ckpt with `student_model.*` weights, and a .yaml whose `distiller` block
+is the model's configuration with fairseq's names."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,8 @@ from ..encoder import SpeechEncoder
 from ..errors import UserError
 from .fairseq import KEYS, SETTINGS, TRAINING_KEYS, has_relative_positions, parse_settings
 from .files import read_yaml
-from .keys import KeyTable, build, plain_settings
+from .keys import KeyTable, build
+from .settings import plain_settings
 
 NAME = "STaRHuBERT or STaRWavLM .ckpt with its .yaml"
 PREFIX = "student_model."
@@ -21,24 +22,24 @@ REQUIRED = (
     "encoder_attention_heads",
 )
 
-# the distillation's own projections and the teacher
+# ignored: the distillation's own projections and the teacher
 TABLE = KeyTable(KEYS, (*TRAINING_KEYS, "output_layer.**", "teacher_model.**"), (PREFIX,))
 
 
 def matches(content: Mapping[str, Any]) -> bool:
-    """Whether an opened checkpoint is one of these."""
+    """Whether the content of a file is of this format."""
     state = content.get("state_dict")
     return isinstance(state, Mapping) and any(str(key).startswith(f"{PREFIX}encoder.pos_conv.") for key in state)
 
 
 def read(content: Mapping[str, Any], path: Path, model_config: Path | None) -> SpeechEncoder:
-    """The student of an opened checkpoint.
+    """The student in the content of a file.
 
-    Its configuration is `model_config`, else the .yaml or .yml beside it with the same stem, else what Lightning
-    stored of it in the checkpoint.
+    Its configuration is `model_config`, else the .yaml or .yml beside `path` with the same stem, else the copy that
+    Lightning stored in the checkpoint.
 
     Raises:
-        UserError: no configuration, an unsupported setting, and whatever is wrong with the weights.
+        UserError: no configuration, an unsupported setting, or anything wrong with the weights.
     """
     beside = (path.with_suffix(suffix) for suffix in (".yaml", ".yml"))
     source = model_config or next((file for file in beside if file.is_file()), None)
@@ -48,13 +49,13 @@ def read(content: Mapping[str, Any], path: Path, model_config: Path | None) -> S
     elif isinstance(stored, Mapping):
         source, values = path, stored.get("cfg", stored)
     else:
-        raise UserError(f"{path}: its configuration, {path.with_suffix('.yaml').name}, is not beside it")
+        raise UserError(f"{path} needs its configuration: {path.with_suffix('.yaml').name} beside it, or model_config")
     settings = values.get("distiller") if isinstance(values, Mapping) else None
     if not isinstance(settings, Mapping):
-        raise UserError(f"{source}: no 'distiller' block with the model's configuration")
+        raise UserError(f"{source} has no 'distiller' block with the model's configuration")
     missing = [key for key in REQUIRED if key not in settings]
     if missing:
-        raise UserError(f"{source}: its distiller block lacks {', '.join(missing)}")
+        raise UserError(f"{source}: the distiller block lacks {', '.join(missing)}")
     state = content["state_dict"]
     settings = plain_settings(settings, (*SETTINGS, "normalize"), str(source))
     family = "wavlm" if has_relative_positions(state) else "hubert"

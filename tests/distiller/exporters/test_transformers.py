@@ -23,7 +23,7 @@ from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 from upstream.formats import dphubert, huggingface_writing
 
-FIXTURES = Path(__file__).resolve().parents[4] / "shared" / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 NARROW: dict[str, Any] = {
     "embed_dim": 24,
     "num_heads": 2,
@@ -188,8 +188,6 @@ def test_fine_tuning_with_ctc_starts_from_the_folder(name, tmp_path, capsys) -> 
 
 
 def test_dphubert_to_ours_to_an_export_gives_the_same_outputs(tmp_path, capsys) -> None:
-    if not FIXTURES.exists():
-        pytest.skip("the published fixtures are not beside the repository")
     from transformers import AutoModel
 
     for name in ("dphubert_small", "dpwavlm_small"):

@@ -139,6 +139,7 @@ def test_padding_reaches_neither_values_nor_gradients(config):
     for fill in (0.0, float("nan")):
         objective.zero_grad()
         teacher, student = output(12), output(12, seed=1)
+        student.frame_lengths = mask.sum(dim=1)
         for out in (teacher, student):
             for state in (out.projected, *out.hidden_states):
                 state[~mask] = fill
@@ -158,13 +159,13 @@ def test_totals_are_sums_so_that_a_batch_may_be_split():
     config, teacher, student = encoder_config(12), output(12), output(12, seed=1)
     objective = build(LayersConfig(), config, config)
     mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
+    student.frame_lengths = mask.sum(dim=1)
     whole = objective(teacher, student, mask)
 
     def part(out: EncoderOutput, row: int) -> EncoderOutput:
         take = slice(row, row + 1)
-        return EncoderOutput(
-            out.projected[take], [s[take] for s in out.hidden_states], out.last_hidden_state[take], mask
-        )
+        states = [state[take] for state in out.hidden_states]
+        return EncoderOutput(out.projected[take], states, out.last_hidden_state[take], out.frame_lengths[take])
 
     parts = [objective(part(teacher, row), part(student, row), mask[row : row + 1]) for row in (0, 1)]
     for index, term in enumerate(whole):

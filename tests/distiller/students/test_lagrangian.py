@@ -22,7 +22,6 @@ from distiller.training.module import schedule
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
-from upstream.extractor import frame_mask
 
 HUBERT_BASE = EncoderConfig(
     embed_dim=768, num_heads=12, head_dim=64, attention_heads=(tuple(range(12)),) * 12, ffn_dims=(3072,) * 12
@@ -149,7 +148,7 @@ def test_100_steps_meet_the_target_against_a_real_loss_with_the_weights_frozen(o
     waveforms, lengths = 0.1 * torch.randn(2, 4000), torch.tensor([4000, 4000])
     with torch.no_grad():
         wanted = teacher(waveforms, lengths)
-    mask = frame_mask(wanted.frame_lengths, wanted.projected.shape[1])
+    mask = wanted.frame_mask()
     counts = {"utterance": 2, "frame": int(mask.sum())}
     optimizer = AdamW(pruning.parameter_groups(student))
     scheduler = LambdaLR(optimizer, schedule(recipe.optimizer, 100))

@@ -14,7 +14,7 @@ from distiller.students.gates import GatedEncoder
 from distiller.students.prune import cut
 from upstream.formats import dphubert
 
-FIXTURES = Path(__file__).resolve().parents[4] / "shared" / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 PREFIX = "student_model."
 GATES = {  # the public names
     "channels": "feature_extractor.conv_layers.{}.hard_concrete.log_alpha",
@@ -43,8 +43,6 @@ def unpruned(config: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]
     return config | whole
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not FIXTURES.exists(), reason="the reference checkpoints are not on this machine")
 @pytest.mark.parametrize("name", ["dphubert_small", "dpwavlm_small"])
 def test_gated_and_cut(name):
     content = torch.load(FIXTURES / f"{name}.distilled.ckpt", weights_only=True)["state_dict"]

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from upstream.dropout import Dropout, draw_dropped, dropout, dropped_attention, used_rate
+from distiller.training.dropout import Dropout, draw_dropped, dropout, dropped_attention, install, used_rate
+from upstream.config import EncoderConfig
+from upstream.encoder import SpeechEncoder
 
 SHAPE = torch.Size((3, 7, 7))  # of one utterance's attention map
 
@@ -94,3 +96,29 @@ def test_attention_has_the_expectation_of_attention_without_dropout() -> None:
     plain = torch.nn.functional.scaled_dot_product_attention(query[:1], key[:1], value[:1])
     mean = dropped_attention(query, key, value, None, 0.1).mean(dim=0, keepdim=True)
     assert (mean - plain).abs().max() < 0.1 * plain.std()
+
+
+def test_installed_it_replaces_every_dropout_of_an_encoder_and_none_of_its_parameters() -> None:
+    config = EncoderConfig(
+        embed_dim=8, num_heads=2, head_dim=4, attention_heads=((0, 1), None), ffn_dims=(6, 6), positional_groups=2,
+        conv_layers=((8, 400, 320),), positional_kernel=4, feature_dropout=0.1, hidden_dropout=0.2,
+        attention_dropout=0.3, activation_dropout=0.4,
+    )  # fmt: skip
+    encoder = SpeechEncoder(config).train()
+    names, waveforms = list(encoder.state_dict()), torch.randn(2, 4000)
+    with torch.no_grad():
+        expected = encoder.eval()(waveforms).last_hidden_state
+    install(encoder.train())
+    dropouts = [module for module in encoder.modules() if isinstance(module, torch.nn.Dropout)]
+    assert {type(module) for module in dropouts} == {Dropout}
+    assert sorted(module.p for module in dropouts) == [0.1, 0.2, 0.2, 0.2, 0.3, 0.4, 0.4]
+    assert encoder.layers[0].attention.attend is dropped_attention
+    assert list(encoder.state_dict()) == names
+    for attention_maps in (False, True):
+        torch.manual_seed(8)
+        first, second = (encoder(waveforms, attention_maps=attention_maps).last_hidden_state for _ in range(2))
+        torch.manual_seed(8)
+        assert torch.equal(encoder(waveforms, attention_maps=attention_maps).last_hidden_state, first)
+        assert not torch.equal(first, second)
+    with torch.no_grad():
+        assert torch.equal(encoder.eval()(waveforms).last_hidden_state, expected)

@@ -1,8 +1,8 @@
-"""Dropout whose random bits are cheap on a CPU, and attention that drops weights without keeping more than one map.
+"""Dropout with cheap random bits on a CPU, and attention with dropout that keeps a single map for its backward pass.
 
-torch draws a float for every element on the CPU, which with the unfused softmax that dropout forces there took a third
+On the CPU torch draws a float for every element, which with the unfused softmax of attention with dropout took a third
 of a small encoder's training time. Here one draw of torch's generator serves four elements, 16 bits each: the rate is
-p rounded to a multiple of 2^-16, less than 8e-6 away, and what is kept is scaled by exactly the rate that is used.
+p rounded to a multiple of 2^-16, less than 8e-6 away, and kept elements are scaled by exactly that rate.
 """
 
 import math
@@ -13,17 +13,29 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from upstream.attention import SelfAttention
+
 LEVELS = 1 << 16  # of 16 random bits
 LANES = 4  # elements to a draw of 64 bits
 
 
+def install(encoder: nn.Module) -> None:
+    """Replace every dropout in an encoder, that of attention weights included, by this module's."""
+    for module in encoder.modules():
+        if isinstance(module, SelfAttention):
+            module.attend = dropped_attention
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                setattr(module, name, Dropout(child.p).train(child.training))
+
+
 def used_rate(p: float) -> float:
-    """The nearest probability that 16 bits can have, below 1."""
+    """The nearest probability below 1 that is a multiple of 2^-16."""
     return min(round(p * LEVELS), LEVELS - 1) / LEVELS
 
 
 def draw_dropped(shape: torch.Size, p: float) -> Tensor:
-    """True with probability `used_rate(p)`, each element for itself, from torch's generator of the CPU."""
+    """True with probability `used_rate(p)`, independently for each element, from torch's CPU generator."""
     count = shape.numel()
     draws = torch.empty(-(-count // LANES), dtype=torch.int64).random_(-(2**63), None)
     bits = draws.view(torch.int16)[:count].view(shape)  # uniform from -2^15 to 2^15 - 1
@@ -31,7 +43,7 @@ def draw_dropped(shape: torch.Size, p: float) -> Tensor:
 
 
 def is_cheap(values: Tensor) -> bool:
-    """Whether what this module does is better than torch's own, which is fused on GPUs and in compiled graphs."""
+    """Whether this module is faster than torch, whose dropout is fused on GPUs and in compiled graphs."""
     fp32_on_cpu = values.device.type == "cpu" and values.dtype == torch.float32
     return fp32_on_cpu and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
@@ -68,13 +80,13 @@ class _Dropout(torch.autograd.Function):
 
 
 def dropped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, p: float) -> Tensor:
-    """As `torch.nn.functional.scaled_dot_product_attention` with dropout.
+    """As `torch.nn.functional.scaled_dot_product_attention` with dropout probability `p`.
 
     Args:
         query, key, value: (batch, head, frame, channel).
-        bias: added to the scores, or boolean, False where a key takes no part; broadcasts to (batch, head, query, key).
+        bias: added to the scores, or boolean, False at masked keys; broadcasts to (batch, head, query, key).
     """
-    if not is_cheap(query):
+    if not (p > 0 and is_cheap(query)):
         return F.scaled_dot_product_attention(query, key, value, bias, p)
     if bias is not None and bias.dtype == torch.bool:
         bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill_(~bias, -math.inf)
@@ -82,10 +94,10 @@ def dropped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | 
 
 
 class _DroppedAttention(torch.autograd.Function):
-    """Keeps a single map A for the backward pass, a dropped weight as its negative: max(A, 0) is what was kept.
+    """Keeps a single map A for the backward pass, with dropped weights negated: max(A, 0) are the kept ones.
 
-    With O the output, D its gradient, s the scale: dV = s max(A, 0)' D, dS = max(A, 0) s D V' - |A| (D . O). One
-    utterance at a time, so that what is computed on the way stays small.
+    With the output O, its gradient D and the scale s: dV = s max(A, 0)' D, dS = max(A, 0) s D V' - |A| (D . O). One
+    utterance at a time, so that intermediate maps stay small.
     """
 
     @staticmethod
@@ -119,12 +131,12 @@ class _DroppedAttention(torch.autograd.Function):
         for index in range(len(query)):
             kept, outer = signed[index].relu(), gradient[index] * ctx.scale
             gradients[2][index] = kept.mT @ outer
-            scores = (outer @ value[index].mT).mul_(kept)  # of the scores before softmax, from here on
+            scores = (outer @ value[index].mT).mul_(kept)  # the gradient of the scores before softmax, from here on
             share = (gradient[index] * context[index]).sum(dim=-1, keepdim=True)  # (head, query, 1)
             scores.addcmul_(torch.abs(signed[index], out=kept), share, value=-1.0)
             if bias_gradient is not None:
-                place = bias_gradient[index if len(bias_gradient) > 1 else 0]
-                place += scores.sum_to_size(place.shape)
+                row = bias_gradient[index if len(bias_gradient) > 1 else 0]
+                row += scores.sum_to_size(row.shape)
             scores.mul_(ctx.temperature)
             gradients[0][index] = scores @ key[index]
             gradients[1][index] = scores.mT @ query[index]
