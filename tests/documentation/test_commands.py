@@ -15,7 +15,7 @@ REFUSED = re.findall(r"```console\n\$ (.*)\n(.*)\n```", README)  # examples of e
 CASES = {" ".join([script, *argv]): (script, argv) for page in PAGES for script, argv in commands(page)}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_command(case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """Its options exist; a recipe that it names does, with all of its keys and values."""
     script, argv = CASES[case]
