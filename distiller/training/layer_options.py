@@ -1,14 +1,22 @@
-"""The Transformer layers computed again going backward, or compiled: memory and speed of a GPU.
+"""How a network's layers are run: recomputed in the backward pass, compiled, or split over ranks.
 
-Neither changes what is computed, nor a name in a state dict.
+None of these changes what is computed, nor a name in a state dict.
 """
 
-from collections.abc import Callable
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
+
+from upstream.encoder import EncoderOutput
 
 RECOMPILATIONS = 16  # of a layer; beyond them it runs uncompiled, so that odd shapes cannot stall a run
 
@@ -28,3 +36,54 @@ def compile_layers(layers: nn.ModuleList, backend: str | Callable = "inductor") 
     for layer in layers:
         compiled = torch.compile(type(layer).forward, dynamic=True, backend=backend)
         layer.forward = partial(compiled, layer)  # a copy of the layer computes with its own weights
+
+
+@functools.cache
+def _show_tensors() -> None:
+    """`fully_shard` hooks the tensors that enter and leave; in a dataclass it finds them only if that is registered."""
+    from torch.export import register_dataclass  # takes a while, and is needed here only
+
+    register_dataclass(EncoderOutput)
+
+
+class Shards:
+    """The trained children of a module, split over the ranks of a mesh, and a full copy of each to gather into.
+
+    Args:
+        module: each child with parameters to train is split, its Transformer layers one by one.
+    """
+
+    def __init__(self, module: nn.Module, mesh: DeviceMesh) -> None:
+        trained = {
+            name: child
+            for name, child in module.named_children()
+            if any(parameter.requires_grad for parameter in child.parameters())
+        }
+        _show_tensors()
+        self.module, self.split = module, trained
+        self.full = {name: copy.deepcopy(child) for name, child in trained.items()}
+        for child in trained.values():
+            for layer in getattr(child, "layers", []):
+                fully_shard(layer, mesh=mesh)
+            fully_shard(child, mesh=mesh)
+
+    def gather(self) -> None:
+        """Put full children in the place of the split ones. Every rank must take part."""
+        for name, child in self.split.items():
+            full, device = self.full[name], next(child.parameters()).device
+            full.load_state_dict(get_model_state_dict(child, options=StateDictOptions(full_state_dict=True)))
+            setattr(self.module, name, full.to(device).train(child.training))
+
+    def scatter(self) -> None:
+        """Put the split children back."""
+        for name, child in self.split.items():
+            setattr(self.module, name, child)
+
+    @contextmanager
+    def unsharded(self) -> Iterator[None]:
+        """Full children for what ranks do on their own, such as unequal numbers of batches."""
+        self.gather()
+        try:
+            yield
+        finally:
+            self.scatter()

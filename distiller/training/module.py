@@ -13,7 +13,7 @@ from distiller.audio.batch import Batch
 from distiller.objectives.base import Term
 from distiller.training import dropout
 from distiller.training.config import OptimizerConfig
-from distiller.training.sharding import Shards
+from distiller.training.layer_options import Shards
 from upstream.encoder import SpeechEncoder
 
 

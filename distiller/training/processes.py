@@ -19,8 +19,8 @@ from lightning.fabric.strategies.strategy import Strategy
 
 from distiller.training.config import TrainerConfig
 from distiller.training.devices import device_count
+from distiller.training.layer_options import Shards
 from distiller.training.module import TrainingModule
-from distiller.training.sharding import Shards
 from upstream.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)  # longer than anything that one rank does while the others wait
