@@ -31,20 +31,20 @@ PREPARATION, SKIPPED, RECORDS, ALL = "preparation.json", "skipped.csv", "records
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Shard number `index` of a set, and the cuts it is to be made of (none where it is only read)."""
+    """Shard number `index` of a subset (or of `all`), and the cuts it is to be made of (none where it is only read)."""
 
-    set: str
+    subset: str
     index: int
     cuts: Sequence[DataCut] = ()
 
     @property
     def files(self) -> tuple[str, str]:
         """Paths of manifest and archive in the prepared folder."""
-        return f"{self.set}/cuts.{self.index:06d}.jsonl.gz", f"{self.set}/recording.{self.index:06d}.tar"
+        return f"{self.subset}/cuts.{self.index:06d}.jsonl.gz", f"{self.subset}/recording.{self.index:06d}.tar"
 
     def record(self, folder: Path) -> Path:
         """Path of the record."""
-        return folder / RECORDS / f"{self.set}.{self.index:06d}.json"
+        return folder / RECORDS / f"{self.subset}.{self.index:06d}.json"
 
 
 @dataclass(frozen=True)
