@@ -208,9 +208,7 @@ def test_a_value_that_names_itself_many_times_is_not_written_out(student, tmp_pa
     file = tmp_path / "options.yaml"
     file.write_text(f"states: {CUBE}")
     started = time.process_time()
-    with pytest.raises(
-        UserError, match=r"states is \[\[\['x', .*, but it must be one of layers"
-    ) as raised:
+    with pytest.raises(UserError, match=r"states is \[\[\['x', .*, but it must be one of layers") as raised:
         expert(student, str(file))
     assert time.process_time() - started < 2
     assert len(str(raised.value)) < 300
