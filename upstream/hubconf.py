@@ -22,11 +22,9 @@ class _Model:
 
 def _star(about: str, name: str, *identifiers: str, sha256: tuple[str | None, ...] = (None, None)) -> _Model:
     """A model of STaR's authors: its .ckpt and its .yaml on Google Drive, and their digests if known."""
-    parts = zip((".ckpt", ".yaml"), identifiers, sha256, strict=True)
-    url = "https://drive.google.com/file/d/"
-    return _Model(
-        about, "layers", tuple(RemoteFile(url + key, name + end, sha256=digest) for end, key, digest in parts)
-    )
+    url, parts = "https://drive.google.com/file/d/", zip((".ckpt", ".yaml"), identifiers, sha256, strict=True)
+    files = (RemoteFile(url + key, name + suffix, sha256=digest) for suffix, key, digest in parts)
+    return _Model(about, "layers", tuple(files))
 
 
 def _dphubert(about: str, name: str, sha256: str | None = None) -> _Model:

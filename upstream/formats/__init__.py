@@ -1,1 +1,1 @@
-"""Formats of other projects; those of single files have NAME, `matches(content)`, `read(content, path, model_config)`."""
+"""Formats of other projects; those of single files have NAME, `matches(content)` and `read(content, path, config)`."""
