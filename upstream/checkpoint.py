@@ -13,10 +13,11 @@ from .config import EncoderConfig
 from .encoder import SpeechEncoder
 from .errors import UserError
 from .files import disk_errors, sync_directory, write_synced
-from .formats import FILE_FORMATS, huggingface
+from .formats import dphubert, fairseq, huggingface, starhubert
 from .formats.files import read_json, read_safetensors, read_torch, refuse_configuration
 from .formats.keys import build
 
+FILE_FORMATS = (starhubert, dphubert, fairseq)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SUFFIXES = {".json", ".safetensors", ".md", ".png", ".py"}  # of the files in such folders
 

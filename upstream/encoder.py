@@ -169,11 +169,9 @@ class SpeechEncoder(nn.Module):
 
     def extract(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, sample) and (batch,) samples -> P (batch, frame, channel) and, on the CPU, (batch,) frames."""
-        if torch.compiler.is_compiling():
-            padded = True  # a traced graph must serve padded batches too
-        else:
-            lengths = lengths.cpu()
-            padded = self._check_lengths(waveforms, lengths)
+        tracing = torch.compiler.is_compiling()  # a graph, which must serve padded batches too
+        lengths = lengths if tracing else lengths.cpu()
+        padded = tracing or self._check_lengths(waveforms, lengths)
         on_device = lengths.to(waveforms.device, non_blocking=True)
         if padded:
             waveforms = waveforms.masked_fill(~frame_mask(on_device, waveforms.shape[1]), 0.0)

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, and the words that explain it."""
+"""The exception for mistakes of the user, and helpers for its message."""
 
 import difflib
 import re
@@ -12,7 +12,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 class UserError(ValueError):
     """A wrong input (file, key, value, path): one line that names it and what is allowed.
 
-    Names and values may come from anywhere, so whatever would break the line or control a terminal becomes a space.
+    Names and values may come from anywhere, so line breaks and control characters become spaces.
     """
 
     def __init__(self, message: str) -> None:
@@ -34,7 +34,7 @@ def nearest(value: object, allowed: Collection[str], cutoff: float = 0.5) -> str
 
 
 def one_of(value: object, allowed: Collection[str]) -> str:
-    """The allowed words as text, and which of them was probably meant by `value`."""
+    """The allowed words as text, with the one that `value` probably means."""
     if len(allowed) == 1:
         return str(next(iter(allowed)))
     meant = nearest(value, allowed)
@@ -44,6 +44,6 @@ def one_of(value: object, allowed: Collection[str]) -> str:
 def shown(value: Any) -> str:
     """The beginning of a value from a file, for an error message.
 
-    Written out in full, nested or aliased values of a few bytes in a file can be of any size.
+    In full, nested or aliased values of a few bytes in a file could have any size.
     """
     return f"{reprlib.repr(value):.80}"

@@ -20,51 +20,39 @@ class _Model:
     recipe: str = ""  # arguments of distiller/run.py that train one, if none is published
 
 
-def _drive(name: str, identifier: str, sha256: str | None = None) -> RemoteFile:
-    return RemoteFile(f"https://drive.google.com/file/d/{identifier}", name, sha256=sha256)
+def _star(about: str, name: str, *identifiers: str, sha256: tuple[str | None, ...] = (None, None)) -> _Model:
+    """A model of STaR's authors: its .ckpt and its .yaml on Google Drive, and their digests if known."""
+    url, parts = "https://drive.google.com/file/d/", zip((".ckpt", ".yaml"), identifiers, sha256, strict=True)
+    files = (RemoteFile(url + key, name + suffix, sha256=digest) for suffix, key, digest in parts)
+    return _Model(about, "layers", tuple(files))
 
 
-def _hugging_face(repository: str, name: str, sha256: str | None = None) -> RemoteFile:
-    return RemoteFile(f"https://huggingface.co/{repository}/blob/main/{name}", name, repository, sha256=sha256)
+def _dphubert(about: str, name: str, sha256: str | None = None) -> _Model:
+    """A model of DPHuBERT's authors on Hugging Face, and its digest if known."""
+    url = f"https://huggingface.co/pyf98/DPHuBERT/blob/main/{name}"
+    return _Model(about, "projected", (RemoteFile(url, name, "pyf98/DPHuBERT", sha256=sha256),))
 
 
 _MODELS = {
-    "starhubert": _Model(
+    "starhubert": _star(
         "STaRHuBERT, 22.3 M parameters, distilled from HuBERT Base",
-        "layers",
-        (
-            _drive("starhubert.ckpt", "1Zu1idRx-sVaqMvRsUKtttzkSn4df6TUr"),
-            _drive("starhubert.yaml", "1C6ZcYM4Fcxj0vurid5N02BAANj4smr8U"),
-        ),
+        "starhubert", "1Zu1idRx-sVaqMvRsUKtttzkSn4df6TUr", "1C6ZcYM4Fcxj0vurid5N02BAANj4smr8U",
     ),
-    "starhubert_l": _Model(
+    "starhubert_l": _star(
         "STaRHuBERT-L, 26.6 M parameters, distilled from HuBERT Base",
-        "layers",
-        (
-            _drive("starhubert_l.ckpt", "1La5jh0jPv-JCk2ECT2raRHtXMYYJNtsF"),
-            _drive("starhubert_l.yaml", "1NpHhMVj7EE1Sx5eG3tX5fMCa4UUlrnwI"),
-        ),
+        "starhubert_l", "1La5jh0jPv-JCk2ECT2raRHtXMYYJNtsF", "1NpHhMVj7EE1Sx5eG3tX5fMCa4UUlrnwI",
     ),
-    "starhubert_s": _Model(
+    "starhubert_s": _star(
         "STaRHuBERT-S, 14.1 M parameters, distilled from HuBERT Base",
-        "layers",
-        (
-            _drive("starhubert_s.ckpt", "1sUpbDupbDtlCvN-49TblUn8GDmhV8MT8"),
-            _drive("starhubert_s.yaml", "1OFjIo1UjxNrxEboKaT8Z-vtuL6xmyNsu"),
-        ),
+        "starhubert_s", "1sUpbDupbDtlCvN-49TblUn8GDmhV8MT8", "1OFjIo1UjxNrxEboKaT8Z-vtuL6xmyNsu",
     ),
     "starhubert_xs": _Model(  # the authors' page links the files of S a second time
         "STaRHuBERT-XS, 9.39 M parameters, distilled from HuBERT Base",
-        "layers",
-        recipe="--recipe star-hubert-960h student.size=XS",
+        "layers", recipe="--recipe star-hubert-960h student.size=XS",
     ),
-    "starwavlm": _Model(
+    "starwavlm": _star(
         "STaRWavLM, 22.3 M parameters, distilled from WavLM Base",
-        "layers",
-        (
-            _drive("starwavlm.ckpt", "1gWq55o0HfarwgfRpY_2ncmr7jfhtIKR-"),
-            _drive("starwavlm.yaml", "1p79PqwbEarBDm2X7k2DEbsN_lE3pgqki"),
-        ),
+        "starwavlm", "1gWq55o0HfarwgfRpY_2ncmr7jfhtIKR-", "1p79PqwbEarBDm2X7k2DEbsN_lE3pgqki",
     ),
     "skhubert": _Model(
         "SKHuBERT, pruned from HuBERT Base with SKILL", "projected", recipe="--recipe skill-hubert-960h"
@@ -72,17 +60,9 @@ _MODELS = {
     "skwavlm": _Model(
         "SKWavLM, pruned from WavLM Base+ with SKILL", "projected", recipe="--recipe skill-wavlm-plus-960h"
     ),
-    "dphubert": _Model(
-        "DPHuBERT, 23,585,946 parameters, pruned from HuBERT Base",
-        "projected",
-        (_hugging_face("pyf98/DPHuBERT", "DPHuBERT-sp0.75.pth"),),
-    ),
-    "dpwavlm": _Model(
-        "DPWavLM, 23,586,325 parameters, pruned from WavLM Base+",
-        "projected",
-        (_hugging_face("pyf98/DPHuBERT", "DPWavLM-sp0.75.pth"),),
-    ),
-}
+    "dphubert": _dphubert("DPHuBERT, 23,585,946 parameters, pruned from HuBERT Base", "DPHuBERT-sp0.75.pth"),
+    "dpwavlm": _dphubert("DPWavLM, 23,586,325 parameters, pruned from WavLM Base+", "DPWavLM-sp0.75.pth"),
+}  # fmt: skip
 
 _ARGUMENTS = """
 Args:

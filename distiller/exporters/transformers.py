@@ -30,7 +30,7 @@ LENGTHS = (16_000, 11_231, 7_040)  # of the wavs that an export is checked with,
 
 def needs_own_code(student: SpeechEncoder) -> bool:
     """Whether the folder must bring its own modelling file (`trust_remote_code`)."""
-    return not huggingface_writing.is_plain(student.config)
+    return bool(huggingface_writing.obstacles(student.config))
 
 
 def to_transformers(student: SpeechEncoder, directory: Path, card: str) -> float:

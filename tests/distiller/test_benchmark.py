@@ -110,8 +110,8 @@ def test_a_larger_encoder_takes_longer(tiny_teacher, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["absent/folder/here"], "absent/folder/here: no such file or folder"),
-        (["transformers:absent/folder/here"], "absent/folder/here: no such file or folder"),
+        (["absent/folder/here"], "absent/folder/here does not exist"),
+        (["transformers:absent/folder/here"], "absent/folder/here does not exist"),
         (["x", "--batches", "1,a"], "--batches is '1,a'"),
         (["x", "--batches", "0"], "--batches is 0; allowed are sizes from 1 to 1024"),
         (["x", "--threads", "0"], "--threads is 0; allowed is 1 to 1024"),

@@ -1,4 +1,4 @@
-"""Makers of the files that `test_hostile_files` opens: each writes one into an empty folder and says what is opened."""
+"""Makers of the files in `test_hostile_files`: each writes into an empty folder and returns the path to open."""
 
 import json
 import os
@@ -68,7 +68,7 @@ for _ in range(3):
 
 
 def cubic_yaml(folder: Path, make: Any) -> Path:
-    """A STaR configuration that is whole, but for one of its settings."""
+    """A STaR configuration with a single hostile setting."""
     settings = "".join(f"  {key}: '{value}'\n" for key, value in SETTINGS.items() if key != "encoder_layers")
     return star_with_yaml(f"distiller:\n{settings}  encoder_layers: {CUBE}\n")(folder, make)
 
@@ -143,7 +143,7 @@ def with_record(name: str) -> Maker:
 
 
 def larger_claim(record: str, content: bytes) -> list[tuple[str, bytes]]:
-    """Every storage record cut to one byte, while the pickle goes on claiming its whole size."""
+    """Every storage record cut to one byte, while the pickle still claims its full size."""
     return [(record, content[:1] if "/data/" in record else content)]
 
 
@@ -268,13 +268,13 @@ def legacy_claim(folder: Path, make: Any) -> Path:
     return path
 
 
-ONES = torch.ones(2)  # whose truth, and equality with anything, torch refuses to tell
+ONES = torch.ones(2)  # has no truth value, nor has its comparison with anything
 META = torch.empty(48, device="meta")
 EXPANDED = torch.zeros(1).expand(2**40)
 
 
 def shared(folder: Path, make: Any) -> Path:
-    """A few kB that claim a gigabyte, in just the shapes of their configuration: every inner weight one zero."""
+    """A few kB that claim a gigabyte in the shapes of their configuration: every inner weight is an expanded zero."""
 
     def edit(state: dict[str, Any]) -> None:
         for key, value in state.items():

@@ -1,4 +1,4 @@
-"""Our own folders: bit-identical round trips, whole or not at all, and the sentences for damaged ones."""
+"""Our folders: bit-identical round trips, atomic replacement, and one-line errors for damaged ones."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def test_extra_files_stay_in_the_folder(tiny_encoder, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_refuses_is_one_sentence_and_keeps_the_old(tiny_encoder, tmp_path, monkeypatch) -> None:
+def test_a_disk_that_refuses_is_a_one_line_error_and_keeps_the_old(tiny_encoder, tmp_path, monkeypatch) -> None:
     old = tiny_encoder()
     save(old, tmp_path / "student")
 
@@ -241,7 +241,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_folder_is_one_sentence(name, tiny_encoder, tmp_path) -> None:
+def test_a_damaged_folder_is_a_one_line_error(name, tiny_encoder, tmp_path) -> None:
     damage, sentence = DAMAGES[name]
     save(tiny_encoder(), tmp_path / "student")
     damage(tmp_path / "student")
@@ -280,7 +280,7 @@ def test_opening_a_checkpoint_does_not_import_torchs_compiler(tiny_encoder, tmp_
         ("circle", "not the name of a file or folder|cannot be opened|does not exist"),
     ],
 )
-def test_a_name_that_no_file_can_have_is_one_sentence(name, sentence, tmp_path) -> None:
+def test_a_name_that_no_file_can_have_is_a_one_line_error(name, sentence, tmp_path) -> None:
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     with pytest.raises(UserError, match=sentence):
         load(tmp_path / name)

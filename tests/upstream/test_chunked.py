@@ -1,4 +1,4 @@
-"""Long wavs in chunks: what is exact, what is near, what is refused."""
+"""Long wavs in chunks: exact and approximate states, and impossible settings."""
 
 import pytest
 import torch
@@ -50,6 +50,6 @@ def test_chunks_are_as_long_as_asked(tiny_encoder) -> None:
         (16_000, 1.0, -1.0, "the overlap of chunks is -1.0, but it must be at least 0 seconds"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(samples, seconds, overlap, said, tiny_encoder) -> None:
+def test_what_cannot_be_is_a_one_line_error(samples, seconds, overlap, said, tiny_encoder) -> None:
     with pytest.raises(UserError, match=said):
         extract(tiny_encoder(), torch.randn(samples), seconds, overlap)

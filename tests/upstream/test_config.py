@@ -1,4 +1,4 @@
-"""The configuration is strict: what it refuses, and with which sentence."""
+"""The strict configuration: the values that it refuses, and the errors."""
 
 import json
 from dataclasses import fields
@@ -71,7 +71,7 @@ def test_only_the_shape_of_the_layers_is_required() -> None:
         ({"hidden_dropout": 1}, "hidden_dropout is 1.0, but it must be a probability below 1"),
     ],
 )
-def test_a_wrong_value_is_one_sentence(change, sentence) -> None:
+def test_a_wrong_value_is_a_one_line_error(change, sentence) -> None:
     with pytest.raises(UserError, match=sentence) as raised:
         EncoderConfig.from_dict({**REQUIRED, **change}, "student.json")
     assert "\n" not in str(raised.value)

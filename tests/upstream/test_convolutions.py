@@ -1,4 +1,4 @@
-"""The grammar of fairseq's convolution strings: what it gives and what it refuses."""
+"""fairseq's convolution strings: those that are read, and everything else is refused."""
 
 import pytest
 
@@ -26,7 +26,7 @@ A, B, C = (512, 10, 5), (512, 3, 2), (512, 2, 2)
         ([[512, 10, 5], (512, 3, 2)], [A, B]),
     ],
 )
-def test_what_the_grammar_gives_is_what_python_would(text, layers) -> None:
+def test_python_would_give_the_same_layers(text, layers) -> None:
     assert parse_conv_layers(text, "model.yaml") == layers
 
 

@@ -1,4 +1,4 @@
-"""Fetching published checkpoints: what is kept in the cache, what is refused, and what a failure says."""
+"""Fetching published checkpoints: the cache, refused files, and errors."""
 
 import hashlib
 import http.server
@@ -106,7 +106,7 @@ def test_a_failed_refresh_keeps_the_old_copy(tmp_path):
 
 
 @pytest.mark.parametrize("url", ["http://localhost:abc/x.ckpt", "http://[x/x.ckpt", "http://local host/x.ckpt"])
-def test_what_is_no_url_is_one_sentence(hub_directory, url):
+def test_what_is_no_url_is_a_one_line_error(hub_directory, url):
     with pytest.raises(UserError, match=r"x\.ckpt cannot be fetched: ") as caught:
         fetch(RemoteFile.from_url(url))
     assert url in str(caught.value)

@@ -241,10 +241,7 @@ def test_the_table_is_not_optional_where_its_layer_is_there(tmp_path, wavlm_stat
         ({"extractor_kind": 1}, "its config has unknown key extractor_kind"),
         ({"encoder_embed_dim": ...}, "its config lacks key encoder_embed_dim"),
         ({"encoder_num_heads": ...}, "its config lacks key encoder_num_heads"),
-        (
-            {"extractor_mode": "batch_norm"},
-            "extractor_mode is 'batch_norm', but it must be one of group_norm, layer_norm",
-        ),
+        ({"extractor_mode": "batch_norm"}, "extractor_mode is 'batch_norm', but it must be one of group_norm"),
         ({"encoder_num_heads": [3, 4]}, "encoder_num_heads has 2 entries, but it must have one for each of 3 layers"),
         ({"encoder_num_heads": [3, 4, "1"]}, "encoder_num_heads has '1', but it must have numbers"),
         ({"encoder_num_heads": [3, 4, 10**9]}, "encoder_num_heads has 1000000000"),
@@ -253,13 +250,10 @@ def test_the_table_is_not_optional_where_its_layer_is_there(tmp_path, wavlm_stat
         ({"encoder_embed_dim": "48"}, "embed_dim is '48', but it must be of type int"),
         ({"encoder_ff_interm_features": [40, 57, 16]}, r"layers\.2\.feed_forward.* has shape"),
         ({"encoder_use_feed_forward": [True, True, False]}, r"unexpected keys .*layers\.2\.feed_forward"),
-        (
-            {"extractor_conv_layer_config": [(13, 10)]},
-            r"conv_layers\[0\] is \(13, 10\), but it must be \(channels, kernel, stride\)",
-        ),
+        ({"extractor_conv_layer_config": [(13, 10)]}, r"conv_layers\[0\] is \(13, 10\), but it must be \(channels"),
     ],
 )
-def test_a_wrong_configuration_is_one_sentence(changes, sentence, tmp_path) -> None:
+def test_a_wrong_configuration_is_a_one_line_error(changes, sentence, tmp_path) -> None:
     model, scale = reference(CONFIG)
     config = {key: value for key, value in {**CONFIG, **changes}.items() if value is not ...}
     path = write(tmp_path, config, {**model.state_dict(), "feature_extractor.dummy_weight": scale})
@@ -273,18 +267,12 @@ def test_a_wrong_configuration_is_one_sentence(changes, sentence, tmp_path) -> N
     [
         ({"encoder_total_num_heads": [4, 4, 3]}, "encoder_total_num_heads differs between layers"),
         ({"encoder_total_num_heads": 5}, r"encoder_total_num_heads is 5, but it must be a divisor of 48 channels"),
-        (
-            {"encoder_remaining_heads": [[2, 0, 3], [1], [1, 3]]},
-            r"attention_heads\[0\] is \(2, 0, 3\), but .* a rising list of heads",
-        ),
-        (
-            {"encoder_remaining_heads": [[0, 2, 4], [1], [1, 3]]},
-            r"attention_heads\[0\] is \(0, 2, 4\), but .* a rising list of heads",
-        ),
+        ({"encoder_remaining_heads": [[2, 0, 3], [1], [1, 3]]}, r"heads\[0\] is \(2, 0, 3\), but .* a rising list"),
+        ({"encoder_remaining_heads": [[0, 2, 4], [1], [1, 3]]}, r"heads\[0\] is \(0, 2, 4\), but .* a rising list"),
         ({"encoder_num_buckets": ...}, "its config lacks key encoder_num_buckets"),
     ],
 )
-def test_a_wrong_wavlm_configuration_is_one_sentence(changes, sentence, tmp_path, wavlm_state) -> None:
+def test_a_wrong_wavlm_configuration_is_a_one_line_error(changes, sentence, tmp_path, wavlm_state) -> None:
     config = {key: value for key, value in {**WAVLM, **changes}.items() if value is not ...}
     with pytest.raises(UserError, match=sentence):
         load(write(tmp_path, config, wavlm_state()[1]))

@@ -196,7 +196,7 @@ def test_wrong_options_are_one_sentence(student, wavs):
         ("states: !!python/name:os.system", "not plain YAML"),
     ],
 )
-def test_a_hostile_file_of_options_is_one_sentence(text, sentence, tmp_path):
+def test_a_hostile_file_of_options_is_a_one_line_error(text, sentence, tmp_path):
     file = tmp_path / "options.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=rf"options\.yaml .*{sentence}") as raised:

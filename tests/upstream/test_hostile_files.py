@@ -1,5 +1,5 @@
-# ruff: noqa: E501  # the table of cases reads best with one case a line
-"""Files made to do harm: each is refused with one sentence that names it and what was wrong, and nothing of it runs."""
+# ruff: noqa: E501  # one case per line
+"""Hostile files: each is refused with a one-line error that names the file and the reason, and nothing in it runs."""
 
 import codecs
 import io
@@ -218,7 +218,7 @@ CASES = [(category, number) for category, cases in CATEGORIES.items() for number
 
 @pytest.fixture
 def little_memory():
-    """Two more gigabytes of address space than there are: nothing of a claimed size may be allocated."""
+    """At most two more gigabytes of address space: no memory may be allocated for claimed sizes."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, before[1]))
@@ -227,7 +227,7 @@ def little_memory():
 
 
 @pytest.mark.parametrize(("category", "number"), CASES)
-def test_refused_with_one_sentence(category, number, tmp_path, tiny_encoder, little_memory) -> None:
+def test_refused_with_one_line(category, number, tmp_path, tiny_encoder, little_memory) -> None:
     make_files, sentence = CATEGORIES[category][number]
     folder = tmp_path / "given"
     folder.mkdir()
@@ -251,7 +251,7 @@ def test_there_are_enough_categories() -> None:
 
 
 def test_the_same_files_unharmed_do_open(tmp_path, tiny_encoder) -> None:
-    """So that a refusal above is for the harm and not for the rest of the file."""
+    """The refusals above are not due to the rest of the file."""
     for name, maker in {
         "star": star,
         "ours": ours,
@@ -263,5 +263,5 @@ def test_the_same_files_unharmed_do_open(tmp_path, tiny_encoder) -> None:
     buffer = io.BytesIO()
     torch.save(
         {"state_dict": {"a": Runs(os.getpid)}}, buffer
-    )  # opened as no one should: the payload above is a live one
+    )  # the payload does run when it is opened without protection
     assert torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)["state_dict"]["a"] == os.getpid()

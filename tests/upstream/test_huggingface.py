@@ -218,7 +218,7 @@ def test_a_layer_beyond_the_configuration_is_refused(huggingface_folder) -> None
         ("hidden_size", 96, "has shape .* but the configuration asks for"),
     ],
 )
-def test_what_is_not_supported_is_said_in_one_sentence(key, value, sentence, huggingface_folder) -> None:
+def test_what_is_not_supported_is_said_in_one_line(key, value, sentence, huggingface_folder) -> None:
     _, folder = huggingface_folder("hubert", False)
     edit_config(folder, **{key: value})
     with pytest.raises(UserError, match=sentence) as raised:
@@ -264,7 +264,7 @@ def test_a_hub_name_fetches_the_weights_there_are(rewrite, huggingface_folder, m
     assert asked[:2] == ["config.json", "preprocessor_config.json"]
 
 
-def test_a_hub_name_that_cannot_be_reached_is_one_sentence(huggingface_folder, monkeypatch, tmp_path) -> None:
+def test_a_hub_name_that_cannot_be_reached_is_a_one_line_error(huggingface_folder, monkeypatch, tmp_path) -> None:
     _, folder = huggingface_folder("hubert", False)
     monkeypatch.chdir(tmp_path)
     hub_of(folder, monkeypatch)

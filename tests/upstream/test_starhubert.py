@@ -168,7 +168,7 @@ def test_the_configuration_is_found_where_it_may_be(place, tmp_path, tiny_encode
         ({**DISTILLER, "crop_seq_to_multiple": 0}, "frame_multiple is 0, but it must be between"),
     ],
 )
-def test_a_wrong_yaml_is_one_sentence(distiller, sentence, tmp_path, tiny_encoder) -> None:
+def test_a_wrong_yaml_is_a_one_line_error(distiller, sentence, tmp_path, tiny_encoder) -> None:
     path = write(tmp_path, student_state(tiny_encoder(conv_layers=CONV_LAYERS)), distiller)
     with pytest.raises(UserError, match=sentence) as raised:
         load(path)

@@ -1,8 +1,1 @@
-"""Formats of other projects, with a key table each.
-
-A format of single files is a module with NAME, `matches(content)` and `read(content, path, model_config)`.
-"""
-
-from . import dphubert, fairseq, starhubert
-
-FILE_FORMATS = (starhubert, dphubert, fairseq)
+"""Formats of other projects; those of single files have NAME, `matches(content)` and `read(content, path, config)`."""

@@ -42,36 +42,19 @@ TABLE = KeyTable(
 
 EXTRACTORS = {"group_norm": "group", "layer_norm": "layer"}
 REQUIRED = (
-    "extractor_mode",
-    "extractor_conv_layer_config",
-    "extractor_conv_bias",
-    "encoder_embed_dim",
-    "encoder_pos_conv_kernel",
-    "encoder_pos_conv_groups",
-    "encoder_num_layers",
-    "encoder_ff_interm_features",
+    "extractor_mode", "extractor_conv_layer_config", "extractor_conv_bias", "encoder_embed_dim",
+    "encoder_pos_conv_kernel", "encoder_pos_conv_groups", "encoder_num_layers", "encoder_ff_interm_features",
     "encoder_layer_norm_first",
-)
+)  # fmt: skip
 WAVLM = ("encoder_total_num_heads", "encoder_remaining_heads", "encoder_num_buckets", "encoder_max_distance")
 OPTIONAL = (
-    "normalize_waveform",
-    "encoder_num_heads",
-    "encoder_head_dim",
-    "encoder_use_attention",
-    "encoder_use_feed_forward",
-    "encoder_projection_dropout",
-    "encoder_attention_dropout",
-    "encoder_ff_interm_dropout",
-    "encoder_dropout",
+    "normalize_waveform", "encoder_num_heads", "encoder_head_dim", "encoder_use_attention",
+    "encoder_use_feed_forward", "encoder_projection_dropout", "encoder_attention_dropout",
+    "encoder_ff_interm_dropout", "encoder_dropout",
     # without effect on the encoder's output
-    "encoder_layer_drop",
-    "aux_num_out",
-    "extractor_prune_conv_channels",
-    "encoder_prune_attention_heads",
-    "encoder_prune_attention_layer",
-    "encoder_prune_feed_forward_intermediate",
-    "encoder_prune_feed_forward_layer",
-)
+    "encoder_layer_drop", "aux_num_out", "extractor_prune_conv_channels", "encoder_prune_attention_heads",
+    "encoder_prune_attention_layer", "encoder_prune_feed_forward_intermediate", "encoder_prune_feed_forward_layer",
+)  # fmt: skip
 
 
 def matches(content: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from ..encoder import SpeechEncoder
 from ..errors import UserError
 from .convolutions import parse_conv_layers
 from .files import refuse_configuration
-from .keys import Key, KeyTable, build
+from .keys import ATTENTION, Key, KeyTable, build
 from .settings import check_fixed, equal_layers, plain_settings, translated
 
 NAME = "fairseq or s3prl-converted .pt of HuBERT, WavLM and wav2vec 2.0"
@@ -33,10 +33,7 @@ KEYS = (
     Key("encoder.pos_conv.0.parametrizations.weight.original1", "positional.weight_v"),
     Key("encoder.layer_norm.*", "layer_norm.*"),
     Key("encoder.layers.0.self_attn.relative_attention_bias.weight", "relative_position.weight"),
-    Key("encoder.layers.#.self_attn.q_proj.*", "layers.#.attention.q_proj.*"),
-    Key("encoder.layers.#.self_attn.k_proj.*", "layers.#.attention.k_proj.*"),
-    Key("encoder.layers.#.self_attn.v_proj.*", "layers.#.attention.v_proj.*"),
-    Key("encoder.layers.#.self_attn.out_proj.*", "layers.#.attention.out_proj.*"),
+    *(Key(f"encoder.layers.#.self_attn.{name}.*", f"layers.#.attention.{name}.*") for name in ATTENTION),
     Key("encoder.layers.#.self_attn.grep_linear.*", "layers.#.attention.gate.linear.*"),
     Key("encoder.layers.#.self_attn.grep_a", "layers.#.attention.gate.constant", (1, -1, 1, 1)),
     Key("encoder.layers.#.self_attn_layer_norm.*", "layers.#.attention_norm.*"),
@@ -47,15 +44,9 @@ KEYS = (
 
 # Heads of masked prediction and contrastive learning.
 TRAINING_KEYS = (
-    "mask_emb",
-    "final_proj.*",
-    "label_embs_concat",
-    "target_glu.**",
-    "quantizer.**",
-    "input_quantizer.**",
-    "project_q.*",
-    "project_inp.*",
-)
+    "mask_emb", "final_proj.*", "label_embs_concat", "target_glu.**", "quantizer.**", "input_quantizer.**",
+    "project_q.*", "project_inp.*",
+)  # fmt: skip
 
 TABLE = KeyTable(KEYS, TRAINING_KEYS)
 

@@ -15,7 +15,7 @@ from ..config import FAMILIES, FEATURE_EXTRACTOR_EPS, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError, one_of, shown
 from .files import read_json, read_safetensors, read_torch
-from .keys import Key, KeyTable, build
+from .keys import ATTENTION, Key, KeyTable, build
 from .settings import check_fixed, equal_layers
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -33,10 +33,7 @@ TABLE = KeyTable(
         Key("encoder.pos_conv_embed.conv.weight_v", "positional.weight_v"),
         Key("encoder.layer_norm.*", "layer_norm.*"),
         Key("encoder.layers.0.attention.rel_attn_embed.weight", "relative_position.weight"),
-        Key("encoder.layers.#.attention.q_proj.*", "layers.#.attention.q_proj.*"),
-        Key("encoder.layers.#.attention.k_proj.*", "layers.#.attention.k_proj.*"),
-        Key("encoder.layers.#.attention.v_proj.*", "layers.#.attention.v_proj.*"),
-        Key("encoder.layers.#.attention.out_proj.*", "layers.#.attention.out_proj.*"),
+        *(Key(f"encoder.layers.#.attention.{name}.*", f"layers.#.attention.{name}.*") for name in ATTENTION),
         Key("encoder.layers.#.attention.gru_rel_pos_linear.*", "layers.#.attention.gate.linear.*"),
         Key("encoder.layers.#.attention.gru_rel_pos_const", "layers.#.attention.gate.constant", (1, -1, 1, 1)),
         Key("encoder.layers.#.layer_norm.*", "layers.#.attention_norm.*"),
@@ -61,6 +58,20 @@ TABLE = KeyTable(
     ),
     prefixes=tuple(family.prefix for family in FAMILIES.values()),
 )
+
+# Settings with another name here.
+NAMES = {
+    "conv_bias": "conv_bias",
+    "feat_extract_norm": "conv_norm",
+    "do_stable_layer_norm": "layer_norm_first",
+    "num_conv_pos_embeddings": "positional_kernel",
+    "num_conv_pos_embedding_groups": "positional_groups",
+    "layer_norm_eps": "layer_norm_eps",
+    "feat_proj_dropout": "feature_dropout",
+    "hidden_dropout": "hidden_dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+}
 
 # The defaults of `transformers`, the same in all families.
 DEFAULTS: Mapping[str, Any] = {
@@ -149,30 +160,17 @@ def parse_config(values: Mapping[str, Any], normalize_waveform: bool, source: st
         raise UserError(f"{source}: model_type is {shown(family)}, but it must be {one_of(family, FAMILIES)}")
     check_fixed(values, FIXED, source)
     known = {**DEFAULTS, **{key: value for key, value in values.items() if key in DEFAULTS}}
+    parsed = {ours: known[theirs] for theirs, ours in NAMES.items()} | {
+        "family": family,
+        "conv_layers": _conv_layers(known, source),
+        "feature_norm": known["feat_proj_layer_norm"] if FAMILIES[family].optional_feature_norm else True,
+        "relative_buckets": known["num_buckets"],
+        "relative_max_distance": known["max_bucket_distance"],
+        "normalize_waveform": normalize_waveform,
+        "normalize_eps": values.get(NORMALIZE_EPS, FEATURE_EXTRACTOR_EPS),
+    }
     shape = equal_layers(known, "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", source)
-    return EncoderConfig.from_dict(
-        {
-            **shape,
-            "family": family,
-            "conv_layers": _conv_layers(known, source),
-            "conv_bias": known["conv_bias"],
-            "conv_norm": known["feat_extract_norm"],
-            "feature_norm": known["feat_proj_layer_norm"] if FAMILIES[family].optional_feature_norm else True,
-            "positional_kernel": known["num_conv_pos_embeddings"],
-            "positional_groups": known["num_conv_pos_embedding_groups"],
-            "layer_norm_first": known["do_stable_layer_norm"],
-            "relative_buckets": known["num_buckets"],
-            "relative_max_distance": known["max_bucket_distance"],
-            "layer_norm_eps": known["layer_norm_eps"],
-            "normalize_waveform": normalize_waveform,
-            "normalize_eps": values.get(NORMALIZE_EPS, FEATURE_EXTRACTOR_EPS),
-            "feature_dropout": known["feat_proj_dropout"],
-            "hidden_dropout": known["hidden_dropout"],
-            "attention_dropout": known["attention_dropout"],
-            "activation_dropout": known["activation_dropout"],
-        },
-        source,
-    )
+    return EncoderConfig.from_dict(parsed | shape, source)
 
 
 def _conv_layers(known: Mapping[str, Any], source: str) -> list[list[int]]:

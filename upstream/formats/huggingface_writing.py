@@ -7,7 +7,7 @@ from torch import Tensor, eye, zeros
 from ..config import FAMILIES, SAMPLE_RATE, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError
-from .huggingface import IDENTITY_PROJECTION, NORMALIZE_EPS, NORMALIZE_WAVEFORM, TABLE
+from .huggingface import IDENTITY_PROJECTION, NAMES, NORMALIZE_EPS, NORMALIZE_WAVEFORM, TABLE
 
 
 def write(encoder: SpeechEncoder) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
@@ -57,17 +57,8 @@ def _config_values(config: EncoderConfig) -> dict[str, Any]:
         "conv_dim": channels,
         "conv_kernel": kernels,
         "conv_stride": strides,
-        "conv_bias": config.conv_bias,
-        "feat_extract_norm": config.conv_norm,
         "feat_extract_activation": "gelu",
-        "do_stable_layer_norm": config.layer_norm_first,
-        "num_conv_pos_embeddings": config.positional_kernel,
-        "num_conv_pos_embedding_groups": config.positional_groups,
-        "layer_norm_eps": config.layer_norm_eps,
-        "feat_proj_dropout": config.feature_dropout,
-        "hidden_dropout": config.hidden_dropout,
-        "attention_dropout": config.attention_dropout,
-        "activation_dropout": config.activation_dropout,
+        **{theirs: getattr(config, ours) for theirs, ours in NAMES.items()},
         "layerdrop": 0.0,
         "mask_time_prob": 0.0,  # students are trained without masks and have no mask embedding
     }
@@ -76,11 +67,6 @@ def _config_values(config: EncoderConfig) -> dict[str, Any]:
     if config.relative_position:
         values |= {"num_buckets": config.relative_buckets, "max_bucket_distance": config.relative_max_distance}
     return values
-
-
-def is_plain(config: EncoderConfig) -> bool:
-    """Whether the classes of `transformers` support the encoder."""
-    return not obstacles(config)
 
 
 def obstacles(config: EncoderConfig) -> list[str]:

@@ -14,6 +14,7 @@ from ..encoder import SpeechEncoder
 from ..errors import UserError
 
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")  # named alike in all formats
 MAX_LISTED = 20  # keys that one error names
 MAX_SHARED = 2**24  # bytes by which weights that share memory may grow when each gets memory of its own
 

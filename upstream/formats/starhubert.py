@@ -15,12 +15,8 @@ from .settings import plain_settings
 NAME = "STaRHuBERT or STaRWavLM .ckpt with its .yaml"
 PREFIX = "student_model."
 REQUIRED = (
-    "conv_feature_layers",
-    "encoder_layers",
-    "encoder_embed_dim",
-    "encoder_ffn_embed_dim",
-    "encoder_attention_heads",
-)
+    "conv_feature_layers", "encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads",
+)  # fmt: skip
 
 # ignored: the distillation's own projections and the teacher
 TABLE = KeyTable(KEYS, (*TRAINING_KEYS, "output_layer.**", "teacher_model.**"), (PREFIX,))

@@ -301,7 +301,7 @@ def test_the_check_goes_through_the_folders_own_feature_extractor(tmp_path, monk
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["absent", "--to", "onnx", "--output", "o"], "absent: no such file or folder"),
+        (["absent", "--to", "onnx", "--output", "o"], "absent does not exist, and is not a hub name"),
         (["s", "--to", "keras", "--output", "o"], "invalid choice: 'keras'"),
         (["s", "--output", "o"], "the following arguments are required: --to"),
         (["s", "--to", "transformers", "--output", "o", "--quantize", "int8"], "--quantize int8 goes with --to onnx"),
@@ -320,7 +320,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path, capsys) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     argv = (str(tmp_path / "student"), "--to", "transformers", "--output", str(tmp_path / "thesis"))
-    assert "not replaced, it holds something that is no checkpoint" in refused(capsys, *argv)
+    assert "is not replaced: it contains chapter.tex, which does not belong" in refused(capsys, *argv)
     assert load_file(tmp_path / "student" / "model.safetensors")
 
 

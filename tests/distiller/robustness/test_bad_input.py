@@ -141,7 +141,7 @@ REFUSED: dict[str, tuple[Callable[[], object], list[str], list[str]]] = {  # wha
     "truncated teacher": (
         lambda: cut_short(Path("teacher/model.safetensors")),
         [],
-        ["teacher/model.safetensors", "not a whole safetensors file"],
+        ["teacher/model.safetensors", "not a complete safetensors file"],
     ),
     "teacher that is audio": (list, ["--teacher=corpus/train/0.wav"], ["corpus/train/0.wav"]),
     "cache that is a file": (recipe(""), ["--corpus=embedded", *WHOLE], ["mine.yaml", "SPEECH_DISTILLER_CACHE"]),

@@ -210,7 +210,7 @@ def test_a_disk_that_refuses_in_the_middle_of_a_checkpoint(small_run) -> None:
 def test_a_users_file_where_the_student_should_be(small_run, losses: dict) -> None:
     Path("run/student").mkdir()
     Path("run/student/notes.txt").touch()
-    assert "run/student: not replaced, it holds something that is no checkpoint" in small_run.refused()
+    assert "run/student is not replaced: it contains" in small_run.refused()
     remove(Path("run/student"))
     assert small_run.completes()[0]["losses"] == losses
     assert np.isfinite(losses["train"]["loss"])

@@ -149,7 +149,9 @@ def test_a_path_that_cannot_be(name: str) -> None:
         open_corpus(CorpusConfig(path=name), DECODER)
 
 
-@pytest.mark.parametrize(("text", "sentence"), [("[1]", "holds a list, not an object"), ("[" * 10**5, "not JSON")])
+@pytest.mark.parametrize(
+    ("text", "sentence"), [("[1]", "contains a list, but it must contain keys"), ("[" * 10**5, "not JSON")]
+)
 def test_a_teacher_whose_configuration_is_none(text: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=sentence):
