@@ -51,6 +51,10 @@ def comma_separated(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     return parse
 
 
+class Failed(Exception):
+    """Something failed that is not the user's mistake: an error line for each argument, and exit code 1."""
+
+
 class Interrupted(BaseException):
     """SIGINT or SIGTERM. Not a KeyboardInterrupt, which libraries catch."""
 
@@ -76,7 +80,8 @@ def interruptible() -> Iterator[list[int]]:
 
 
 def run_command(command: Callable[[], int | None], continuing: str = "run the same command to continue") -> int:
-    """The exit code of `command`: what it returns (None: 0), 2 for a user's mistake, 130 or 143 when interrupted.
+    """The exit code of `command`: what it returns (None: 0), 1 for `Failed`, 2 for a user's mistake, 130 or 143 when
+    interrupted.
 
     A mistake, a disk that refuses and an interruption are one line on stderr.
 
@@ -99,6 +104,10 @@ def run_command(command: Callable[[], int | None], continuing: str = "run the sa
             return 0 if is_child() else INTERRUPTED[signal.Signals(received[0])]
     except UserError as error:
         complain(f"error: {' '.join(str(error).split())}")
+    except Failed as error:
+        for line in error.args:
+            complain(f"error: {' '.join(line.split())}")
+        return FAILED
     except BrokenPipeError:  # whoever read our output has closed it (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED

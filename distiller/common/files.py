@@ -93,7 +93,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     """Write rows as a CSV with a header, atomically; the columns are every key of the rows unless given."""
     columns = columns or list(dict.fromkeys(key for row in rows for key in row))
     with writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, columns)
+        table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
     return path

@@ -1,7 +1,7 @@
-"""s3prl 0.4.18 on today's torch, torchaudio and huggingface_hub: one patch each, only where something is missing.
+"""s3prl 0.4.18 on a current torch, torchaudio and huggingface_hub: one patch each, only where something is missing.
 
-`install()` patches what can be patched at once and leaves the rest to the moment when s3prl imports the module in
-question, so that no task's dependencies are needed before the task is.
+`install()` patches at once what it can; the rest waits until s3prl imports the module in question, so that no task's
+dependencies are needed before the task is.
 """
 
 import argparse
@@ -21,11 +21,9 @@ import torch
 import torchaudio
 
 from distiller.common.files import cache_folder, writing, writing_folder
-from downstream_recipes.adaptation import ctc_datasets as ctc_corpora
-from downstream_recipes.adaptation import sox_effects, torchaudio_io
+from downstream_recipes.adaptation import ctc_datasets, sox_effects, torchaudio_io
 from downstream_recipes.adaptation.corpus_key import corpus_key
 from downstream_recipes.adaptation.import_hooks import after_import
-from downstream_recipes.tasks.command_checks import check_packages
 from upstream import hubconf
 from upstream.errors import UserError
 
@@ -33,10 +31,10 @@ _installed = False
 
 
 def install() -> None:
-    """Adapt this process, once; s3prl may be imported already or not.
+    """Adapt this process, once, whether s3prl has been imported already or not.
 
     Raises:
-        UserError: there is no s3prl.
+        UserError: s3prl is not installed.
     """
     global _installed
     if _installed:
@@ -62,19 +60,18 @@ def install() -> None:
             "s3prl.downstream.quesst14_dtw.expert": leave_no_searcher_behind,
             "s3prl.downstream.voxceleb1.dataset": move_identification_cache,
             "s3prl.downstream.sv_voxceleb1.dataset": move_verification_cache,
-            **{f"s3prl.downstream.{name}": need_packages for name in ("enhancement_stft", "separation_stft")},
         }
     )
 
 
 def patch_audio_backend() -> None:
-    """s3prl chooses a backend at import; torchaudio 2.9 has none to choose from."""
+    """s3prl chooses a backend at import; torchaudio 2.9 has no backends."""
     if not hasattr(torchaudio, "set_audio_backend"):
         torchaudio.__dict__["set_audio_backend"] = lambda backend: None
 
 
 def patch_audio_files() -> None:
-    """load and save need torchcodec since torchaudio 2.9, and info is gone; soundfile does the same."""
+    """Since torchaudio 2.9 load and save need torchcodec and info is gone; soundfile does the same."""
     if not hasattr(torchaudio, "info"):
         torchaudio.__dict__["info"] = torchaudio_io.info
         if importlib.util.find_spec("torchcodec") is None:
@@ -82,7 +79,7 @@ def patch_audio_files() -> None:
 
 
 def patch_sox_effects() -> None:
-    """sox_effects is gone since torchaudio 2.9; before, it fails without libsox on the system."""
+    """sox_effects is gone since torchaudio 2.9; before that, it fails if libsox is not installed."""
     try:
         from torchaudio.sox_effects import apply_effects_tensor  # pyright: ignore[reportMissingImports] - up to 2.8
 
@@ -104,62 +101,62 @@ def patch_hugging_face_hub() -> None:
 
 
 def patch_torch_load() -> None:
-    """The runner's checkpoints hold its arguments as a Namespace; weights_only loading must be told it is harmless."""
+    """The runner's checkpoints hold its arguments as a Namespace, which weights_only loading must be told is safe."""
     torch.serialization.add_safe_globals([argparse.Namespace])
 
 
 def patch_torch_save() -> None:
-    """The runner writes over its best checkpoint: a kill or a full disk would leave neither the old nor the new one."""
+    """The runner overwrites its best checkpoint: a kill or a full disk would lose both the old and the new one."""
     save = torch.save
 
-    def save_whole(states: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+    def save_atomically(states: Any, file: Any, *args: Any, **kwargs: Any) -> None:
         if not isinstance(file, (str, os.PathLike)):
             save(states, file, *args, **kwargs)
             return
         with writing(Path(file)) as unfinished, unfinished.open("wb") as stream:
             try:
                 save(states, stream, *args, **kwargs)
-            except RuntimeError as error:  # about the archive it could not close
+            except RuntimeError as error:  # it hides the OSError: it could not close the archive
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
-    torch.save = save_whole
+    torch.save = save_atomically
 
 
 def patch_cuda() -> None:
-    """ASV moves its mask with .cuda(); without a GPU everything already is where it belongs."""
+    """ASV moves its mask with .cuda(); without a GPU that does nothing."""
     if not torch.cuda.is_available():
         torch.Tensor.cuda = lambda self, *args, **kwargs: self  # pyright: ignore[reportAttributeAccessIssue] - a method
 
 
 def add_upstreams(hub: ModuleType) -> None:
-    """`-u NAME` is an attribute of s3prl.hub; ours stand beside s3prl's own."""
+    """`-u NAME` is an attribute of s3prl.hub: add our upstreams to s3prl's."""
     for name in dir(hubconf):
         if not name.startswith("_"):
             setattr(hub, name, getattr(hubconf, name))
 
 
 def leave_isinstance_alone(helper: ModuleType) -> None:
-    """s3prl wraps builtins.isinstance for torch < 1.8, once more at each run in a process: 2^n calls after n runs."""
+    """s3prl wraps builtins.isinstance for torch < 1.8, again at each run in a process: 2^n calls after n runs."""
     helper.__dict__["hack_isinstance"] = lambda: None
 
 
 def complete_ctc(data: ModuleType) -> None:
-    """The release lacks PR's and SF's datasets; and the loader takes num_workers out of the configuration it is given,
-    so that every later split gets the default of 12.
+    """The release lacks the datasets of PR and SF. Also, the loader removes num_workers from the configuration, so
+    every later split would get the default of 12.
     """
     package = f"{data.__package__}.corpus"
     for name, dataset in (("libriphone", "LibriPhoneDataset"), ("snips", "SnipsDataset")):
         folder = Path(str(data.__file__)).parent / "corpus"
         if not (folder / f"{name}.py").exists():
             module = ModuleType(f"{package}.{name}")
-            module.__dict__[dataset] = getattr(ctc_corpora, dataset)
+            module.__dict__[dataset] = getattr(ctc_datasets, dataset)
             sys.modules[module.__name__] = module
     load_dataset = data.load_dataset
     data.__dict__["load_dataset"] = lambda split, tokenizer, corpus: load_dataset(split, tokenizer, dict(corpus))
 
 
 def leave_no_searcher_behind(expert: ModuleType) -> None:
-    """When QbE is killed, the processes that search for it would wait for their next query for ever."""
+    """When QbE is killed, its search processes would wait for their next query for ever."""
     expert.__dict__["ProcessPoolExecutor"] = partial(ProcessPoolExecutor, initializer=_end_with_parent)
 
 
@@ -174,13 +171,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def need_packages(package: ModuleType) -> None:
-    """SE and SS import what cannot be a dependency; its absence is said before anything else of theirs is imported."""
-    check_packages(package.__name__.rpartition(".")[2])
-
-
 def move_identification_cache(dataset: ModuleType) -> None:
-    """SID keeps its file lists in site-packages whatever the corpus; keep them per corpus in the user's cache."""
+    """SID keeps one set of file lists in site-packages; keep them per corpus in the user's cache."""
 
     class SpeakerClassifiDataset(dataset.SpeakerClassifiDataset):
         def __init__(self, mode, file_path, meta_data, max_timestep=None):
@@ -193,7 +185,7 @@ def move_identification_cache(dataset: ModuleType) -> None:
 
 
 def move_verification_cache(dataset: ModuleType) -> None:
-    """ASV keeps the lengths of all files in site-packages whatever the corpus, and measures them in 12 processes."""
+    """ASV keeps the lengths of all files in site-packages, for any corpus, and measures them in 12 processes."""
     import joblib
 
     def threads(n_jobs: int) -> joblib.Parallel:

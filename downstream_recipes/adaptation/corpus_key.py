@@ -1,4 +1,4 @@
-"""Files kept between runs in the user's cache, per corpus, whole or not at all."""
+"""A key for what is kept per corpus in the user's cache."""
 
 import hashlib
 import os
@@ -9,29 +9,29 @@ from pathlib import Path
 
 
 def corpus_key(root: str | Path) -> str:
-    """A name for a corpus as it stands: another place, or anything added, removed or changed below it, gives another.
+    """A key for a corpus in its present state: moving it, or adding, removing or changing a file, gives another key.
 
-    Every file's size and time are looked at, no content.
+    It depends on the size and time of every file, not on contents.
     """
     root = Path(root).resolve()
     count = size = times = 0
-    for found in _below(root):
-        count, size, times = count + 1, size + found.st_size, times + found.st_mtime_ns
+    for entry in _below(root):
+        count, size, times = count + 1, size + entry.st_size, times + entry.st_mtime_ns
     return hashlib.sha256(repr((str(root), count, size, times)).encode()).hexdigest()[:16]
 
 
 def _below(root: Path) -> Iterator[os.stat_result]:
-    """All files and folders below `root`, in no order. Links are followed, into no folder twice."""
+    """All files and folders below `root`, in no order. Links are followed, but no folder is entered twice."""
     folders, seen = [str(root)], set()
     while folders:
         with suppress(OSError), os.scandir(folders.pop()) as entries:
             for entry in entries:
                 try:
-                    found = entry.stat()
-                except OSError:  # a link to nothing, or removed at this moment
+                    status = entry.stat()
+                except OSError:  # a broken link, or just removed
                     continue
-                yield found
-                folder = (found.st_dev, found.st_ino)
-                if stat.S_ISDIR(found.st_mode) and folder not in seen:
+                yield status
+                folder = (status.st_dev, status.st_ino)
+                if stat.S_ISDIR(status.st_mode) and folder not in seen:
                     seen.add(folder)
                     folders.append(entry.path)

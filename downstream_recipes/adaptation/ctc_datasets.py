@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from distiller.common.files import disk_errors
 from upstream.errors import UserError
 
 Item = tuple[Path, list[int]]  # a wav and its tokens
@@ -14,7 +15,7 @@ Item = tuple[Path, list[int]]  # a wav and its tokens
 class BucketDataset(Dataset):
     """Utterances by falling number of tokens; with buckets, item i is the bucket that starts at utterance i.
 
-    Buckets overlap as s3prl's do: an epoch has as many of them as utterances, and its step counts refer to that.
+    Buckets overlap as s3prl's do: an epoch has as many buckets as utterances, and step counts assume that.
     """
 
     def __init__(self, items: Iterable[Item], bucket_size: int, ascending: bool) -> None:
@@ -40,8 +41,8 @@ class LibriPhoneDataset(BucketDataset):
         lexicon: files of `WORD PHONEME PHONEME ...` lines.
 
     Raises:
-        UserError: a folder without audio, a wav without a transcript, a word that no lexicon has, or a phoneme that
-            the vocabulary lacks.
+        UserError: a folder has no audio, a wav no transcript, a word is in no lexicon, or a phoneme not in the
+            vocabulary.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class LibriPhoneDataset(BucketDataset):
         if missing:
             files, folders = ", ".join(map(str, lexicon)), ", ".join(split)
             others = f" and {len(missing) - 1} more words" if len(missing) > 1 else ""
-            raise UserError(f"{missing[0]}{others} of {folders}: in no lexicon ({files})")
+            raise UserError(f"no lexicon ({files}) has {missing[0]}{others} of {folders}")
         super().__init__(
             ((wav, tokenizer.encode(" ".join(pronunciations[word] for word in line))) for wav, line in words),
             bucket_size,
@@ -76,7 +77,7 @@ class SnipsDataset(BucketDataset):
     """Audio SNIPS: characters with slot marks, of the speakers that `<split>_speakers` lists.
 
     Raises:
-        UserError: a folder without audio, or none of its speakers listed.
+        UserError: a folder has no audio, or none of the listed speakers.
     """
 
     def __init__(
@@ -94,18 +95,18 @@ class SnipsDataset(BucketDataset):
         for folder in split:
             speakers = tuple(kwargs[f"{folder}_speakers"])
             wavs = [wav for wav in find_audio(Path(path) / folder, ".wav") if wav.stem.startswith(speakers)]
-            wavs = [wav for wav in wavs if wav.stem in transcripts]  # the corpus has some without
+            wavs = [wav for wav in wavs if wav.stem in transcripts]  # some have none
             if not wavs:
-                raise UserError(f"{Path(path) / folder}: no wav with a transcript of {', '.join(speakers)}")
+                raise UserError(f"{Path(path) / folder} has no wav with a transcript of {', '.join(speakers)}")
             items += [(wav, tokenizer.encode(transcripts[wav.stem])) for wav in wavs]
         super().__init__(items, bucket_size, ascending)
 
 
 def read_lexicon(paths: Sequence[str], phonemes: set[str] | None) -> dict[str, str]:
-    """Word -> its first pronunciation, phonemes with spaces between.
+    """Word -> its first pronunciation, phonemes separated by spaces.
 
     Raises:
-        UserError: a file that is missing, or a phoneme that is not among `phonemes` (None: any may be).
+        UserError: a file cannot be read, or a phoneme is not one of `phonemes` (None: any is accepted).
     """
     pronunciations: dict[str, str] = {}
     for path in map(Path, paths):
@@ -123,29 +124,35 @@ def read_transcripts(folder: Path) -> dict[str, str]:
 
 
 def transcript_of(wav: Path, transcripts: dict[str, str]) -> str:
-    """Raises: UserError: the wav has none."""
+    """The words of a wav.
+
+    Raises:
+        UserError: it has none.
+    """
     if wav.stem not in transcripts:
-        raise UserError(f"{wav}: no line for it in a .trans.txt beside it")
+        raise UserError(f"{wav} has no line in a .trans.txt beside it")
     return transcripts[wav.stem]
 
 
 def find_audio(folder: Path, suffix: str) -> list[Path]:
-    """Raises: UserError: the folder is missing or has no such file."""
-    found = sorted(folder.rglob(f"*{suffix}"))
-    if not found:
-        raise UserError(f"{folder}: no {suffix} file there")
-    return found
+    """The files with this suffix below a folder.
+
+    Raises:
+        UserError: there are none.
+    """
+    paths = sorted(folder.rglob(f"*{suffix}"))
+    if not paths:
+        raise UserError(f"{folder} has no {suffix} file")
+    return paths
 
 
 def _keyed_lines(path: Path) -> Iterator[tuple[str, str]]:
     """First word and rest of each line that is not empty."""
-    try:
-        with path.open(encoding="utf-8") as file:
+    with disk_errors(path, "read"), path.open(encoding="utf-8") as file:
+        try:
             for line in file:
                 words = line.strip("\r\n ").split(None, 1)
                 if words:
                     yield words[0], words[1] if len(words) > 1 else ""
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not a text file") from None

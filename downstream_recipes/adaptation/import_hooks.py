@@ -1,4 +1,4 @@
-"""Run a function on a module right after its first import, so that a package is adapted without importing all of it."""
+"""Run a function on a module right after its first import: a package is adapted without importing all of it."""
 
 import importlib.machinery
 import importlib.util
@@ -11,7 +11,7 @@ Action = Callable[[ModuleType], None]
 
 
 class AfterImport(MetaPathFinder):
-    """A finder that finds what the others find, and lets `actions[module name]` act once the module has run."""
+    """A finder that finds what the others do, and calls `actions[module name]` on the module once it has run."""
 
     def __init__(self, actions: Mapping[str, Action]) -> None:
         self.actions = actions
@@ -21,7 +21,7 @@ class AfterImport(MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname not in self.actions:
             return None
-        others = sys.meta_path[sys.meta_path.index(self) + 1 :]  # which may have an action for the same module
+        others = sys.meta_path[sys.meta_path.index(self) + 1 :]  # another AfterImport may have the same module
         spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None)
         if spec is not None and spec.loader is not None:
             execute, action = spec.loader.exec_module, self.actions[fullname]
@@ -35,7 +35,7 @@ class AfterImport(MetaPathFinder):
 
 
 def after_import(actions: Mapping[str, Action]) -> None:
-    """Let each action act on its module: now when it is imported already, otherwise when it will be."""
+    """Call each action on its module: at once if it has been imported already, otherwise when it is."""
     sys.meta_path.insert(0, AfterImport(actions))
     for name, action in actions.items():
         if name in sys.modules:

@@ -1,6 +1,6 @@
 """The SoX effects that SUPERB's tasks apply, in NumPy: channels, rate, gain, silence (and norm, trim).
 
-torchaudio dropped `sox_effects` in 2.9; before, it needed libsox. KS, QbE and ASV load every file through these.
+torchaudio dropped `sox_effects` in 2.9; before that, it needed libsox. KS, QbE and ASV load every file through these.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def apply_effects_file(
     """A file through a chain of effects: float32 (channel, sample), or (sample, channel), and the sample rate.
 
     Raises:
-        UserError: an effect that is not one of the module's.
+        UserError: an effect is not available here.
     """
     audio, rate = torchaudio_io.load(path)
     return apply_effects_tensor(audio if channels_first else audio.T, rate, effects, channels_first)
@@ -35,15 +35,11 @@ def apply_effects_file(
 def apply_effects_tensor(
     tensor: Tensor, sample_rate: int, effects: Effects, channels_first: bool = True
 ) -> tuple[Tensor, int]:
-    """As `apply_effects_file`, for audio at hand: (channel, sample), or (sample, channel), and its rate.
-
-    Raises:
-        UserError: an effect that is not here.
-    """
+    """As `apply_effects_file`, for a tensor: (channel, sample), or (sample, channel), and its rate."""
     audio = (tensor if channels_first else tensor.T).detach().cpu().numpy().astype(np.float64)  # (channel, sample)
     for name, *arguments in effects:
         if name not in EFFECTS:
-            raise UserError(f"SoX effect '{name}' is not available; known are {', '.join(EFFECTS)}")
+            raise UserError(f"SoX effect '{name}' is not available; it must be one of {', '.join(EFFECTS)}")
         audio, sample_rate = EFFECTS[name](audio, sample_rate, *map(str, arguments))
     result = torch.from_numpy(audio.astype(np.float32))
     return (result if channels_first else result.T).contiguous(), sample_rate
@@ -54,7 +50,7 @@ def _channels(audio: np.ndarray, rate: int, count: str) -> tuple[np.ndarray, int
         return audio.mean(axis=0, keepdims=True), rate
     if len(audio) in (1, int(count)):
         return np.repeat(audio, int(count) // len(audio), axis=0), rate
-    raise UserError(f"SoX effect 'channels {count}' is not available for {len(audio)} channels; 1 is")
+    raise UserError(f"SoX effect 'channels {count}' is not available for {len(audio)} channels, 'channels 1' is")
 
 
 def _rate(audio: np.ndarray, rate: int, target: str) -> tuple[np.ndarray, int]:
@@ -89,14 +85,14 @@ def _silence(
     below_seconds: str,
     below_percent: str,
 ) -> tuple[np.ndarray, int]:
-    """Cut silence at the start and, `below_periods` being -1, every later one, until sound comes back.
+    """Cut silence at the start and, because `below_periods` is -1, every later silence.
 
-    A sample is sound when the RMS of the 20 ms up to it exceeds the threshold. Audio starts with the first
-    `above_seconds` of unbroken sound and stops before the first `below_seconds` of unbroken silence, whereupon the
-    RMS window is emptied and the search for sound starts again.
+    A sample is sound if the RMS of the 20 ms up to it exceeds the threshold. Audio starts with the first
+    `above_seconds` of unbroken sound and stops before the first `below_seconds` of unbroken silence; then the RMS
+    window is emptied and the search for sound starts again.
     """
     if (above_periods, below_periods, len(audio)) != ("1", "-1", 1):
-        raise UserError("SoX effect 'silence' is available for one channel, one period above and -1 below only")
+        raise UserError("SoX effect 'silence' is only available for one channel, one period above and -1 below")
     window = rate // 50
     energy = np.concatenate([[0.0], np.cumsum(audio[0] ** 2)])
     sound_run, silence_run = round(float(above_seconds) * rate), round(float(below_seconds) * rate)
@@ -119,7 +115,7 @@ def _silence(
 
 
 def _first_run(holds: np.ndarray, length: int) -> int | None:
-    """Where the first `length` consecutive True begin."""
+    """Where the first `length` consecutive True values begin."""
     changes = np.flatnonzero(np.diff(holds.astype(np.int8), prepend=0, append=0))
     for start, end in changes.reshape(-1, 2):
         if end - start >= length:

@@ -1,4 +1,4 @@
-"""`torchaudio.load`, `save` and `info` by soundfile, as they were before torchaudio 2.9 handed them to torchcodec."""
+"""`torchaudio.load`, `save` and `info` as they were before torchaudio 2.9 left them to torchcodec, with soundfile."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ def load(
 
 
 def save(uri: str | Path, src: Tensor, sample_rate: int, channels_first: bool = True, **ignored: Any) -> None:
-    """Write (channel, sample), or (sample, channel), in the format that the file's suffix names."""
+    """Write (channel, sample), or (sample, channel), in the format of the file's suffix."""
     audio = src.detach().cpu()
     if audio.ndim == 1:
         audio = audio[:, None]

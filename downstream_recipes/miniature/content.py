@@ -1,11 +1,11 @@
-"""What is said in the miniature corpora: commands, requests with slots, keywords."""
+"""The texts of the miniature corpora: keywords, commands, requests with slots."""
 
 import numpy as np
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 UNKNOWN_WORDS = ("bed", "bird", "cat", "happy", "house", "tree", "wow", "zero")
 
-# Fluent Speech Commands: (action, object, location) -> ways to say it
+# Fluent Speech Commands: (action, object, location) -> wordings
 COMMANDS: dict[tuple[str, str, str], tuple[str, ...]] = {
     ("activate", "lights", "kitchen"): ("turn on the lights in the kitchen", "kitchen lights on please"),
     ("activate", "lights", "bedroom"): ("turn on the lights in the bedroom", "bedroom lights on please"),
@@ -32,7 +32,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
 
 
 def request(random: np.random.Generator) -> tuple[str, list[str], str]:
-    """A sentence, a tag per word ("O" or the slot's name), and the intent."""
+    """A sentence, a tag for each word ("O" or the slot's name), and the intent."""
     intent = list(REQUESTS)[int(random.integers(len(REQUESTS)))]
     template = REQUESTS[intent][int(random.integers(len(REQUESTS[intent])))]
     words, tags = [], []

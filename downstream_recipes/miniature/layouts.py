@@ -1,13 +1,13 @@
 """The miniature corpora, one function per corpus, each in the exact layout that s3prl's task reads.
 
-Every function writes below `root`; where a file has to name others by absolute path, they will lie below `home`, to
-which the whole is moved when it is complete.
+Every function writes below `root`, which becomes `home` when all corpora are complete; a file that names others by
+absolute path names them below `home`.
 """
 
 import csv
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from downstream_recipes.miniature.content import COMMANDS, KEYWORDS, SLOTS, UNKN
 from downstream_recipes.miniature.recordings import Studio, fit, write_wav
 from downstream_recipes.tasks.preparation import VOWELS
 
-# Speakers of the embedded corpus by number; what must not share a speaker draws from another range.
+# Speakers of the synthetic corpus by number; parts that must not share a speaker use different ranges.
 TRAIN_SPEAKERS, DEV_SPEAKERS, TEST_SPEAKERS = range(300, 316), range(316, 320), range(320, 328)
 SPLIT_SPEAKERS = {"train": TRAIN_SPEAKERS, "dev": DEV_SPEAKERS, "valid": DEV_SPEAKERS, "test": TEST_SPEAKERS}
 
@@ -38,7 +38,7 @@ def librispeech(studio: Studio, root: Path, home: Path) -> None:
     }
     for split, (speakers, full) in sizes.items():
         lines: dict[Path, list[str]] = {}
-        for index in range(studio.count(full, least=4)):
+        for index in range(studio.count(full, minimum=4)):
             speaker = speakers[index % len(speakers)]
             name = f"{speaker}-1-{index:04d}"
             text = sentence(studio.random(f"libri {name}"))
@@ -50,7 +50,7 @@ def librispeech(studio: Studio, root: Path, home: Path) -> None:
 
 
 def lexicon(studio: Studio, root: Path, home: Path) -> None:
-    """PR: every word that `librispeech` uses, as the synthesiser says it, every vowel stressed but schwa."""
+    """PR: every word that `librispeech` uses, as the synthesiser says it, with stress on every vowel but schwa."""
 
     def arpabet(phone: str) -> str:
         return "AH0" if phone == "AX" else f"{phone}1" if phone in VOWELS else phone
@@ -60,12 +60,12 @@ def lexicon(studio: Studio, root: Path, home: Path) -> None:
 
 
 def _keyword_speakers() -> Iterator[tuple[str, str]]:
-    """Names with the split that Speech Commands' hash gives them."""
+    """Names, and the split that Speech Commands' hash assigns them to."""
     number = 0
     while True:
         name = f"{number:08x}"
-        share = int(hashlib.sha1(name.encode()).hexdigest(), 16) % 2**27 * 100 / (2**27 - 1)
-        yield name, "valid" if share < 10 else "test" if share < 20 else "train"
+        percentage = int(hashlib.sha1(name.encode()).hexdigest(), 16) % 2**27 * 100 / (2**27 - 1)
+        yield name, "valid" if percentage < 10 else "test" if percentage < 20 else "train"
         number += 1
 
 
@@ -84,7 +84,7 @@ def speech_commands(studio: Studio, root: Path, home: Path) -> None:
 
 
 def speech_commands_test(studio: Studio, root: Path, home: Path) -> None:
-    """KS: the twelve classes as folders."""
+    """KS: a folder for each of the twelve classes."""
     for speaker in list(TEST_SPEAKERS)[: studio.count(8, 1)]:
         for word in KEYWORDS + UNKNOWN_WORDS[:2]:
             folder = word if word in KEYWORDS else "_unknown_"
@@ -99,9 +99,9 @@ def _noise(studio: Studio, name: str, seconds: float) -> np.ndarray:
 
 
 def quesst14(studio: Studio, root: Path, home: Path) -> None:
-    """QbE: documents, queries of two words that some documents have, and which ones they are."""
+    """QbE: documents, queries of two words that some documents contain, and the ground truth."""
     texts = {}
-    for index in range(studio.count(40, least=8)):
+    for index in range(studio.count(40, minimum=8)):
         name = f"quesst14_{index:05d}"
         texts[name] = " ".join(plain_words(sentence(studio.random(f"qbe {name}"))))
         speaker = TRAIN_SPEAKERS[index % len(TRAIN_SPEAKERS)]
@@ -111,17 +111,17 @@ def quesst14(studio: Studio, root: Path, home: Path) -> None:
     _language_key(scoring / "language_key_utterances.lst", "Audio", list(texts))
     pairs = sorted({f"{first} {second}" for text in texts.values() for first, second in pairwise(text.split())})
     long_pairs = [pair for pair in pairs if len(pair) >= 10]  # as long as a query of the real corpus
-    chosen = studio.random("qbe queries").permutation(len(long_pairs))
-    count = studio.count(10, least=2)
+    order = studio.random("qbe queries").permutation(len(long_pairs))
+    count = studio.count(10, minimum=2)
     for split, start in (("dev", 0), ("eval", count)):
         rows, names = [], []
-        for index, pair in enumerate(long_pairs[position] for position in chosen[start : start + count]):
+        for index, pair in enumerate(long_pairs[position] for position in order[start : start + count]):
             names.append(f"quesst14_{split}_{index:04d}")
             speaker = TEST_SPEAKERS[index % len(TEST_SPEAKERS)]
             samples = studio.say(f"qbe {names[-1]}", pair, speaker)
             write_wav(root / f"{split}_queries" / f"{names[-1]}.wav", samples)
-            found = [name for name, text in texts.items() if f" {pair} " in f" {text} "]
-            rows += [f"LEXEME {name} 1 0.00 1.00 {names[-1]} lex <NA> 0.5\n" for name in found]
+            hits = [name for name, text in texts.items() if f" {pair} " in f" {text} "]
+            rows += [f"LEXEME {name} 1 0.00 1.00 {names[-1]} lex <NA> 0.5\n" for name in hits]
         _language_key(scoring / f"language_key_{split}.lst", f"{split}_queries", names)
         truth = scoring / f"groundtruth_quesst14_{split}"
         truth.mkdir()
@@ -151,7 +151,7 @@ def voxceleb1(studio: Studio, root: Path, home: Path) -> None:
     random, trials = studio.random("voxceleb trials"), []
     for same in (True, False):
         pairs = [(a, b) for i, a in enumerate(test) for b in test[i + 1 :] if (a[0] == b[0]) == same]
-        for position in random.permutation(len(pairs))[: studio.count(60, least=4)]:
+        for position in random.permutation(len(pairs))[: studio.count(60, minimum=4)]:
             (_, first), (_, second) = pairs[position]
             trials.append(f"{int(same)} {first} {second}\n")
     (root / "veri_test2.txt").write_text("".join(trials))
@@ -161,7 +161,7 @@ def libri2mix_diarization(studio: Studio, root: Path, home: Path) -> None:
     """SD: two speakers who overlap, as Kaldi folders with RTTM."""
     for split, full in (("train", 60), ("dev", 6), ("test", 12)):
         tables: dict[str, list[str]] = {name: [] for name in ("wav.scp", "segments", "utt2spk", "reco2dur", "rttm")}
-        for index in range(studio.count(full, least=2)):
+        for index in range(studio.count(full, minimum=2)):
             recording = f"{split}_{index:04d}"
             random = studio.random(f"sd {recording}")
             pair = random.choice(list(SPLIT_SPEAKERS[split]), 2, replace=False).tolist()
@@ -192,7 +192,7 @@ def fluent_commands(studio: Studio, root: Path, home: Path) -> None:
     columns = ["", "path", "speakerId", "transcription", "action", "object", "location"]
     for split, full in (("train", 192), ("valid", 32), ("test", 64)):
         rows = []
-        for index in range(studio.count(full, least=len(COMMANDS))):
+        for index in range(studio.count(full, minimum=len(COMMANDS))):
             random = studio.random(f"ic {split} {index}")
             slots, texts = list(COMMANDS.items())[index % len(COMMANDS)]  # every value is in the training data
             text = texts[int(random.integers(len(texts)))]
@@ -210,7 +210,7 @@ def snips(studio: Studio, root: Path, home: Path) -> None:
     people = {"train": ("Ivy", "Joey", "Salli", "Kendra"), "valid": ("Amy", "Nicole"), "test": ("Brian", "Emma")}
     lines = []
     for split, full in (("train", 200), ("valid", 24), ("test", 48)):
-        for index in range(studio.count(full, least=4)):
+        for index in range(studio.count(full, minimum=4)):
             text, tags, intent = request(studio.random(f"sf {split} {index}"))
             person = people[split][index % len(people[split])]
             speaker = SPLIT_SPEAKERS[split][index % len(people[split])]
@@ -221,7 +221,7 @@ def snips(studio: Studio, root: Path, home: Path) -> None:
     (root / "slots.txt").write_text("\n".join(["slots", *SLOTS]))
 
 
-# How each emotion is said: prosody and loudness (dB)
+# How each emotion sounds: prosody and loudness (dB)
 EMOTIONS = {
     "neu": (Prosody(rate=175, pitch=50, range=45), -24.0),
     "hap": (Prosody(rate=200, pitch=75, range=90), -21.0),
@@ -236,7 +236,7 @@ def iemocap(studio: Studio, root: Path, home: Path) -> None:
         for actor, sex in enumerate("FM"):
             dialog = f"Ses{session:02d}{sex}_impro01"
             lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
-            for index in range(studio.count(16, least=4)):
+            for index in range(studio.count(16, minimum=4)):
                 emotion = list(EMOTIONS)[index % 4]
                 name = f"{dialog}_{sex}{index:03d}"
                 text = sentence(studio.random(f"er {name}"))
@@ -250,9 +250,9 @@ def iemocap(studio: Studio, root: Path, home: Path) -> None:
 
 
 def voicebank(studio: Studio, root: Path, home: Path) -> None:
-    """SE: clean speech and the same with noise at 0 to 10 dB, as Kaldi lists."""
+    """SE: clean speech, and the same with noise at 0 to 10 dB SNR, as Kaldi lists."""
     for split, full in (("train", 32), ("dev", 4), ("test", 8)):
-        for index in range(studio.count(full, least=2)):
+        for index in range(studio.count(full, minimum=2)):
             name = f"{split}_{index:04d}"
             random = studio.random(f"se {name}")
             speaker = SPLIT_SPEAKERS[split][index % len(SPLIT_SPEAKERS[split])]
@@ -265,7 +265,7 @@ def voicebank(studio: Studio, root: Path, home: Path) -> None:
 def libri2mix_separation(studio: Studio, root: Path, home: Path) -> None:
     """SS: two speakers at once, as Kaldi lists."""
     for split, kind, full in (("train-100", "train", 32), ("dev_1000", "dev", 4), ("test", "test", 8)):
-        for index in range(studio.count(full, least=2)):
+        for index in range(studio.count(full, minimum=2)):
             name = f"{split}_{index:04d}"
             random = studio.random(f"ss {name}")
             pair = random.choice(list(SPLIT_SPEAKERS[kind]), 2, replace=False).tolist()
@@ -281,3 +281,11 @@ def _scp(folder: Path, home: Path, name: str, signals: dict[str, np.ndarray]) ->
         write_wav(folder / signal / "wav" / f"{name}.wav", samples)
         with (folder / signal / "wav.scp").open("a") as file:
             file.write(f"{name} {home / signal / 'wav' / name}.wav\n")
+
+
+Layout = Callable[[Studio, Path, Path], None]
+_LAYOUTS: tuple[Layout, ...] = (
+    *(librispeech, lexicon, speech_commands, speech_commands_test, quesst14, voxceleb1, libri2mix_diarization),
+    *(fluent_commands, snips, iemocap, voicebank, libri2mix_separation),
+)
+LAYOUTS: Mapping[str, Layout] = {layout.__name__: layout for layout in _LAYOUTS}  # by key of the corpora file

@@ -1,39 +1,23 @@
-"""Miniature corpora of every task, synthesised: a folder with a corpora.yaml like that of real ones."""
+"""Miniature corpora of every task, synthesised: a folder with a corpora.yaml like that of real corpora."""
 
-import contextlib
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import yaml
 
-from distiller.common.files import cache_folder, write_text
+from distiller.common.files import cache_folder, disk_errors, expanded, write_text, writing_folder
 from distiller.common.progress import progress
-from downstream_recipes.miniature import layouts
+from downstream_recipes.miniature.layouts import LAYOUTS
 from downstream_recipes.miniature.recordings import Studio, open_studio
+from downstream_recipes.tasks.tasks import FOLDER
 from upstream.errors import UserError
 
-VERSION = 1  # raised when anything above changes what is written
+VERSION = 1  # to be raised when a change in this room changes what is written
 CORPORA_FILE = "corpora.yaml"
+ENVIRONMENT = "SUPERB_CORPORA"
 
-Layout = Callable[[Studio, Path, Path], None]
-LAYOUTS: Mapping[str, Layout] = {
-    "librispeech": layouts.librispeech,
-    "lexicon": layouts.lexicon,
-    "speech_commands": layouts.speech_commands,
-    "speech_commands_test": layouts.speech_commands_test,
-    "quesst14": layouts.quesst14,
-    "voxceleb1": layouts.voxceleb1,
-    "libri2mix_diarization": layouts.libri2mix_diarization,
-    "fluent_commands": layouts.fluent_commands,
-    "snips": layouts.snips,
-    "iemocap": layouts.iemocap,
-    "voicebank": layouts.voicebank,
-    "libri2mix_separation": layouts.libri2mix_separation,
-}
-# What the corpora file says beside `corpus: corpus`. Data loaders of a miniature corpus cost more than they save.
+# What the corpora file holds beside `corpus: corpus`. Data loading processes would cost a miniature corpus more time
+# than they save.
 PATHS = {
     "lexicon": ["lexicon/lexicon.txt"],
     "voxceleb1_split": "voxceleb1/iden_split.txt",
@@ -43,13 +27,31 @@ PATHS = {
 }
 
 
+def corpora_file(name: str | None) -> Path:
+    """The file that a command's --corpora names: `name`, else $SUPERB_CORPORA; `mini` is that of `cached_miniature`.
+
+    Raises:
+        UserError: neither names one, or as `make_miniature`.
+    """
+    name = name or os.environ.get(ENVIRONMENT)
+    if not name:
+        template = FOLDER / CORPORA_FILE
+        raise UserError(f"which corpora? give --corpora FILE or set ${ENVIRONMENT}; {template} is a template")
+    return cached_miniature() if name == "mini" else expanded(name)
+
+
+def cached_miniature() -> Path:
+    """The corpora file of the miniature corpora in the user's cache, synthesised on first use."""
+    return make_miniature(cache_folder("superb") / f"miniature-{VERSION}")
+
+
 def make_miniature(directory: Path, scale: float = 1.0) -> Path:
-    """Synthesise all corpora into `directory`, whole or not at all; its corpora file.
+    """Synthesise all corpora into `directory`, atomically; returns their corpora file.
 
     A directory that holds them already is left as it is.
 
     Args:
-        scale: how much of everything, 1 is what the suite's miniature settings are made for.
+        scale: how much of everything; the suite's miniature settings are made for 1.
 
     Raises:
         UserError: the directory holds something else, cannot be written, or espeakng-loader is missing.
@@ -59,35 +61,19 @@ def make_miniature(directory: Path, scale: float = 1.0) -> Path:
 
 
 def make_with(studio: Studio, directory: Path) -> Path:
-    """`make_miniature`, and its errors, with a studio at hand."""
+    """`make_miniature` with a given studio, and with its errors."""
     directory = directory.absolute()
-    corpora_file = directory / CORPORA_FILE
-    if corpora_file.exists():
-        return corpora_file
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory}: not empty, and no miniature corpora")
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
-        try:
-            for name, layout in progress(LAYOUTS.items(), "miniature corpora"):
-                (unfinished / name).mkdir()
-                layout(studio, unfinished / name, directory / name)
-            values = {name: name for name in LAYOUTS} | PATHS
-            write_text(unfinished / CORPORA_FILE, yaml.safe_dump(values, sort_keys=False))
-            unfinished.chmod(0o755)
-            with contextlib.suppress(FileNotFoundError):
-                directory.rmdir()
-            unfinished.rename(directory)
-        except FileExistsError:  # another process was faster
-            return corpora_file
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be written ({error.strerror or os.strerror(error.errno or 0)})") from None
-    return corpora_file
-
-
-def cached_miniature() -> Path:
-    """The corpora file of the miniature corpora in the user's cache, synthesised on first use."""
-    return make_miniature(cache_folder("superb") / f"miniature-{VERSION}")
+    if (directory / CORPORA_FILE).exists():
+        return directory / CORPORA_FILE
+    with disk_errors(directory):
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise UserError(f"{directory} is not empty and does not hold miniature corpora; choose another folder")
+        if directory.exists():
+            directory.rmdir()
+    with writing_folder(directory) as folder:
+        for name, layout in progress(LAYOUTS.items(), "miniature corpora"):
+            (folder / name).mkdir()
+            layout(studio, folder / name, directory / name)
+        values = {name: name for name in LAYOUTS} | PATHS
+        write_text(folder / CORPORA_FILE, yaml.safe_dump(values, sort_keys=False))
+    return directory / CORPORA_FILE

@@ -1,4 +1,4 @@
-"""Synthetic recordings for the miniature corpora: who says what, under conditions drawn from the recording's name."""
+"""Synthetic recordings for the miniature corpora, under conditions that depend on the recording's name."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,23 +16,23 @@ Render = Callable[[Utterance], tuple[np.ndarray, list[Phone]]]  # -> (sample,) i
 
 
 class Studio:
-    """Speaks and writes. `scale` multiplies how much of everything a corpus gets; 1 is the embedded suite's."""
+    """Says the sentences of the corpora. `scale` multiplies how many of them a corpus gets."""
 
     def __init__(self, render: Render, scale: float = 1.0) -> None:
         self.render, self.scale = render, scale
 
-    def count(self, full: int, least: int = 1) -> int:
-        """How many of something there are at this scale, `full` at scale 1."""
-        return max(least, round(full * self.scale))
+    def count(self, full: int, minimum: int = 1) -> int:
+        """How many of something a corpus gets: `full` at scale 1."""
+        return max(minimum, round(full * self.scale))
 
     def random(self, name: str) -> np.random.Generator:
-        """The same numbers for the same name, whatever else is drawn."""
+        """A generator that depends on the name alone."""
         return np.random.default_rng(zlib.crc32(name.encode()))
 
     def say(
         self, name: str, text: str, speaker: int, prosody: Prosody | None = None, level: float | None = None
     ) -> np.ndarray:
-        """A recording, float32 (sample,) in [-1, 1]; `prosody` and `level` (dB) are drawn when left out."""
+        """A recording, float32 (sample,) in [-1, 1]; `prosody` and `level` (dB) are random by default."""
         random = self.random(name)
         drawn = random_prosody(speaker, random)
         conditions = Conditions(
@@ -48,26 +48,26 @@ class Studio:
         return samples.astype(np.float32) / 32768
 
     def pronounce(self, word: str) -> list[str]:
-        """The phones of a word said alone, silence left out."""
+        """The phones of a word said alone, without silence."""
         _, phones = self.render(Utterance(word, "0", word, speaker_voice(0)))
         return [phone for phone, _, _ in phones if phone != "sil"]
 
 
 def write_wav(path: Path, samples: np.ndarray) -> Path:
-    """Write (sample,) in [-1, 1] as 16 bits at 16 kHz, in the format of the suffix."""
+    """Write (sample,) in [-1, 1] as 16-bit audio at 16 kHz, in the format of the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, np.clip(samples, -1, 1), SAMPLE_RATE, subtype="PCM_16")
     return path
 
 
 def fit(samples: np.ndarray, length: int) -> np.ndarray:
-    """(length,): cut at the end, or zeros appended."""
+    """`samples` with `length`: truncated, or padded with zeros."""
     return np.pad(samples[:length], (0, max(length - len(samples), 0)))
 
 
 @contextmanager
 def open_studio(scale: float = 1.0) -> Iterator[Studio]:
-    """A studio with a synthesiser of its own.
+    """A studio with a synthesiser.
 
     Raises:
         UserError: the package espeakng-loader is missing.

@@ -1,6 +1,6 @@
-"""The scores that s3prl leaves to other tools: MTWV (QbE), DER (SD), EER (ASV)."""
+"""The scores that s3prl leaves to other tools: MTWV (QbE) and DER (SD)."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -8,12 +8,13 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.signal import medfilt
 
+from distiller.common.files import disk_errors
 from upstream.errors import UserError
 
-# NIST's spoken term detection cost as QUESST 2014 sets it: a target's prior, and what a miss and a false alarm cost.
+# NIST's spoken term detection cost as in QUESST 2014: prior of a target, cost of a miss and of a false alarm
 TARGET_PRIOR, MISS_COST, FALSE_ALARM_COST = 0.0008, 100.0, 1.0
 BETA = FALSE_ALARM_COST * (1 - TARGET_PRIOR) / (MISS_COST * TARGET_PRIOR)  # 12.49
-MISSING_SCORE = -10.0  # of a (query, document) pair that the system did not list
+MISSING_SCORE = -10.0  # for (query, document) pairs that the system did not list
 
 DIARIZATION_MEDIANS = (1, 11)  # frames
 DIARIZATION_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -21,34 +22,11 @@ DIARIZATION_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 Segment = tuple[float, float, str]  # start and end in seconds, speaker
 
 
-def equal_error_rate(labels: Sequence[int], scores: Sequence[float]) -> float:
-    """EER in percent: where false alarms equal misses on the linearly interpolated ROC curve.
-
-    Args:
-        labels: 1 for a target trial, 0 for a non-target trial.
-        scores: of the same length, higher for targets.
-
-    Raises:
-        UserError: no target or no non-target trial.
-    """
-    targets, values = np.asarray(labels) == 1, np.asarray(scores, dtype=np.float64)
-    if targets.all() or not targets.any():
-        raise UserError(f"an equal error rate needs target and non-target trials, not {len(targets)} of one kind")
-    order = np.argsort(-values, kind="stable")
-    ends = np.flatnonzero(np.diff(values[order], append=-np.inf))  # last trial of each group of equal scores
-    hits = np.concatenate([[0.0], np.cumsum(targets[order])[ends] / targets.sum()])
-    alarms = np.concatenate([[0.0], np.cumsum(~targets[order])[ends] / (~targets).sum()])
-    gap = alarms + hits - 1  # false alarms - misses: rises from -1 to 1
-    after = int(np.argmax(gap >= 0))
-    share = -gap[after - 1] / (gap[after] - gap[after - 1])
-    return 100 * float(alarms[after - 1] + share * (alarms[after] - alarms[after - 1]))
-
-
 def read_detections(path: Path) -> dict[str, dict[str, float]]:
     """s3prl's `benchmark.stdlist.xml` as query -> document -> score.
 
     Raises:
-        UserError: the file is missing or is no such list.
+        UserError: the file is missing or something else.
     """
     try:
         root = ElementTree.parse(path).getroot()
@@ -57,21 +35,21 @@ def read_detections(path: Path) -> dict[str, dict[str, float]]:
             for terms in root.iter("detected_termlist")
         }
     except (OSError, ElementTree.ParseError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: not a list of detected terms ({error})") from None
+        raise UserError(f"{path} is not a list of detected terms: {error}") from None
 
 
 def read_query_truth(path: Path) -> dict[str, set[str]]:
     """A QUESST ground truth (`LEXEME document channel start duration query ...` lines) as query -> documents.
 
     Raises:
-        UserError: the file is missing or holds no such line.
+        UserError: the file is missing or has no such line.
     """
     truth: dict[str, set[str]] = {}
     for fields in _read_fields(path):
         if fields[0] == "LEXEME" and len(fields) > 5 and fields[5] != "NO_KEYWORD":
             truth.setdefault(fields[5], set()).add(fields[1])
     if not truth:
-        raise UserError(f"{path}: no LEXEME line that names a query")
+        raise UserError(f"{path} has no LEXEME line that names a query")
     return truth
 
 
@@ -80,20 +58,20 @@ def maximum_term_weighted_value(
 ) -> tuple[float, float]:
     """MTWV and its threshold: max over thresholds of 1 - mean over queries of (P_miss + beta P_fa).
 
-    The mean is over the queries that `truth` lists, each against every document; a pair without a score has -10, as in
-    SUPERB's use of QUESST's own tool. Rejecting everything scores 0, so MTWV is never negative.
+    The mean is over the queries in `truth`, each against every document; a pair without a score counts as -10, as in
+    SUPERB's use of QUESST's tool. Rejecting everything scores 0, so MTWV is never negative.
 
     Raises:
-        UserError: a query occurs in no document or in all of them, so that it has no term-weighted value.
+        UserError: a query occurs in no document or in all of them, so its term-weighted value is undefined.
     """
     names, scores, gains = sorted(documents), [], []
     for query, targets in truth.items():
-        found = detections.get(query, {})
+        detected = detections.get(query, {})
         is_target = np.array([name in targets for name in names])
         hits = int(is_target.sum())
         if not 0 < hits < len(names):
-            raise UserError(f"query {query} occurs in {hits} of {len(names)} documents: some, not all, are needed")
-        scores.append(np.array([found.get(name, MISSING_SCORE) for name in names]))
+            raise UserError(f"query {query} occurs in {hits} of {len(names)} documents; it must be some, but not all")
+        scores.append(np.array([detected.get(name, MISSING_SCORE) for name in names]))
         gains.append(np.where(is_target, 1 / hits, -BETA / (len(names) - hits)))
     score, gain = np.concatenate(scores), np.concatenate(gains) / len(truth)
     order = np.argsort(-score, kind="stable")
@@ -108,7 +86,7 @@ def score_search(folder: Path, corpus: Path, split: str) -> tuple[float, float]:
 
     Args:
         corpus: QUESST 2014.
-        split: dev; whatever else s3prl is given, it searches for eval's queries.
+        split: dev; for any other split s3prl searches for the queries of eval.
 
     Raises:
         UserError: the search or the ground truth is missing.
@@ -123,7 +101,7 @@ def read_rttm(path: Path) -> dict[str, list[Segment]]:
     """`SPEAKER recording channel start duration <NA> <NA> speaker ...` lines as recording -> segments.
 
     Raises:
-        UserError: the file is missing or holds no such line.
+        UserError: the file is missing or has no such line.
     """
     turns: dict[str, list[Segment]] = {}
     for fields in _read_fields(path):
@@ -131,14 +109,14 @@ def read_rttm(path: Path) -> dict[str, list[Segment]]:
             start, duration = float(fields[3]), float(fields[4])
             turns.setdefault(fields[1], []).append((start, start + duration, fields[7]))
     if not turns:
-        raise UserError(f"{path}: no SPEAKER line")
+        raise UserError(f"{path} has no SPEAKER line")
     return turns
 
 
 def diarization_error_rate(reference: Mapping[str, list[Segment]], hypothesis: Mapping[str, list[Segment]]) -> float:
     """DER in percent over the reference's recordings: (miss + false alarm + confusion) / speaker time.
 
-    No collar, overlapping speech scored, speakers mapped one to one within a recording by most common time.
+    No collar; overlapping speech is scored; within a recording, speakers are mapped one to one by most common time.
     """
     errors, total = 0.0, 0.0
     for recording, turns in reference.items():
@@ -153,7 +131,7 @@ def sweep_diarization(predictions: Path, rttm: Path, frame_seconds: float) -> di
     Args:
         predictions: s3prl's directory of `recording.h5`, each with `T_hat` (frame, speaker) in [0, 1].
         rttm: the reference.
-        frame_seconds: the frames' spacing.
+        frame_seconds: the hop between frames.
 
     Returns:
         (frames of the median filter, threshold) -> DER.
@@ -196,11 +174,15 @@ def _read_prediction(path: Path) -> np.ndarray:  # (frame, speaker)
         with h5py.File(path) as file:
             return np.asarray(file["T_hat"])
     except (OSError, KeyError) as error:
-        raise UserError(f"{path}: no diarization prediction for this recording of the reference ({error})") from None
+        raise UserError(f"{path} has no prediction for this recording of the reference: {error}") from None
 
 
 def _segments(active: np.ndarray, median: int, frame_seconds: float) -> Iterable[Segment]:
-    """Runs of active frames of each speaker, after a median filter over frames; (frame, speaker) bool."""
+    """Runs of active frames of each speaker, after a median filter over frames.
+
+    Args:
+        active: (frame, speaker) bool.
+    """
     smoothed = medfilt(active.astype(np.float32), (median, 1)) if median > 1 else active
     for speaker, frames in enumerate(smoothed.T):
         changes = np.flatnonzero(np.diff(frames.astype(np.int8), prepend=0, append=0))
@@ -209,7 +191,7 @@ def _segments(active: np.ndarray, median: int, frame_seconds: float) -> Iterable
 
 
 def _diarization_errors(reference: list[Segment], hypothesis: list[Segment]) -> tuple[float, float]:
-    """Seconds of error and of reference speaker time of one recording."""
+    """Seconds of error, and of speech in the reference, in one recording."""
     bounds = np.unique([time for start, end, _ in (*reference, *hypothesis) for time in (start, end)])
     durations = np.diff(bounds)
     truth, guess = _activity(reference, bounds), _activity(hypothesis, bounds)  # (speaker, interval)
@@ -229,7 +211,5 @@ def _activity(turns: list[Segment], bounds: np.ndarray) -> np.ndarray:
 
 
 def _read_fields(path: Path) -> list[list[str]]:
-    try:
+    with disk_errors(path, "read"):
         return [line.split() for line in path.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None

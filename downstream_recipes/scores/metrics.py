@@ -3,60 +3,42 @@
 Percentages are in percent, MTWV is a fraction, as SUPERB prints them.
 """
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from distiller.common.files import read_csv
+from downstream_recipes.tasks.tasks import TASKS, Metric, Task
 from upstream.errors import UserError
 
 REFERENCES = Path(__file__).parents[1] / "reference_scores.csv"
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One column of the table."""
+class Column:
+    """A column of the table: a metric of a task."""
 
-    task: str
-    name: str
-    higher_better: bool
+    task: Task
+    metric: Metric
 
     @property
     def key(self) -> str:
-        return f"{self.task}_{self.name}"
+        return f"{self.task.code}_{self.metric.name}"
 
-    def points(self, value: float) -> float:
-        """The value of one of METRICS as points of 100, higher better, as the overall score adds them up."""
-        if self.name == "mtwv":
-            return 100 * value
-        return value if self.higher_better else 100 - value
+    @property
+    def title(self) -> str:
+        return f"{self.task.title} {self.metric.title}"
 
 
-METRICS = (
-    Metric("pr", "per", False),
-    Metric("asr", "wer", False),
-    Metric("ks", "acc", True),
-    Metric("qbe", "mtwv", True),
-    Metric("sid", "acc", True),
-    Metric("asv", "eer", False),
-    Metric("sd", "der", False),
-    Metric("ic", "acc", True),
-    Metric("sf", "f1", True),
-    Metric("sf", "cer", False),
-    Metric("er", "acc", True),
-)
-# of tasks that are not among the ten: columns where somebody has them, in no score over the table
-EXTRA_METRICS = (
-    Metric("se", "pesq", True),
-    Metric("se", "stoi", True),
-    Metric("ss", "si_sdr", True),
-)
+COLUMNS = [Column(task, metric) for task in TASKS.values() for metric in task.metrics]
+# of the ten tasks; the others are columns if a row has them, and count in no score over the table
+MAIN_COLUMNS = [column for column in COLUMNS if not column.task.extra]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A published row of the table; what it does not print is None or missing from `scores`."""
+    """A published row of the table; what was not published is None, or missing from `scores`."""
 
     upstream: str
     corpus: str
@@ -64,59 +46,52 @@ class Reference:
     macs_g: float | None
     overall: float | None
     generalizability: float | None
-    scores: Mapping[str, float]  # Metric.key -> value
+    scores: Mapping[str, float]  # Column.key -> value
 
 
 def references() -> list[Reference]:
     """The published rows; the first two, `best` and `FBANK`, anchor the generalizability score."""
-
-    def number(text: str) -> float | None:
-        return float(text) if text else None
-
-    with REFERENCES.open(newline="") as file:
-        return [
-            Reference(
-                row["upstream"],
-                row["corpus"],
-                number(row["params_m"]),
-                number(row["macs_g"]),
-                number(row["overall"]),
-                number(row["generalizability"]),
-                {metric.key: float(row[metric.key]) for metric in METRICS if row[metric.key]},
-            )
-            for row in csv.DictReader(file)
-        ]
+    numbers = ("params_m", "macs_g", "overall", "generalizability")
+    return [
+        Reference(
+            row["upstream"],
+            row["corpus"],
+            *(float(row[name]) if row[name] else None for name in numbers),
+            scores={column.key: float(row[column.key]) for column in MAIN_COLUMNS if row[column.key]},
+        )
+        for row in read_csv(REFERENCES)
+    ]
 
 
 def overall_score(scores: Mapping[str, float]) -> float:
     """Mean of the table's eleven numbers as points of 100, as in the tables of the STaR and DPHuBERT papers.
 
     Args:
-        scores: `Metric.key` -> value for every metric; further keys are ignored.
+        scores: `Column.key` -> value for every one of MAIN_COLUMNS; further keys are ignored.
 
     Raises:
-        UserError: a metric is missing.
+        UserError: one is missing.
     """
     _require_all(scores)
-    return sum(metric.points(scores[metric.key]) for metric in METRICS) / len(METRICS)
+    return sum(column.metric.points(scores[column.key]) for column in MAIN_COLUMNS) / len(MAIN_COLUMNS)
 
 
 def generalizability_score(scores: Mapping[str, float]) -> float:
     """1000 x the mean over the ten tasks of (x - FBANK) / (best - FBANK); SF's two metrics are averaged first.
 
     Raises:
-        UserError: a metric is missing.
+        UserError: one of MAIN_COLUMNS is missing.
     """
     _require_all(scores)
     best, floor = (reference.scores for reference in references()[:2])
     shares: dict[str, list[float]] = {}
-    for metric in METRICS:
-        low, high = floor[metric.key], best[metric.key]
-        shares.setdefault(metric.task, []).append((scores[metric.key] - low) / (high - low))
+    for column in MAIN_COLUMNS:
+        low, high = floor[column.key], best[column.key]
+        shares.setdefault(column.task.code, []).append((scores[column.key] - low) / (high - low))
     return 1000 * mean(map(mean, shares.values()))
 
 
 def _require_all(scores: Mapping[str, float]) -> None:
-    missing = [metric.key for metric in METRICS if metric.key not in scores]
+    missing = [column.key for column in MAIN_COLUMNS if column.key not in scores]
     if missing:
         raise UserError(f"scores over the whole table need every task; missing are {', '.join(missing)}")

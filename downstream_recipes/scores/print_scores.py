@@ -1,6 +1,6 @@
-"""SUPERB's own MTWV and DER, printed at the end of s3prl's evaluation of QbE and SD, which leaves them to other tools.
+"""SUPERB's MTWV and DER, printed at the end of s3prl's evaluation of QbE and SD, which leaves them to other tools.
 
-So the command in a row of the suite's scores.csv prints the number of the row.
+So the command in a row of the suite's scores.csv prints the number in that row.
 """
 
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from types import ModuleType
 from typing import Any
 
 from downstream_recipes.adaptation.import_hooks import Action, after_import
-from downstream_recipes.scores import error_rates as scoring
+from downstream_recipes.scores.error_rates import score_diarization, score_search
 from upstream.errors import UserError
 
 
-def announce() -> None:
+def print_after_evaluation() -> None:
     """From now on an evaluation of QbE or SD in this process prints its score too."""
     after_import(
         {
@@ -24,16 +24,16 @@ def announce() -> None:
 
 
 def _ending_with(line: Callable[[Any, str], str]) -> Action:
-    """Adapts an expert's module: what `line` says of an evaluation is printed after it, or why nothing can be said."""
+    """An action on an expert's module: after an evaluation print `line(expert, split)`, or why there is no score."""
 
     def adapt(module: ModuleType) -> None:
         log_records = module.DownstreamExpert.log_records
 
-        def log_and_print(expert: Any, mode: str, **given: Any) -> Any:
-            names = log_records(expert, mode, **given)
+        def log_and_print(expert: Any, mode: str, **arguments: Any) -> Any:
+            names = log_records(expert, mode, **arguments)
             try:
                 text = line(expert, mode)
-            except (UserError, OSError) as error:  # of a corpus without a ground truth; what s3prl does is done
+            except (UserError, OSError) as error:  # a corpus without ground truth; s3prl's own work is done
                 text = f"{mode}: no score, {error}"
             if text:
                 print(text)
@@ -45,13 +45,13 @@ def _ending_with(line: Callable[[Any, str], str]) -> Action:
 
 
 def term_weighted_value(expert: Any, split: str) -> str:
-    value, threshold = scoring.score_search(expert.expdir, Path(expert.datarc["dataset_root"]), split)
+    value, threshold = score_search(expert.expdir, Path(expert.datarc["dataset_root"]), split)
     return f"{split} mtwv: {value:.6f} (threshold {threshold:.4f})"
 
 
 def diarization_error_rate(expert: Any, split: str) -> str:
-    if split != "test" or not expert.save_predictions:  # s3prl keeps predictions of test only
+    if split != "test" or not expert.save_predictions:  # s3prl only keeps predictions of test
         return ""
-    rates = scoring.score_diarization(Path(expert.expdir), Path(expert.loaderrc["test_dir"]))
+    rates = score_diarization(Path(expert.expdir), Path(expert.loaderrc["test_dir"]))
     median, threshold = min(rates, key=lambda key: rates[key])
     return f"{split} lowest der: {rates[median, threshold]:.4f} (median {median}, threshold {threshold})"

@@ -1,7 +1,7 @@
-"""Features of the frozen upstream, computed once and reused: s3prl hears the same wavs in every epoch and every sweep.
+"""Features of the frozen upstream, computed once and reused: s3prl needs the same wavs in every epoch and sweep.
 
-A wav's features are computed by itself, so that they are the same numbers whatever it was batched with and whatever the
-cache still holds: a larger cache, a smaller one and a run that was interrupted give the same scores to the last bit.
+The features of a wav are computed alone, so they do not depend on its batch or on what the cache holds: a larger cache,
+a smaller one and an interrupted run give the same scores to the last bit.
 """
 
 import hashlib
@@ -19,20 +19,20 @@ Features = dict[str, list[Tensor]]  # by key of the upstream's output: states of
 
 
 class FeatureCache:
-    """What was used last of all that was computed, up to `limit` bytes, in the memory of the CPU."""
+    """The most recently used features, up to `limit` bytes, in the memory of the CPU."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.size, self.hits, self.misses = limit, 0, 0, 0
         self._kept: OrderedDict[bytes, Features] = OrderedDict()
 
     def get(self, key: bytes) -> Features | None:
-        found = self._kept.get(key)
-        if found is None:
+        features = self._kept.get(key)
+        if features is None:
             self.misses += 1
             return None
         self.hits += 1
         self._kept.move_to_end(key)
-        return found
+        return features
 
     def put(self, key: bytes, features: Features) -> None:
         if key in self._kept or _bytes(features) > self.limit:
@@ -45,9 +45,9 @@ class FeatureCache:
 
 @contextmanager
 def reused(cache: FeatureCache | None) -> Iterator[None]:
-    """Within, our upstreams take the features of wavs from `cache` where it has them; None changes nothing.
+    """Inside the block our upstreams take the features of wavs from `cache` if it has them; None changes nothing.
 
-    An upstream that is trained, or asked for the published features that depend on the batch, computes as ever.
+    An upstream that is trained, or asked for the published features, which depend on the batch, computes as usual.
     """
     if cache is None:
         yield
@@ -60,15 +60,15 @@ def reused(cache: FeatureCache | None) -> Iterator[None]:
             return compute(self, wavs)
         if self not in identities:
             identities[self] = _identity(self)
-        found = []
+        batch = []
         for wav in wavs:
             key = hashlib.sha256(identities[self] + wav.detach().cpu().numpy().tobytes()).digest()
             features = cache.get(key)
             if features is None:
                 features = _alone(compute(self, [wav]))
                 cache.put(key, features)
-            found.append(features)
-        return _batch(found, wavs[0].device)
+            batch.append(features)
+        return _batch(batch, wavs[0].device)
 
     UpstreamExpert.forward = forward
     try:
@@ -78,7 +78,7 @@ def reused(cache: FeatureCache | None) -> Iterator[None]:
 
 
 def _identity(upstream: UpstreamExpert) -> bytes:
-    """What its features depend on besides the wav."""
+    """A digest of everything that its features depend on, except the wav."""
     digest = hashlib.sha256(f"{upstream.encoder.config} {upstream.states}".encode())
     for name, value in upstream.state_dict().items():
         digest.update(name.encode())
@@ -87,12 +87,12 @@ def _identity(upstream: UpstreamExpert) -> bytes:
 
 
 def _alone(output: dict[str, list[Tensor] | Tensor]) -> Features:
-    """The output of a batch of one, without the batch; copied, as a view would keep the whole of what it is of."""
+    """The output of a batch of one, without the batch axis; copied, because a view would keep its whole tensor."""
     return {key: [state[0].cpu().clone() for state in _listed(value)] for key, value in output.items()}
 
 
 def _batch(wavs: list[Features], device: torch.device) -> dict[str, list[Tensor] | Tensor]:
-    """As `UpstreamExpert.forward` pads: the last valid frame is repeated."""
+    """Batched as `UpstreamExpert.forward` does: the last valid frame is repeated."""
     frames = max(len(features["last_hidden_state"][0]) for features in wavs)
 
     def stacked(key: str, index: int) -> Tensor:

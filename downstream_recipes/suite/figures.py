@@ -1,22 +1,17 @@
-"""Figures of a suite: score against parameters, tasks against HuBERT Base, the layers that each task leans on."""
+"""Figures of a suite: score against parameters, tasks against HuBERT Base, the layers that each task uses."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # written to files, on machines without a display
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from downstream_recipes.adaptation.s3prl_output import read_checkpoint
-from downstream_recipes.scores.metrics import METRICS, Metric
-from downstream_recipes.suite.tables import TITLES, Row, title, used_metrics
+from distiller.common.plotting import save_figure
+from downstream_recipes.adaptation.checkpoints import read_checkpoint
+from downstream_recipes.suite.tables import Row, used_columns
 
-RESOLUTION = 150  # dots per inch
 REFERENCE = "HuBERT Base (LS 960)"
 
 
@@ -38,11 +33,12 @@ def score_against_parameters(rows: Sequence[Row], path: Path) -> Path | None:
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(ScalarFormatter())
     axes.grid(alpha=0.3, which="both")
-    return _save(figure, path)
+    save_figure(figure, path)
+    return path
 
 
 def _label_heights(values: Sequence[float], gap: float = 0.06) -> list[float]:
-    """Where rising values are labelled beside the axes, from 0 to 1: near their height, `gap` apart or what fits."""
+    """Where to label rising values beside the axes, from 0 to 1: near their height, `gap` apart or as far as fits."""
     bottom, top = 0.02, 0.98
     gap = min(gap, (top - bottom) / max(len(values) - 1, 1))
     heights: list[float] = []
@@ -53,30 +49,29 @@ def _label_heights(values: Sequence[float], gap: float = 0.06) -> list[float]:
 
 
 def tasks_as_bars(rows: Sequence[Row], path: Path) -> Path | None:
-    """Each task's metrics as points of 100, ours beside HuBERT Base where that is among the rows."""
+    """Each task's metrics as points of 100, ours beside HuBERT Base if that is among the rows."""
     shown = [row for row in rows if not row.published or row.name == REFERENCE]
-    metrics = [metric for metric in used_metrics([row for row in shown if not row.published]) if metric in METRICS]
-    if not metrics:
+    columns = [column for column in used_columns([row for row in shown if not row.published]) if not column.task.extra]
+    if not columns:
         return None
-    figure, axes = plt.subplots(figsize=(max(6, 0.9 * len(metrics)), 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(max(6, 0.9 * len(columns)), 4), layout="constrained")
     width = 0.8 / len(shown)
     for index, row in enumerate(shown):
-        values = [_points(metric, row) for metric in metrics]
-        places = np.arange(len(metrics)) + (index - (len(shown) - 1) / 2) * width
+        values = [
+            column.metric.points(row.scores[column.key]) if column.key in row.scores else 0.0 for column in columns
+        ]
+        places = np.arange(len(columns)) + (index - (len(shown) - 1) / 2) * width
         axes.bar(places, values, width, label=row.name, color="#9aa4af" if row.published else f"C{index}")
-    axes.set_xticks(range(len(metrics)), [f"{title(metric.task)}\n{TITLES[metric.name]}" for metric in metrics])
+    axes.set_xticks(range(len(columns)), [column.title.replace(" ", "\n") for column in columns])
     axes.set(ylabel="points (error rates as 100 - x, MTWV x 100)")
     axes.legend(fontsize=8)
     axes.grid(axis="y", alpha=0.3)
-    return _save(figure, path)
-
-
-def _points(metric: Metric, row: Row) -> float:
-    return metric.points(row.scores[metric.key]) if metric.key in row.scores else 0.0
+    save_figure(figure, path)
+    return path
 
 
 def layer_weights(checkpoint: Path) -> list[float] | None:
-    """The weights a task learned for its sum over the upstream's states; None for a single state."""
+    """The weights that a task learned for its sum over the upstream's states; None for a single state."""
     state = read_checkpoint(checkpoint)["Featurizer"]
     return torch.softmax(state["weights"].float(), 0).tolist() if "weights" in state else None
 
@@ -88,19 +83,13 @@ def layers_by_task(weights: Mapping[str, list[float]], path: Path) -> Path | Non
     grid = np.array(list(weights.values()))  # (task, state)
     figure, axes = plt.subplots(figsize=(1.5 + 0.5 * grid.shape[1], 1 + 0.4 * len(grid)), layout="constrained")
     image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
-    axes.set_yticks(range(len(grid)), [title(task) for task in weights])
+    axes.set_yticks(range(len(grid)), list(weights))
     axes.set_xticks(range(grid.shape[1]))
     axes.set(xlabel="state")
     figure.colorbar(image, label="weight")
-    return _save(figure, path)
+    save_figure(figure, path)
+    return path
 
 
 def _colour(row: Row) -> str:
     return "#6b7683" if row.published else "C3"
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    unfinished = path.with_name(f".{path.name}")
-    figure.savefig(unfinished, dpi=RESOLUTION, format="png")
-    plt.close(figure)
-    return unfinished.replace(path)

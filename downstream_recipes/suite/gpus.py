@@ -6,75 +6,78 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from downstream_recipes.suite.suite import say
-from downstream_recipes.tasks.tasks import Task
+from downstream_recipes.suite.suite import Suite, say
+from downstream_recipes.tasks.tasks import FOLDER, Task
 
-COMMAND = (sys.executable, str(Path(__file__).parents[1] / "superb.py"))
-POLL = 2.0  # seconds between looks at the processes
-GRACE = 20.0  # seconds that a process has to end when it is asked to
-
-
-@dataclass(frozen=True)
-class Running:
-    """A task at work, and where its output goes."""
-
-    task: Task
-    process: subprocess.Popen
-    log: Path
+COMMAND = (sys.executable, str(FOLDER / "superb.py"))
+POLL = 2.0  # seconds between two looks at the processes
+GRACE = 20.0  # seconds that a process has to end after SIGTERM
 
 
-def run_on_gpus(output: Path, tasks: Sequence[Task], gpus: Sequence[str], argv: Sequence[str]) -> list[str]:
-    """Each task once, as many at a time as there are GPUs; what went wrong, a line each.
+def run_on_gpus(suite: Suite, tasks: Sequence[Task], gpus: Sequence[str]) -> list[str]:
+    """Each task once, as many at a time as there are GPUs; a line for each that failed.
 
-    Nothing is left running when this ends early.
-
-    Args:
-        argv: the suite's command line, which every process gets for its task alone.
+    No process is left running, even if this ends early.
     """
-    waiting, running, failures = list(tasks), dict[str, Running](), []
+    waiting, running, failures = list(tasks), dict[str, tuple[Task, subprocess.Popen]](), []
     try:
         while waiting or running:
             for gpu in gpus:
                 if gpu not in running and waiting:
-                    running[gpu] = _start(output, waiting.pop(0), gpu, argv)
+                    task = waiting.pop(0)
+                    running[gpu] = task, _start(suite, task, gpu)
             time.sleep(POLL)
-            for gpu, one in list(running.items()):
-                if one.process.poll() is not None:
+            for gpu, (task, process) in list(running.items()):
+                if (status := process.poll()) is not None:
                     del running[gpu]
-                    failures += _failure(one)
-                    say(f"{one.task.code}: {'failed' if one.process.returncode else 'done'} (GPU {gpu})")
+                    failures += _failure(task, status, _log(suite, task))
+                    say(f"{task.code}: {'failed' if status else 'done'} (GPU {gpu})")
     finally:
-        _end([one.process for one in running.values()])
+        _end([process for _, process in running.values()])
     return failures
 
 
-def _start(output: Path, task: Task, gpu: str, argv: Sequence[str]) -> Running:
-    log = output / f"{task.code}.log"
-    say(f"{task.code}: running on GPU {gpu}, output in {log}")
-    shared = [text for text in argv if text != "--overwrite"]  # has been done
-    own = ["--tasks", task.code, "--gpus", "", "--no-report", "--device", "cuda"]
+def task_command(suite: Suite, task: Task) -> list[str]:
+    """The command line that runs one task of the suite on the GPU that it sees."""
+    options = {
+        "--upstream": suite.upstream,
+        "--checkpoint": suite.checkpoint,
+        "--model-config": suite.model_config,
+        "--corpora": suite.corpora_file,
+        "--output": suite.output,
+        "--tasks": task.code,
+        "--feature-cache": suite.feature_cache,
+        "--device": "cuda",
+    }
+    words = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
+    return [*COMMAND, *words, *(["--lr-search"] if suite.lr_search else []), "--no-report"]
+
+
+def _log(suite: Suite, task: Task) -> Path:
+    return suite.output / f"{task.code}.log"
+
+
+def _start(suite: Suite, task: Task, gpu: str) -> subprocess.Popen:
+    say(f"{task.code}: running on GPU {gpu}, output in {_log(suite, task)}")
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
-    with log.open("w") as file:
-        process = subprocess.Popen([*COMMAND, *shared, *own], env=environment, stdout=file, stderr=file)
-    return Running(task, process, log)
+    with _log(suite, task).open("w") as file:
+        return subprocess.Popen(task_command(suite, task), env=environment, stdout=file, stderr=file)
 
 
-def _failure(ended: Running) -> list[str]:
-    """The last line of a process that failed; its own name and the task's are said by its parent."""
-    code, status = ended.task.code, ended.process.returncode
+def _failure(task: Task, status: int, log: Path) -> list[str]:
+    """The last line of a process that failed."""
     if status == 0:
         return []
     if status < 0:
-        return [f"{code}: ended by signal {-status} (all of it in {ended.log})"]
-    lines = ended.log.read_text(errors="replace").splitlines() or ["no output"]
-    return [f"{code}: {lines[-1].removeprefix('superb.py: ').removeprefix(f'{code}: ')}"]
+        return [f"{task.code}: ended by signal {-status} (output in {log})"]
+    lines = log.read_text(errors="replace").splitlines() or ["no output"]
+    return [f"{task.code}: {lines[-1].removeprefix('error: ').removeprefix(f'{task.code}: ')}"]
 
 
 def _end(processes: Iterable[subprocess.Popen]) -> None:
-    """SIGTERM; SIGKILL for what goes on after GRACE seconds, or when another signal ends the waiting."""
+    """SIGTERM; then SIGKILL for those still running after GRACE seconds, or when another signal ends the waiting."""
     processes = list(processes)
     for process in processes:
         process.terminate()

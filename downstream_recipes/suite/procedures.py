@@ -1,44 +1,39 @@
 """How each task comes to its scores: training, the choice of a checkpoint or layer, the evaluation."""
 
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from downstream_recipes.adaptation.s3prl_output import best_score, is_better, last_scores, read_checkpoint
-from downstream_recipes.scores import error_rates as scoring
-from downstream_recipes.suite.suite import Score, Suite, stage
-from downstream_recipes.tasks.tasks import Task
+from downstream_recipes.adaptation.checkpoints import is_complete, regular_checkpoints, step_of
+from downstream_recipes.scores import error_rates
+from downstream_recipes.suite.suite import Result, Score, Suite, stage
+from downstream_recipes.tasks.command_checks import check_packages
+from downstream_recipes.tasks.tasks import Metric, Procedure, Task
 from upstream.errors import UserError
 
-SPLITS: Mapping[str, tuple[str, str]] = {"asr": ("dev-clean", "test-clean")}  # dev and test; everywhere else as named
-BEST: Mapping[str, str] = {"asr": "dev-clean-best.ckpt", **dict.fromkeys(("sd", "se", "ss"), "best-states-dev.ckpt")}
-UNITLESS = ("pesq", "stoi")
 LEARNING_RATES = tuple(10.0**-power for power in range(1, 8))  # what SUPERB lets a user search
-FOLDS = tuple(f"fold{number}" for number in range(1, 6))
-
-Result = tuple[list[Score], str]  # and a note for the table
 
 
 def run_task(suite: Suite, task: Task) -> Result:
-    """Bring one task to its scores, from wherever it stands.
+    """Bring a task to its scores, continuing what is kept of it.
 
     Raises:
-        UserError: wrong corpora, checkpoint or upstream.
-        TaskFailed: s3prl did not finish.
+        UserError: wrong corpora, checkpoint or upstream, or a package is missing.
+        Failed: s3prl raised something else.
     """
-    procedure = PROCEDURES.get(task.code, run_trained)
+    check_packages(task.downstream)
+    procedure, folder = PROCEDURES[task.procedure], suite.output / task.code
     if not suite.lr_search or not task.trained:
-        return procedure(suite, task, suite.output / task.code, {})
-    folders = {rate: suite.output / task.code / f"lr-{rate:.0e}" for rate in LEARNING_RATES}
-    judged = {rate: _judge(suite, task, folder, rate) for rate, folder in folders.items()}
-    best = next(iter(judged))
-    for rate, value in judged.items():
-        best = rate if is_better(task.code, value, judged[best]) else best
-    scores, note = procedure(suite, task, folders[best], _learning_rate(best))
-    split = "the test trials, as SUPERB does" if task.code == "asv" else "dev"
-    return scores, f"{note} Learning rate {best:.0e}, the best of {len(judged)} on {split}.".strip()
+        return procedure(suite, task, folder, {})
+    folders = {rate: folder / f"lr-{rate:.0e}" for rate in LEARNING_RATES}
+    values = {rate: _judge(suite, task, folders[rate], rate) for rate in LEARNING_RATES}
+    best = (max if task.judged_by.higher_better else min)(LEARNING_RATES, key=lambda rate: values[rate])
+    result = procedure(suite, task, folders[best], _learning_rate(best))
+    split = "the test trials, as SUPERB does" if task.procedure == "best on test" else "dev"
+    note = f"{result.note} Learning rate {best:.0e}, the best of {len(values)} on {split}.".strip()
+    return Result(result.scores, note, result.predictions, result.checkpoint)
 
 
 def _learning_rate(rate: float) -> dict[str, Any]:
@@ -46,24 +41,15 @@ def _learning_rate(rate: float) -> dict[str, Any]:
 
 
 def _judge(suite: Suite, task: Task, folder: Path, rate: float) -> float:
-    """What a learning rate is chosen by."""
+    """What a learning rate is chosen by: a dev score (of the first fold alone), or SUPERB's own score of ASV."""
     changes = _learning_rate(rate)
-    if task.code == "asv":
-        return run_verification(suite, task, folder, changes)[0][0].value
-    if task.code == "er":  # one fold stands for the five
-        return _dev_score(task, train(suite, task, folder / FOLDS[0], changes, FOLDS[0]))
-    return _dev_score(task, train(suite, task, folder, changes))
-
-
-def _dev_score(task: Task, trained: Mapping[str, Any]) -> float:
-    if trained["dev"] is None:
-        raise UserError(f"{task.code}: no evaluation on dev during training; total_steps is below eval_step")
-    return trained["dev"]
-
-
-def splits(task: Task) -> tuple[str, str]:
-    """s3prl's names of the task's dev and test parts."""
-    return SPLITS.get(task.code, ("dev", "test"))
+    if task.procedure == "best on test":
+        return best_on_test(suite, task, folder, changes).scores[0].value
+    fold = task.folds[0] if task.folds else None
+    dev = train(suite, task, folder / fold if fold else folder, changes, fold)["dev"]
+    if dev is None:
+        raise UserError(f"{task.code} was never evaluated on dev: runner.total_steps must reach runner.eval_step")
+    return dev
 
 
 def train(
@@ -71,162 +57,156 @@ def train(
 ) -> dict[str, Any]:
     """Train once, continuing from the newest checkpoint of an interrupted training; {"dev": best score or None}.
 
-    A training continued by s3prl sees its data in another order than one that was never interrupted. Without a
-    checkpoint to continue from it starts again, and then comes to the same weights.
+    A continued training sees its data in another order than an uninterrupted one. Without a checkpoint to continue
+    from, training starts again and comes to the same weights.
     """
 
     def work() -> dict[str, Any]:
         log = folder / "train.log"
         newest = newest_checkpoint(folder)
+        arguments: dict[str, Any] = {"mode": "train"}
         if newest is not None:
-            suite.run(["-m", "train", "-e", str(newest)], log)
+            arguments["past_exp"] = newest
         else:
             shutil.rmtree(folder, ignore_errors=True)
-            suite.run(training_arguments(suite, task, folder, changes, variant), log)
-        return {"dev": best_score(task.code, splits(task)[0], log.read_text())}
+            recipe = suite.configure(task, folder, changes)
+            arguments |= {**suite.arguments, "downstream": task.code, "config": recipe, "expdir": folder}
+            arguments["downstream_variant"] = variant
+        suite.run(arguments, log)
+        return {"dev": task.best_on_dev(log.read_text())}
 
     return stage(folder / "train.json", work)
 
 
-def training_arguments(
-    suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any], variant: str | None = None
-) -> list[str]:
-    recipe = suite.configure(task, folder, changes)
-    arguments = ["-m", "train", *suite.upstream_arguments(), "-d", task.code, "-c", str(recipe), "-p", str(folder)]
-    return [*arguments, "-v", variant] if variant else arguments
-
-
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest of s3prl's regular checkpoints that can be opened; those that cannot are removed."""
-    for path in sorted(folder.glob("states-*.ckpt"), key=_step, reverse=True):
-        if _opens(path):
+    """The newest of s3prl's regular checkpoints that is complete; truncated ones are removed."""
+    for path in reversed(regular_checkpoints(folder)):
+        if is_complete(path):
             return path
-        path.unlink()  # cut short by whatever ended the training
+        path.unlink()
     return None
 
 
-def _step(path: Path) -> int:
-    return int(re.findall(r"\d+", path.stem)[-1])
-
-
-def _opens(path: Path) -> bool:
-    try:
-        read_checkpoint(path)
-    except Exception:  # truncated archives raise whatever the unpickler stumbles over
-        return False
-    return True
-
-
 def best_checkpoint(task: Task, folder: Path) -> Path:
-    """The best on dev; the newest when no evaluation beat s3prl's starting value, so that none was kept.
+    """The best one on dev; the newest one if no evaluation beat s3prl's initial value, so that no best was kept.
 
     Raises:
-        UserError: the training kept none at all.
+        UserError: training kept no checkpoint.
     """
-    best = folder / BEST.get(task.code, "dev-best.ckpt")
-    if best.exists() and _opens(best):
+    best = folder / task.best
+    if best.exists() and is_complete(best):
         return best
     newest = newest_checkpoint(folder)
     if newest is None:
-        raise UserError(f"{folder}: the training kept no checkpoint; total_steps is below save_step and eval_step")
+        raise UserError(f"{folder} has no checkpoint: runner.total_steps must reach runner.save_step or eval_step")
     return newest
 
 
-def evaluate(suite: Suite, task: Task, folder: Path, checkpoint: Path, split: str, name: str = "test") -> dict:
-    """Evaluate once; the task's metrics, and the command that gives them."""
-    arguments = ["-m", "evaluate", "-t", split, "-e", str(checkpoint)]
-    if name != "test":  # predictions of their own
-        arguments += ["-o", f"args.expdir={folder / name}"]
+def evaluate(suite: Suite, task: Task, folder: Path, checkpoint: Path, name: str = "test") -> dict[str, Any]:
+    """Evaluate once on test: {"scores": what s3prl prints, by metric, "command": that prints it}.
+
+    Args:
+        name: of the result; predictions of another than "test" go into a folder of that name.
+    """
+    override = None if name == "test" else f"args.expdir={folder / name}"
+    arguments = {"mode": "evaluate", "evaluate_split": task.test_split, "past_exp": checkpoint, "override": override}
 
     def work() -> dict[str, Any]:
-        printed = suite.run(arguments, folder / f"{name}.log")
-        return {"scores": last_scores(task.code, split, printed), "command": suite.command(arguments)}
+        printed = task.printed_scores(task.test_split, suite.run(arguments, folder / f"{name}.log"))
+        scores = {metric.name: value for metric, value in printed.items()}
+        return {"scores": scores, "command": suite.command(arguments)}
 
     return stage(folder / f"{name}.json", work)
 
 
-def run_trained(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
-    """PR, ASR, KS, SID, IC, SF, SE, SS: train, take the best on dev, test it."""
-    trained = train(suite, task, folder, changes)
-    tested = evaluate(suite, task, folder, best_checkpoint(task, folder), splits(task)[1])
-    seconds = trained["seconds"] + tested["seconds"]
-    return [_score(task, metric, value, tested, seconds) for metric, value in tested["scores"].items()], ""
+def best_on_dev(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
+    """Train, take the best checkpoint on dev, test it; of ER the mean over the five folds."""
+    variants = {fold: folder / fold for fold in task.folds} or {None: folder}
+    trained = [train(suite, task, path, changes, fold) for fold, path in variants.items()]
+    checkpoints = [best_checkpoint(task, path) for path in variants.values()]
+    tested = [evaluate(suite, task, path.parent, path) for path in checkpoints]
+    seconds = sum(stage["seconds"] for stage in (*trained, *tested))
+    command = " && ".join(result["command"] for result in tested)
+    values = {metric: [result["scores"][metric.name] for result in tested] for metric in task.metrics}
+    scores = [_score(task, metric, fmean(each), command, seconds) for metric, each in values.items()]
+    folds = ", ".join(f"{value:.1f}" for value in values[task.metrics[0]])
+    note = f"{task.title}: folds {folds}." if task.folds else ""
+    return _result(suite, scores, note, folder, checkpoints[0])
 
 
-def _score(task: Task, metric: str, value: float, tested: Mapping[str, Any], seconds: float) -> Score:
-    unit = "dB" if metric == "si_sdr" else "" if metric in UNITLESS else "%"
-    return Score(task.code, metric, round(value, 4), unit, splits(task)[1], round(seconds, 1), tested["command"])
+def _score(task: Task, metric: Metric, value: float, command: str, seconds: float, split: str | None = None) -> Score:
+    digits = metric.digits + 2
+    split = split or task.test_split
+    return Score(task.code, metric.name, round(value, digits), metric.unit, split, round(seconds, 1), command)
 
 
-def run_emotion(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
-    """ER: the mean over the five folds."""
-    accuracies, commands, seconds = [], [], 0.0
-    for fold in FOLDS:
-        trained = train(suite, task, folder / fold, changes, fold)
-        tested = evaluate(suite, task, folder / fold, best_checkpoint(task, folder / fold), "test")
-        accuracies.append(tested["scores"]["acc"])
-        commands.append(tested["command"])
-        seconds += trained["seconds"] + tested["seconds"]
-    note = "ER: folds " + ", ".join(f"{accuracy:.1f}" for accuracy in accuracies) + "."
-    together = {"command": " && ".join(commands)}
-    return [_score(task, "acc", sum(accuracies) / len(accuracies), together, seconds)], note
+def _result(suite: Suite, scores: list[Score], note: str, predictions: Path, checkpoint: Path | None) -> Result:
+    relative = str(checkpoint.relative_to(suite.output)) if checkpoint else None
+    return Result(scores, note, str(predictions.relative_to(suite.output)), relative)
 
 
-def run_verification(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
+def best_on_test(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
     """ASV: every kept checkpoint on the test trials, the best one reported (SUPERB's rule: there is no dev set).
 
     Raises:
-        UserError: the training kept no checkpoint.
+        UserError: training kept no checkpoint.
     """
-    trained = train(suite, task, folder, changes)
-    checkpoints = sorted(folder.glob("states-*.ckpt"), key=_step)
-    if not checkpoints:
-        raise UserError(f"{folder}: the training kept no checkpoint; total_steps is below save_step")
-    tested = {path: evaluate(suite, task, folder, path, "test", f"test-{_step(path)}") for path in checkpoints}
-    best = min(tested, key=lambda path: tested[path]["scores"]["eer"])
+    metric, trained = task.metrics[0], train(suite, task, folder, changes)
+    tested = {
+        path: evaluate(suite, task, folder, path, f"test-{step_of(path)}") for path in regular_checkpoints(folder)
+    }
+    if not tested:
+        raise UserError(f"{folder} has no checkpoint: runner.total_steps must reach runner.save_step")
+    best = min(tested, key=lambda path: tested[path]["scores"][metric.name])
     seconds = trained["seconds"] + sum(result["seconds"] for result in tested.values())
-    note = f"ASV: the best of {len(tested)} checkpoints on the test trials (step {_step(best)}), as SUPERB does."
-    return [_score(task, "eer", tested[best]["scores"]["eer"], tested[best], seconds)], note
+    step = step_of(best)
+    note = f"{task.title}: the best of {len(tested)} checkpoints on the test trials (step {step}), as SUPERB does."
+    score = _score(task, metric, tested[best]["scores"][metric.name], tested[best]["command"], seconds)
+    return _result(suite, [score], note, folder / f"test-{step}", best)
 
 
-def run_diarization(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
+def lowest_der(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
     """SD: the lowest DER over the ways of turning the test predictions into segments (SUPERB's rule)."""
     trained = train(suite, task, folder, changes)
-    tested = evaluate(suite, task, folder, best_checkpoint(task, folder), "test")
-    rates = scoring.score_diarization(folder, Path(suite.corpora["libri2mix_diarization"]) / "test")
+    checkpoint = best_checkpoint(task, folder)
+    tested = evaluate(suite, task, folder, checkpoint)
+    rates = error_rates.score_diarization(folder, Path(suite.corpora["libri2mix_diarization"]) / "test")
     median, threshold = min(rates, key=lambda key: rates[key])
     note = f"SD: the lowest of {len(rates)} settings on test (median {median}, threshold {threshold}), as SUPERB does."
     seconds = trained["seconds"] + tested["seconds"]
-    return [_score(task, "der", rates[median, threshold], tested, seconds)], note
+    score = _score(task, task.metrics[0], rates[median, threshold], tested["command"], seconds)
+    return _result(suite, [score], note, folder, checkpoint)
 
 
-def run_query_by_example(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
+def search(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
     """QbE: dynamic time warping on every layer for dev, on the best of them for eval."""
     layers = range(suite.described["states"])
-    found = {layer: _search(suite, task, folder / f"dev-{layer}", "dev", layer) for layer in layers}
-    best = max(found, key=lambda layer: found[layer]["mtwv"])
-    tested = _search(suite, task, folder / f"test-{best}", "test", best)
-    seconds = tested["seconds"] + sum(result["seconds"] for result in found.values())
-    score = Score("qbe", "mtwv", round(tested["mtwv"], 6), "fraction", "eval", round(seconds, 1), tested["command"])
-    return [score], f"QbE: state {best} of {len(layers)}, the best on dev (MTWV {found[best]['mtwv']:.4f})."
+    dev = {layer: _search_layer(suite, task, folder / f"dev-{layer}", "dev", layer) for layer in layers}
+    best = max(dev, key=lambda layer: dev[layer]["mtwv"])
+    predictions = folder / f"test-{best}"
+    tested = _search_layer(suite, task, predictions, "test", best)
+    seconds = tested["seconds"] + sum(result["seconds"] for result in dev.values())
+    score = _score(task, task.metrics[0], tested["mtwv"], tested["command"], seconds, split="eval")
+    note = f"QbE: state {best} of {len(layers)}, the best on dev (MTWV {dev[best]['mtwv']:.4f})."
+    return _result(suite, [score], note, predictions, None)
 
 
-def _search(suite: Suite, task: Task, folder: Path, split: str, layer: int) -> dict[str, Any]:
+def _search_layer(suite: Suite, task: Task, folder: Path, split: str, layer: int) -> dict[str, Any]:
     def work() -> dict[str, Any]:
-        recipe = suite.configure(task, folder)
-        arguments = ["-m", "evaluate", "-t", split, *suite.upstream_arguments(), "-d", task.code]
-        arguments += ["-l", str(layer), "-c", str(recipe), "-p", str(folder)]
+        arguments = {
+            **{"mode": "evaluate", "evaluate_split": split, **suite.arguments, "downstream": task.code},
+            **{"upstream_layer_selection": layer, "config": suite.configure(task, folder), "expdir": folder},
+        }
         suite.run(arguments, folder / "search.log")
-        value, threshold = scoring.score_search(folder, Path(suite.corpora["quesst14"]), split)
+        value, threshold = error_rates.score_search(folder, Path(suite.corpora["quesst14"]), split)
         return {"mtwv": value, "threshold": threshold, "command": suite.command(arguments)}
 
     return stage(folder / "search.json", work)
 
 
-Procedure = Callable[[Suite, Task, Path, Mapping[str, Any]], Result]
-PROCEDURES: Mapping[str, Procedure] = {
-    "er": run_emotion,
-    "asv": run_verification,
-    "sd": run_diarization,
-    "qbe": run_query_by_example,
+PROCEDURES: Mapping[Procedure, Callable[[Suite, Task, Path, Mapping[str, Any]], Result]] = {
+    "best on dev": best_on_dev,
+    "best on test": best_on_test,
+    "diarization": lowest_der,
+    "search": search,
 }

@@ -1,56 +1,43 @@
 """The leaderboard's prediction layout: predict/<task>_public/ and predict.zip, as s3prl's submit.py arranges them."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from distiller.common.files import disk_errors, remove
+from downstream_recipes.tasks.tasks import Task
 from upstream.errors import UserError
-
-# task -> (folder of the submission, file of the experiment, its name in the submission)
-FILES: Mapping[str, tuple[str, str, str]] = {
-    "pr": ("pr_public", "test-hyp.ark", "predict.ark"),
-    "asr": ("asr_public", "test-clean-noLM-hyp.ark", "predict.ark"),
-    "ks": ("ks_public", "test_predict.txt", "predict.txt"),
-    "qbe": ("qbe_public", "benchmark.stdlist.xml", "benchmark.stdlist.xml"),
-    "sid": ("sid_public", "test_predict.txt", "predict.txt"),
-    "asv": ("sv_public", "test_predict.txt", "predict.txt"),
-    "ic": ("ic_public", "test_predict.csv", "predict.csv"),
-    "sf": ("sf_public", "test-hyp.ark", "predict.ark"),
-    "se": ("se_public", "test_metrics.txt", "metrics.txt"),
-    "ss": ("ss_public", "test_metrics.txt", "metrics.txt"),
-    **{
-        f"er-fold{fold}": (f"er_fold{fold}_public", f"test_fold{fold}_predict.txt", "predict.txt")
-        for fold in range(1, 6)
-    },
-}
+from upstream.files import PART
 
 
-def write_submission(experiments: Mapping[str, Path], directory: Path) -> Path:
-    """Collect the predictions of finished experiments; the zip file.
+def write_submission(predictions: Mapping[Task, Path], directory: Path) -> Path:
+    """Collect the predictions of finished tasks; returns the zip file.
 
     Args:
-        experiments: task (ER as er-fold1 .. er-fold5) -> the folder that its evaluation wrote to.
-        directory: replaced as a whole.
+        predictions: task -> the folder that its evaluation wrote to (ER: the parent of the folds' folders).
+        directory: replaced by the new submission once that is complete.
 
     Raises:
-        UserError: a prediction file is missing.
+        UserError: a prediction is missing, or the directory cannot be written.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".submission-") as temporary:
-        unfinished = Path(temporary) / "submission"
-        for task, experiment in experiments.items():
-            if task == "sd":
-                source, target = experiment / "scoring" / "predictions", unfinished / "predict" / "sd_public"
-            else:
-                folder, file, name = FILES[task]
-                source, target = experiment / file, unfinished / "predict" / folder / name
-            if not source.exists():
-                raise UserError(f"{source}: no prediction of {task} to submit")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
-        shutil.make_archive(str(unfinished / "predict"), "zip", unfinished, "predict")
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(unfinished, directory)
+    with disk_errors(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=PART) as temporary:
+            unfinished = Path(temporary) / directory.name
+            for task, folder in predictions.items():
+                for fold in task.folds or ("",):
+                    source, name = (part.format(fold=fold) for part in task.submission)
+                    target = "_".join(filter(None, [task.leaderboard or task.code, fold, "public"]))
+                    _copy(folder / fold / source, unfinished / "predict" / target / name, task)
+            shutil.make_archive(str(unfinished / "predict"), "zip", unfinished, "predict")
+            remove(directory)
+            unfinished.rename(directory)
     return directory / "predict.zip"
+
+
+def _copy(source: Path, target: Path, task: Task) -> None:
+    if not source.exists():
+        raise UserError(f"{source} is missing: there is no prediction of {task.code} to submit")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)

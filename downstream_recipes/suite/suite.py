@@ -1,7 +1,6 @@
-"""One upstream through the tasks: stages that are kept when they are done, and what every task's procedure needs."""
+"""One upstream on its way through the tasks: its settings, its runs of s3prl, and what is kept of finished tasks."""
 
 import contextlib
-import gc
 import hashlib
 import json
 import shlex
@@ -12,19 +11,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
-from distiller.common.files import write_text
-from downstream_recipes import run_downstream
+from distiller.common.files import write_json
+from distiller.common.provenance import parameter_count
 from downstream_recipes.suite.features import FeatureCache, reused
 from downstream_recipes.tasks.command_checks import check_upstream
-from downstream_recipes.tasks.recipes import resolve
-from downstream_recipes.tasks.tasks import TASKS, Task
+from downstream_recipes.tasks.recipes import read_corpora, references, resolve, write_recipe
+from downstream_recipes.tasks.runner import LOG, Arguments, command_line, in_one_line, run_s3prl
+from downstream_recipes.tasks.tasks import FOLDER, TASKS, Task
 from upstream.errors import UserError
 
-MINIATURE = Path(__file__).parents[1] / "miniature.yaml"
+MINIATURE = FOLDER / "miniature.yaml"
 MINIATURE_CACHE = 1.0  # GB
 MODEL = ("upstream", "checkpoint", "model_config", "kind of corpora")  # what all tasks of a row have in common
 
@@ -42,8 +42,20 @@ class Score:
     command: str
 
 
-class TaskFailed(Exception):
-    """s3prl did not finish a run; the sentence says where its output is."""
+@dataclass(frozen=True)
+class Result:
+    """What came out of a task.
+
+    Args:
+        note: for the table.
+        predictions: folder that the evaluation wrote to, relative to the suite's output; of ER the folds' parent.
+        checkpoint: that was evaluated, relative to the output (of ER the first fold's); None: nothing is trained.
+    """
+
+    scores: list[Score]
+    note: str
+    predictions: str
+    checkpoint: str | None
 
 
 @dataclass(frozen=True)
@@ -52,19 +64,23 @@ class Suite:
 
     Args:
         checkpoint, model_config: s3prl's -k and -g.
-        corpora: as `recipes.read_corpora` returns them.
-        lr_search: train with each learning rate that SUPERB allows, and choose; else with the recipe's.
-        feature_cache: GB of memory for features that are heard again; None: 1 on miniature corpora, else 0, none.
+        corpora_file: as `recipes.read_corpora` reads it.
+        lr_search: train with each learning rate that SUPERB allows, and choose one; otherwise the recipe's.
+        feature_cache: GB of memory for features to be reused; None: 1 on miniature corpora, otherwise 0.
     """
 
     upstream: str
     checkpoint: str | None
     model_config: str | None
-    corpora: Mapping[str, Any]
+    corpora_file: Path
     output: Path
     device: str
     lr_search: bool = False
     feature_cache: float | None = None
+
+    @cached_property
+    def corpora(self) -> dict[str, Any]:
+        return read_corpora(self.corpora_file)
 
     @cached_property
     def features(self) -> FeatureCache | None:
@@ -77,30 +93,34 @@ class Suite:
 
     def configure(self, task: Task, folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
         """The task's recipe, ready for s3prl, in `folder`."""
-        changes = dict(changes or {})
-        configuration = resolve(task.recipe, self.corpora, folder, _merged(self._settings(task), changes))
-        return write_text(folder / f"{task.code}.yaml", yaml.safe_dump(configuration, sort_keys=False))
+        configuration = resolve(task.recipe, self.corpora, folder, self._settings(task), changes or {})
+        return write_recipe(configuration, folder / f"{task.code}.yaml")
 
     def _settings(self, task: Task) -> dict[str, Any]:
         return yaml.safe_load(MINIATURE.read_text()).get(task.code) or {} if self.miniature else {}
 
     def identity(self, task: Task) -> dict[str, str]:
-        """What a finished task's scores depend on, for telling whether they are this suite's."""
-        recipe = task.recipe.read_bytes() + repr(self._settings(task)).encode()
-        corpora = {key: str(value) for key, value in self.corpora.items() if f"corpora.{key}" in recipe.decode()}
+        """What a task's scores depend on, to tell whether kept ones are this suite's."""
+        recipe = repr((yaml.safe_load(task.recipe.read_text()), self._settings(task)))
+        named = [name for kind, name in references(task.recipe) if kind == "corpora"]
         return {
             "upstream": self.upstream,
             "checkpoint": _fingerprint(self.checkpoint),
             "model_config": str(self.model_config),
             "kind of corpora": "miniature" if self.miniature else "real",
-            "recipe": hashlib.sha256(recipe).hexdigest()[:16],
-            "corpora": repr(sorted(corpora.items())),
+            "recipe": hashlib.sha256(recipe.encode()).hexdigest()[:16],
+            "corpora": repr([(name, str(self.corpora[name])) for name in named if name in self.corpora]),
             "learning rate": "searched" if self.lr_search and task.trained else "of the recipe",
         }
 
-    def upstream_arguments(self) -> list[str]:
-        given = {"-u": self.upstream, "-k": self.checkpoint, "-g": self.model_config}
-        return [text for flag, value in given.items() if value is not None for text in (flag, value)]
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of s3prl's that choose the upstream."""
+        return {
+            "upstream": self.upstream,
+            "upstream_ckpt": self.checkpoint,
+            "upstream_model_config": self.model_config,
+        }
 
     @property
     def described(self) -> dict[str, Any]:
@@ -109,63 +129,48 @@ class Suite:
         Raises:
             UserError: no such upstream, or no checkpoint that it can open.
         """
-        which = repr((self.upstream, _fingerprint(self.checkpoint), self.model_config))
-        name = f"upstream-{hashlib.sha256(which.encode()).hexdigest()[:8]}.json"
+        identity = repr((self.upstream, _fingerprint(self.checkpoint), self.model_config))
+        name = f"upstream-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.json"
         return stage(self.output / name, self._describe)
 
     def _describe(self) -> dict[str, Any]:
         import torch
 
-        from downstream_recipes.adaptation import compat
-
-        compat.install()
+        check_upstream(self.upstream, self.checkpoint)
         from s3prl import hub
 
-        check_upstream(self.upstream, self.checkpoint)
         try:
-            model = getattr(hub, self.upstream)(
-                ckpt=self.checkpoint, model_config=self.model_config, refresh=False
-            ).eval()
+            model = getattr(hub, self.upstream)(ckpt=self.checkpoint, model_config=self.model_config, refresh=False)
             with torch.no_grad():
-                states = model([torch.zeros(16_000)])["hidden_states"]
+                states = model.eval()([torch.zeros(16_000)])["hidden_states"]
         except UserError:
             raise
-        except Exception as error:  # whatever an upstream of s3prl's raises
-            told = run_downstream.in_one_line(error, self.output / run_downstream.LOG)
-            raise UserError(f"-u {self.upstream}, -k {self.checkpoint}: cannot be opened: {told}") from None
+        except Exception as error:  # an upstream of s3prl's can raise anything
+            reason = in_one_line(error, self.output / LOG)
+            raise UserError(f"-u {self.upstream} -k {self.checkpoint} cannot be opened: {reason}") from None
         count = len(states) if isinstance(states, (list, tuple)) else 1
-        return {"states": count, "parameters": sum(parameter.numel() for parameter in model.parameters())}
+        return {"states": count, "parameters": parameter_count(model)}
 
-    def run(self, arguments: Sequence[str], log: Path) -> str:
+    def run(self, arguments: Arguments, log: Path) -> str:
         """One run of s3prl in this process; what it prints is appended to `log`, and returned.
 
-        Its progress bars go to the terminal, or beside the log when there is none.
+        Its progress bars go to the terminal, or into a file beside the log when there is none.
 
         Raises:
-            UserError: as `run_downstream.run`.
-            TaskFailed: anything else that s3prl raised.
+            UserError, Failed: as `runner.run_s3prl`.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
-        arguments = [*arguments, "--device", self.device]
         with log.open("a+") as file:
             start = file.tell()
-            try:
-                with contextlib.redirect_stdout(file), _progress(log), reused(self.features):
-                    run_downstream.run(arguments)
-            except UserError:
-                raise
-            except Exception as error:  # whatever a task of s3prl's raises
-                file.flush()
-                raise TaskFailed(run_downstream.in_one_line(error, log)) from None
-            finally:
-                gc.collect()  # the model and its workers
+            with contextlib.redirect_stdout(file), _progress(log), reused(self.features):
+                run_s3prl({**arguments, "device": self.device}, log)
             file.flush()
             file.seek(start)
             return file.read()
 
-    def command(self, arguments: Sequence[str]) -> str:
+    def command(self, arguments: Arguments) -> str:
         """The same run as a command line."""
-        return shlex.join(["python", "downstream_recipes/run_downstream.py", *arguments])
+        return shlex.join(["python", "downstream_recipes/run_downstream.py", *command_line(arguments)])
 
 
 @contextlib.contextmanager
@@ -178,85 +183,80 @@ def _progress(log: Path) -> Iterator[None]:
 
 
 def stage(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `work` returns, kept at `path` with the seconds it took; `work` is not called again once it is there."""
+    """What `work` returns, kept at `path` with the seconds it took; if `path` exists, `work` is not called."""
     if not path.exists():
         start = time.monotonic()
         result = work()
-        write_text(path, json.dumps({**result, "seconds": round(time.monotonic() - start, 1)}, indent=1) + "\n")
+        write_json(path, {**result, "seconds": round(time.monotonic() - start, 1)})
     return json.loads(path.read_text())
 
 
 def check_kept(suite: Suite, tasks: Sequence[Task], overwrite: bool) -> None:
-    """What is there, finished or not, is this suite's: `tasks` in all respects, the others of the same model.
+    """Check that what the output holds is this suite's: `tasks` in all respects, the others of the same model.
 
-    A task without a checkpoint or a stage that is done begins again anyway, whose ever it was: one that failed for a
-    mistyped path needs no more than the right one.
+    A task without a checkpoint or a finished stage starts again anyway: one that failed because of a mistyped path
+    needs only the right path.
 
     Args:
-        overwrite: `tasks` are about to be started afresh, whatever there is of them.
+        overwrite: `tasks` are about to be started again, whatever is kept of them.
 
     Raises:
         UserError: it is not; names what differs, and every task that does not fit.
     """
     differences = dict[Task, str]()
     for task in TASKS.values():
-        kept = read_state(suite.output, task)
-        if kept and (kept["scores"] is not None or _has_results(suite.output / task.code)):
-            before, now = kept["identity"], suite.identity(task)
+        state = _state(suite.output, task)
+        if state and (state["scores"] is not None or _has_results(suite.output / task.code)):
+            before, now = state["identity"], suite.identity(task)
             keys = [key for key in (now if task in tasks else MODEL) if before.get(key, now[key]) != now[key]]
             if keys:
                 differences[task] = f"{keys[0]} {before[keys[0]]}, not {now[keys[0]]}"
     for task in differences:
         if not (overwrite and task in tasks):
             raise UserError(
-                f"{suite.output}: {task.code} was made with {differences[task]}; give another --output, or "
-                f"--tasks {','.join(other.code for other in differences)} --overwrite to start afresh what does not fit"
+                f"{suite.output}: {task.code} was made with {differences[task]}; choose another --output, or add "
+                f"--tasks {','.join(other.code for other in differences)} --overwrite to repeat what does not fit"
             )
 
 
 def _has_results(folder: Path) -> bool:
-    """Whether anything in a task's folder would be gone on with."""
+    """Whether a task's folder has anything to continue from."""
     return any(path.suffix in (".ckpt", ".json") for path in folder.rglob("*"))
 
 
-def finished(suite: Suite, task: Task) -> list[Score] | None:
-    """A task's scores when it is done, None when there is something to do."""
-    return read_state(suite.output, task).get("scores")
+def keep(suite: Suite, task: Task, result: Result | None) -> None:
+    """Record that a task is done; or, without a result, whose its folder is before anything is in it."""
+    content = asdict(result) if result else {"scores": None}
+    write_json(suite.output / f"{task.code}.json", {"identity": suite.identity(task), **content})
 
 
-def keep(suite: Suite, task: Task, scores: Sequence[Score] | None, note: str = "") -> None:
-    """Make a task done; or, without scores, note whose its folder is before anything is in it."""
-    rows = None if scores is None else [asdict(score) for score in scores]
-    content = {"identity": suite.identity(task), "scores": rows, "note": note}
-    write_text(_state(suite.output, task), json.dumps(content, indent=1) + "\n")
-
-
-def read_state(output: Path, task: Task) -> dict[str, Any]:
-    """What `keep` wrote, scores as Score; empty when the task was never begun."""
-    path = _state(output, task)
-    if not path.exists():
-        return {}
-    kept = json.loads(path.read_text())
-    scores = None if kept["scores"] is None else [Score(**score) for score in kept["scores"]]
-    return {**kept, "scores": scores}
+def kept_result(output: Path, task: Task) -> Result | None:
+    """What came out of a task; None when it is not done."""
+    state = _state(output, task)
+    if not state or state["scores"] is None:
+        return None
+    scores = [Score(**score) for score in state["scores"]]
+    return Result(scores, state["note"], state.get("predictions", task.code), state.get("checkpoint"))
 
 
 def forget(suite: Suite, task: Task) -> None:
-    """Remove all there is of a task."""
+    """Remove all files of a task."""
     shutil.rmtree(suite.output / task.code, ignore_errors=True)
-    _state(suite.output, task).unlink(missing_ok=True)
+    (suite.output / f"{task.code}.json").unlink(missing_ok=True)
 
 
-def _state(output: Path, task: Task) -> Path:
-    return output / f"{task.code}.json"
+def _state(output: Path, task: Task) -> dict[str, Any]:
+    path = output / f"{task.code}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def say(text: str, file: TextIO | None = None) -> None:
-    print(text, file=file or sys.stderr, flush=True)
+def say(text: str) -> None:
+    """Print a line about progress."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _fingerprint(checkpoint: str | None) -> str:
-    """A checkpoint's path, and its content where that is a file of the machine's."""
+    """A checkpoint's path, and a digest of its content if it is a local file."""
     if checkpoint is None:
         return "published"
     path = Path(checkpoint)
@@ -265,12 +265,3 @@ def _fingerprint(checkpoint: str | None) -> str:
         return checkpoint
     with file.open("rb") as stream:
         return f"{path.resolve()} {hashlib.file_digest(stream, 'sha256').hexdigest()[:16]}"
-
-
-def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """`second` over `first`, key by key."""
-    both = {**first, **second}
-    for key in set(first) & set(second):
-        if isinstance(first[key], Mapping) and isinstance(second[key], Mapping):
-            both[key] = _merged(first[key], second[key])
-    return both

@@ -1,4 +1,4 @@
-"""What a task's corpora lack, and how much audio of them is there."""
+"""What a user's corpora lack, and how much audio they hold."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,32 +11,45 @@ from distiller.common.progress import progress
 from downstream_recipes.adaptation.ctc_datasets import read_lexicon, read_transcripts
 from downstream_recipes.tasks.corpus_layouts import CORPORA, faults
 from downstream_recipes.tasks.preparation import ASR_SPLITS
-from downstream_recipes.tasks.recipes import PREPARED, REFERENCE
-from downstream_recipes.tasks.tasks import Task
+from downstream_recipes.tasks.recipes import corpora_of
+from downstream_recipes.tasks.tasks import TASKS
 from upstream.errors import UserError
 
 
-def corpora_of(task: Task) -> list[str]:
-    """The corpora that a task's recipe refers to, directly or by what is prepared from them."""
-    found = [
-        PREPARED[name][0] if kind == "prepared" else name
-        for kind, name in REFERENCE.findall(task.recipe.read_text())
-        if kind != "vocabulary"
-    ]
-    return list(dict.fromkeys(found))
+def check_corpora(corpora: Mapping[str, Any]) -> tuple[str, bool]:
+    """A report with lines for every task, and whether all ten tasks of the table can be run."""
+    names = list(dict.fromkeys(name for task in TASKS.values() for name in corpora_of(task.recipe)))
+    wrong = {name: missing(name, corpora) for name in names}
+    if not wrong["librispeech"] and not wrong["lexicon"]:
+        wrong["lexicon"] = missing_words(corpora)
+    amount = {
+        name: f"{name} {hours(name, corpora):.2f} h"
+        for name in names
+        if not wrong[name] and Path(str(corpora[name])).is_dir()
+    }
+    lines, complete = [], True
+    for task in TASKS.values():
+        needs = corpora_of(task.recipe)
+        lacks = [name for name in needs if wrong[name]]
+        complete = complete and (task.extra or not lacks)
+        amounts = ", ".join(amount[name] for name in needs if name in amount)
+        lines.append(f"{task.code:4} {'missing' if lacks else 'complete':9}{amounts}".rstrip())
+        for name in lacks:
+            lines += [*(f"       {fault}" for fault in wrong[name]), f"       get it: {CORPORA[name].source}"]
+    return "\n".join(lines), complete
 
 
 def missing(name: str, corpora: Mapping[str, Any]) -> list[str]:
-    """What keeps a corpus from being used, a line each; nothing when it is complete."""
+    """What keeps a corpus from being used, a line each; empty when it is complete."""
     value = corpora.get(name)
     if value is None:
         return [f"{name}: not in the corpora file"]
-    found = [f"{name}: {fault}" for fault in faults(name, value)]
-    return found or ([] if isinstance(value, list) else _missing_wavs(name, Path(value)))
+    lines = [f"{name}: {fault}" for fault in faults(name, value)]
+    return lines or ([] if isinstance(value, list) else _missing_wavs(name, Path(value)))
 
 
 def _missing_wavs(name: str, root: Path) -> list[str]:
-    """Files that Kaldi lists name and that are not there."""
+    """Files that Kaldi lists name but that do not exist."""
     listed = [wav for scp in sorted(root.glob("**/wav.scp")) for wav in _scp(scp)] if not CORPORA[name].audio else []
     absent = [wav for wav in listed if not wav.exists()]
     return [f"{name}: {absent[0]} and {len(absent) - 1} more files of its wav.scp do not exist"] if absent else []
@@ -49,7 +62,7 @@ def _scp(path: Path) -> Iterator[Path]:
 
 
 def missing_words(corpora: Mapping[str, Any]) -> list[str]:
-    """PR's words that no lexicon has, one line."""
+    """The words of PR that are in no lexicon, as one line."""
     root = Path(corpora["librispeech"])
     try:
         known = read_lexicon(corpora["lexicon"], None)
@@ -62,7 +75,7 @@ def missing_words(corpora: Mapping[str, Any]) -> list[str]:
 
 
 def hours(name: str, corpora: Mapping[str, Any]) -> float:
-    """Hours of audio of a corpus that is there, from the files' headers; a file without one counts nothing."""
+    """Hours of audio of a corpus, from the headers of its files; unreadable files do not count."""
     root, audio = Path(corpora[name]), CORPORA[name].audio
     paths: Sequence[Path] = sorted(root.glob(audio)) if audio else []
     paths = paths or sorted({wav for scp in root.glob("**/wav.scp") for wav in _scp(scp)})

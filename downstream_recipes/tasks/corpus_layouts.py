@@ -1,4 +1,4 @@
-"""What each corpus has to contain, and where it comes from."""
+"""What each corpus must contain, and where it comes from."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,32 +10,40 @@ PARTS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
-class Contents:
-    """Globs below a corpus that must each match something (none: it is files), where to get it, which are its audio."""
+class Layout:
+    """What a key of the corpora file refers to.
+
+    Args:
+        needs: globs below the corpus that must each match something; none: the key refers to a file.
+        source: where to get it.
+        audio: the glob of its audio files; "": its wav.scp files list them.
+        several: whether it may be a list of paths.
+    """
 
     needs: tuple[str, ...]
     source: str
     audio: str = ""
+    several: bool = False
 
 
-CORPORA: Mapping[str, Contents] = {
-    "librispeech": Contents(
+CORPORA: Mapping[str, Layout] = {
+    "librispeech": Layout(
         tuple(f"{split}/*/*/*{suffix}" for split in ASR_SPLITS for suffix in (".flac", ".trans.txt")),
         "openslr.org/12: train-clean-100, dev-clean, test-clean",
         "*-clean*/*/*/*.flac",
     ),
-    "lexicon": Contents((), "s3prl/downstream/ctc/lexicon in s3prl's repository"),
-    "speech_commands": Contents(
+    "lexicon": Layout((), "s3prl/downstream/ctc/lexicon in s3prl's repository", several=True),
+    "speech_commands": Layout(
         ("yes/*.wav", "_background_noise_/*.wav"),
         "download.tensorflow.org/data/speech_commands_v0.01.tar.gz",
         "*/*.wav",
     ),
-    "speech_commands_test": Contents(
+    "speech_commands_test": Layout(
         ("yes/*.wav", "_unknown_/*.wav", "_silence_/*.wav"),
         "download.tensorflow.org/data/speech_commands_test_set_v0.01.tar.gz",
         "*/*.wav",
     ),
-    "quesst14": Contents(
+    "quesst14": Layout(
         (
             "Audio/*.wav",
             "scoring/language_key_utterances.lst",
@@ -45,31 +53,31 @@ CORPORA: Mapping[str, Contents] = {
         "speech.fit.vutbr.cz/files/quesst14Database.tgz",
         "*/*.wav",
     ),
-    "voxceleb1": Contents(
+    "voxceleb1": Layout(
         ("dev/wav/id*/*/*.wav", "test/wav/id*/*/*.wav"),
         "robots.ox.ac.uk/~vgg/data/voxceleb/vox1.html",
         "*/wav/*/*/*.wav",
     ),
-    "voxceleb1_split": Contents((), "iden_split.txt of VoxCeleb1's page"),
-    "voxceleb1_trials": Contents((), "veri_test2.txt of VoxCeleb1's page"),
-    "libri2mix_diarization": Contents(
+    "voxceleb1_split": Layout((), "iden_split.txt of VoxCeleb1's page"),
+    "voxceleb1_trials": Layout((), "veri_test2.txt of VoxCeleb1's page"),
+    "libri2mix_diarization": Layout(
         (
             *(f"{part}/{name}" for part in PARTS for name in ("wav.scp", "segments", "utt2spk", "spk2utt", "reco2dur")),
             "test/rttm",
         ),
         "github.com/s3prl/LibriMix: generate_librimix_sd.sh, then scripts/prepare_diarization.py",
     ),
-    "fluent_commands": Contents(
+    "fluent_commands": Layout(
         (*(f"data/{split}_data.csv" for split in ("train", "valid", "test")), "wavs/speakers/*/*.wav"),
         "fluent.ai: Fluent Speech Commands",
         "wavs/speakers/*/*.wav",
     ),
-    "snips": Contents(
+    "snips": Layout(
         ("train/*.wav", "valid/*.wav", "test/*.wav", "all.iob.snips.txt", "slots.txt"),
         "s3prl's preprocess/snips_prepare_data.sh",
         "*/*.wav",
     ),
-    "iemocap": Contents(
+    "iemocap": Layout(
         tuple(
             f"Session{number}/{path}"
             for number in range(1, 6)
@@ -78,11 +86,11 @@ CORPORA: Mapping[str, Contents] = {
         "sail.usc.edu/iemocap",
         "Session*/sentences/wav/*/*.wav",
     ),
-    "voicebank": Contents(
+    "voicebank": Layout(
         tuple(f"{part}/{signal}/wav.scp" for part in PARTS for signal in ("noisy", "clean")),
         "s3prl's downstream/enhancement_stft/scripts/Voicebank/data_prepare.py",
     ),
-    "libri2mix_separation": Contents(
+    "libri2mix_separation": Layout(
         tuple(
             f"{part}/{name}/wav.scp" for part in ("train-100", "dev_1000", "test") for name in ("mix_clean", "s1", "s2")
         ),
@@ -91,14 +99,18 @@ CORPORA: Mapping[str, Contents] = {
 }
 
 
-def faults(name: str, value: str | list[str]) -> Iterator[str]:
-    """What keeps the path or paths of a corpus from being it: quick, whatever its size. Stops at what is not there."""
+def faults(name: str, value: str | list[str], contents: bool = True) -> Iterator[str]:
+    """What is wrong with the path or paths of a corpus; fast for any size.
+
+    Args:
+        contents: also look for what the layout needs.
+    """
     paths = [Path(path) for path in (value if isinstance(value, list) else [value])]
-    absent = [f"{path} does not exist" for path in paths if not path.exists()]
-    needs = CORPORA[name].needs
-    if absent:
-        yield from absent
+    missing = [path for path in paths if not path.exists()]
+    needs = CORPORA[name].needs if name in CORPORA else ()
+    if missing or not contents:
+        yield from (f"{path} does not exist" for path in missing)
     elif needs:
         yield from (f"nothing at {paths[0] / need}" for need in needs if not any(paths[0].glob(need)))
     else:
-        yield from (f"{path} is a folder; the file itself is needed" for path in paths if path.is_dir())
+        yield from (f"{path} is a folder, but it must be a file" for path in paths if path.is_dir())

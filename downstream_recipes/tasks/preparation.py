@@ -3,6 +3,7 @@
 import json
 import re
 import string
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,38 +15,30 @@ from downstream_recipes.adaptation.corpus_key import corpus_key
 from downstream_recipes.adaptation.ctc_datasets import find_audio
 from upstream.errors import UserError
 
-# ARPAbet as the CMU dictionary and s3prl's lexicons have it: vowels in three degrees of stress, consonants
+# ARPAbet as in the CMU dictionary and s3prl's lexicons: vowels in three degrees of stress, consonants
 VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
 CONSONANTS = (
     *("B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N", "NG"),
     *("P", "R", "S", "SH", "T", "TH", "V", "W", "Y", "Z", "ZH"),
 )
+PHONEMES = ("SIL", "SPN", *sorted([*(f"{vowel}{stress}" for vowel in VOWELS for stress in "012"), *CONSONANTS]))  # 71
+# The content of each ${vocabulary.NAME}
+VOCABULARIES: Mapping[str, str] = {
+    "phonemes": "\n".join(PHONEMES),  # PR, for s3prl's word encoder
+    "characters": "\n".join([" ", *string.ascii_uppercase, "'"]),  # SF, for s3prl's character encoder
+    # ASR, fairseq's dictionary: `symbol count`, with | between words
+    "letters": "".join(f"{symbol} 1\n" for symbol in ["|", *string.ascii_uppercase, "'"]),
+}
 ASR_SPLITS = ("train-clean-100", "dev-clean", "test-clean")
 EMOTIONS = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}  # SUPERB's four classes; excitement counts as happiness
 EVALUATION_LINE = re.compile(r"\[[\d. -]+\]\t(?P<name>\S+)\t(?P<emotion>\w+)\t")
 
 
-def write_phonemes(path: Path) -> Path:
-    """PR's vocabulary for s3prl's word encoder: silence and noise, then the phonemes by name (71 of them)."""
-    stressed = [f"{vowel}{stress}" for vowel in VOWELS for stress in "012"]
-    return write_text(path, "\n".join(["SIL", "SPN", *sorted([*stressed, *CONSONANTS])]))
-
-
-def write_characters(path: Path) -> Path:
-    """SF's vocabulary for s3prl's character encoder: space, letters, apostrophe."""
-    return write_text(path, "\n".join([" ", *string.ascii_uppercase, "'"]))
-
-
-def write_letters(path: Path) -> Path:
-    """ASR's dictionary in fairseq's form, `symbol count`; | stands between words."""
-    return write_text(path, "".join(f"{symbol} 1\n" for symbol in ["|", *string.ascii_uppercase, "'"]))
-
-
 def asr_lengths(librispeech: Path) -> Path:
-    """The folder of `<split>.csv` by which ASR builds its buckets; made on first use from the headers.
+    """The folder of `<split>.csv` files with which ASR builds its buckets; made on first use from the audio headers.
 
     Raises:
-        UserError: a split has no audio, or a file is no audio.
+        UserError: a split has no audio, or a file is not audio.
     """
     folder = cache_folder("superb") / f"asr-{corpus_key(librispeech)}"
     for split in ASR_SPLITS:
@@ -66,7 +59,7 @@ def _samples(path: Path) -> int:
     try:
         return soundfile.info(str(path)).frames
     except soundfile.LibsndfileError as error:
-        raise UserError(f"{path}: no audio ({error})") from None
+        raise UserError(f"{path} cannot be read as audio: {error}") from None
 
 
 def emotion_folds(iemocap: Path) -> Path:
@@ -97,11 +90,12 @@ def _emotions(iemocap: Path, session: str) -> list[dict[str, str]]:
             match = EVALUATION_LINE.match(line)
             if match:
                 labels[match["name"]] = match["emotion"].replace("exc", "hap")
-    found = [
+    utterances = [
         {"path": str(wavs[name].relative_to(iemocap)), "label": labels[name], "speaker": name.split("_")[0]}
         for name in sorted(wavs)
         if labels.get(name) in EMOTIONS
     ]
-    if not found:
-        raise UserError(f"{iemocap / session}: no utterance labelled neu, hap, exc, ang or sad in dialog/EmoEvaluation")
-    return found
+    if not utterances:
+        folder = iemocap / session / "dialog" / "EmoEvaluation"
+        raise UserError(f"{folder} has no utterance labelled neu, hap, exc, ang or sad")
+    return utterances

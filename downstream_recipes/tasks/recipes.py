@@ -1,10 +1,9 @@
-"""A recipe and a list of corpora make the configuration that s3prl takes.
+"""From a recipe and the paths of corpora to the configuration that s3prl takes.
 
-Recipes name what they need as `${corpora.KEY}` (corpora.yaml), `${prepared.NAME}` and `${vocabulary.NAME}` (made on
+Recipes refer to what they need as `${corpora.KEY}` (corpora.yaml), `${prepared.NAME}` and `${vocabulary.NAME}` (made on
 first use, preparation.py), `${workers}` of a data loader (0: none) and `${processes}` (at least 1).
 """
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -15,159 +14,150 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from distiller.common.files import expanded
+from distiller.common.files import disk_errors, expanded, write_text
+from distiller.common.values import flatten
 from downstream_recipes.tasks import preparation
-from downstream_recipes.tasks.corpus_layouts import faults
-from upstream.errors import UserError
+from downstream_recipes.tasks.corpus_layouts import CORPORA, faults
+from downstream_recipes.tasks.tasks import FOLDER
+from upstream.errors import UserError, nearest, require
 
-TEMPLATE = Path(__file__).parents[1] / "corpora.yaml"
-ENVIRONMENT = "SUPERB_CORPORA"
 REFERENCE = re.compile(r"\$\{(corpora|prepared|vocabulary)\.(\w+)\}")
+SECTIONS = ("runner", "downstream_expert")  # of every recipe
 MAX_WORKERS = 4
-SETTINGS = ("workers", "miniature")  # keys of a corpora file that are no paths
-
-VOCABULARIES: Mapping[str, Callable[[Path], Path]] = {
-    "phonemes": preparation.write_phonemes,
-    "characters": preparation.write_characters,
-    "letters": preparation.write_letters,
-}
 # name -> the corpus it is made from, and how
 PREPARED: Mapping[str, tuple[str, Callable[[Path], Path]]] = {
     "asr_lengths": ("librispeech", preparation.asr_lengths),
     "emotion_folds": ("iemocap", preparation.emotion_folds),
 }
+SETTINGS = ("workers", "miniature")  # keys of a corpora file that are not paths
 
 
-def read_corpora(path: str | Path | None) -> dict[str, Any]:
-    """The corpora file (`path`, else $SUPERB_CORPORA): key -> absolute path or paths, SETTINGS as they are.
-
-    `mini` stands for the miniature corpora in the user's cache, which are synthesised on first use.
+def read_corpora(file: Path) -> dict[str, Any]:
+    """A corpora file: key -> absolute path or list of paths (relative ones are relative to the file); SETTINGS as is.
 
     Raises:
-        UserError: none is named, it cannot be read, or it has a key that no recipe knows, or no path for one.
+        UserError: the file cannot be read, has an unknown key, or a value that is not allowed.
     """
-    chosen = path or os.environ.get(ENVIRONMENT)
-    if not chosen:
-        raise UserError(f"which corpora? give --corpora FILE or set ${ENVIRONMENT}; {TEMPLATE} is the file to copy")
-    file = (_miniature() if str(chosen) == "mini" else Path(chosen)).resolve()
-    try:
-        values = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise UserError(f"{chosen}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:  # no text, or a date that there is not
-        raise UserError(f"{chosen}: not a YAML file ({str(error).splitlines()[0]})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{chosen}: not a list of `corpus: path` lines")
-    template = yaml.safe_load(TEMPLATE.read_text())
-    known = [*template, *PREPARED, *SETTINGS]
-    for key in values:
+    values = OmegaConf.to_container(read_yaml(file))
+    assert isinstance(values, dict)
+    known = [*CORPORA, *PREPARED, *SETTINGS]
+    for key, value in values.items():
+        name = f"{file}: {key}"
         if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0)[0]
-            raise UserError(f"{chosen}: unknown key '{key}'; the nearest known one is '{nearest}'")
-    for key in set(values) - set(SETTINGS):
-        several = isinstance(template.get(key), list)
-        values[key] = _absolute(f"{chosen}: {key}", values[key], several, file.parent)
-    return values
-
-
-def _miniature() -> Path:
-    from downstream_recipes.miniature.make import cached_miniature
-
-    return cached_miniature()
+            meant = nearest(key, known)
+            raise UserError(f"{name} does not exist; " + (f"did you mean {meant}?" if meant else ", ".join(known)))
+        if key == "workers":
+            require(type(value) is int and value >= 0, name, value, "a number of processes, 0 or more")
+        elif key == "miniature":
+            require(isinstance(value, bool), name, value, "true or false")
+        elif value is not None:
+            values[key] = _absolute(name, value, key in CORPORA and CORPORA[key].several, file.resolve().parent)
+    return {str(key): value for key, value in values.items()}
 
 
 def _absolute(name: str, value: Any, several: bool, folder: Path) -> Any:
-    """Paths of the file, relative to its folder; where there may be several, a single one is a list of one."""
-    if value is None:
-        return None
+    """Paths relative to `folder` as absolute ones; a single path where there may be several is a list of one."""
     paths = value if several and isinstance(value, list) else [value]
-    if not paths or not all(isinstance(path, str) and path for path in paths):
-        raise UserError(f"{name} is {value!r}; a path{' or a list of paths' if several else ''} is needed")
+    are_paths = bool(paths) and all(isinstance(path, str) and path for path in paths)
+    require(are_paths, name, value, "a path or a list of paths" if several else "a path")
     absolute = [str((folder / expanded(path)).resolve()) for path in paths]
     return absolute if several else absolute[0]
 
 
-def read_recipe(recipe: Path) -> str:
-    """Raises: UserError: no such file, or no text."""
-    try:
-        return recipe.read_text()
-    except OSError as error:
-        raise UserError(f"{recipe}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{recipe}: not a YAML file (not a text file)") from None
+def read_yaml(file: Path) -> DictConfig:
+    """A YAML file of keys.
+
+    Raises:
+        UserError: the file cannot be read, or is something else.
+    """
+    with disk_errors(file, "read"):
+        try:
+            values = OmegaConf.create(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:  # ValueError: not UTF-8
+            raise UserError(f"{file} is not a YAML file: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, DictConfig):
+        raise UserError(f"{file} must hold `key: value` lines")
+    return values
 
 
-def resolve(
-    recipe: Path, corpora: Mapping[str, Any], directory: Path, changes: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """The recipe with every reference replaced; what has to be made first is made.
+def references(recipe: Path) -> list[tuple[str, str]]:
+    """What a recipe refers to, as (corpora, prepared or vocabulary; name).
+
+    Raises:
+        UserError: the recipe cannot be read.
+    """
+    values = flatten(OmegaConf.to_container(read_yaml(recipe)))  # type: ignore[arg-type] - not a list
+    return sorted(set(REFERENCE.findall(" ".join(map(str, values.values())))))
+
+
+def corpora_of(recipe: Path) -> list[str]:
+    """The corpora that a recipe needs, itself or for what is prepared from them."""
+    used = [(kind, name) for kind, name in references(recipe) if kind != "vocabulary"]
+    return list(dict.fromkeys(PREPARED[name][0] if kind == "prepared" else name for kind, name in used))
+
+
+def resolve(recipe: Path, corpora: Mapping[str, Any], folder: Path, *changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with every reference replaced; what is prepared from corpora is prepared, nothing else is written.
 
     Args:
-        directory: where the vocabularies are written, the experiment folder.
+        folder: of the experiment, where `write_recipe` will put the vocabularies.
         changes: merged into the recipe, key by key.
 
     Raises:
-        UserError: the recipe cannot be read or refers to something unknown, or a corpus that it needs is not listed,
-            not there or, for the recipes here, another one.
+        UserError: the recipe cannot be read, lacks a section or refers to something unknown; or a corpus that it needs
+            is not listed, does not exist or, for the recipes here, has another layout.
     """
-    text = read_recipe(recipe)
+    workers = corpora.get("workers", min(os.cpu_count() or 1, MAX_WORKERS))
+    values: dict[str, Any] = {"workers": workers, "processes": max(workers, 1)}
+    for kind, name in references(recipe):
+        values.setdefault(kind, {})[name] = _value(kind, name, corpora, folder, recipe)
     try:
-        configuration = OmegaConf.create(text)
-    except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:
-        raise UserError(f"{recipe}: not a YAML file ({str(error).splitlines()[0]})") from None
-    if not isinstance(configuration, DictConfig) or not configuration:
-        raise UserError(f"{recipe}: no recipe; sections like `runner:` and `downstream_expert:` are needed")
-    workers = _workers(corpora)
-    values: dict[str, Any] = {"corpora": {}, "prepared": {}, "vocabulary": {}}
-    values |= {"workers": workers, "processes": max(workers, 1)}
-    for kind, name in sorted(set(REFERENCE.findall(text))):
-        values[kind][name] = _find(kind, name, corpora, directory, recipe)
-    try:
-        resolved = OmegaConf.to_container(OmegaConf.merge(values, configuration, changes or {}), resolve=True)
+        resolved = OmegaConf.to_container(OmegaConf.merge(values, read_yaml(recipe), *changes), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{recipe}: {str(error).splitlines()[0]}") from None
     assert isinstance(resolved, dict)
+    for section in SECTIONS:
+        if not isinstance(resolved.get(section), dict):
+            raise UserError(f"{recipe} has no section {section}; every recipe needs {' and '.join(SECTIONS)}")
     return {str(key): value for key, value in resolved.items() if key not in values}
 
 
-def _find(kind: str, name: str, corpora: Mapping[str, Any], directory: Path, recipe: Path) -> Any:
-    if kind == "vocabulary" and name in VOCABULARIES:
-        return str(VOCABULARIES[name]((directory / f"{name}.txt").resolve()))
+def write_recipe(configuration: Mapping[str, Any], path: Path) -> Path:
+    """Write a resolved recipe for s3prl's -c, and the vocabularies that it names beside it."""
+    for name, content in preparation.VOCABULARIES.items():
+        vocabulary = _vocabulary(path.parent, name)
+        if vocabulary in flatten(configuration).values():
+            write_text(Path(vocabulary), content)
+    return write_text(path, yaml.safe_dump(dict(configuration), sort_keys=False))
+
+
+def _vocabulary(folder: Path, name: str) -> str:
+    return str((folder / f"{name}.txt").resolve())
+
+
+def _value(kind: str, name: str, corpora: Mapping[str, Any], folder: Path, recipe: Path) -> Any:
+    """What `${kind.name}` stands for."""
+    if kind == "vocabulary" and name in preparation.VOCABULARIES:
+        return _vocabulary(folder, name)
     if kind == "prepared" and name in PREPARED:
         source, prepare = PREPARED[name]
-        ready = corpora.get(name)  # the user's own, where the file has the key
-        return existing(name, ready, recipe) if ready else str(prepare(Path(_corpus(source, corpora, recipe))))
+        if corpora.get(name):  # the user's own
+            return _checked(name, corpora, recipe, contents=False)
+        return str(prepare(Path(_checked(source, corpora, recipe))))
     if kind == "corpora":
-        return _corpus(name, corpora, recipe)
-    raise UserError(f"{recipe}: ${{{kind}.{name}}} is nothing that can be made")
+        return _checked(name, corpora, recipe)
+    raise UserError(f"{recipe}: ${{{kind}.{name}}} does not exist")
 
 
-def _corpus(name: str, corpora: Mapping[str, Any], recipe: Path) -> Any:
+def _checked(name: str, corpora: Mapping[str, Any], recipe: Path, contents: bool = True) -> Any:
+    """The path or paths of a corpus, once they are right.
+
+    Args:
+        contents: check for the corpus's layout too. A user's own recipe may need a part of a corpus only.
+    """
     if corpora.get(name) is None:
         raise UserError(f"{recipe.stem} needs the corpus '{name}', which the corpora file does not list")
-    # a recipe of the user's own may get along with a part of a corpus
-    fault = next(faults(name, corpora[name]), None) if recipe.resolve().parent == TEMPLATE.resolve().parent else None
+    fault = next(faults(name, corpora[name], contents and recipe.resolve().parent == FOLDER), None)
     if fault:
         raise UserError(f"{recipe.stem} needs the corpus '{name}': {fault}")
-    return existing(name, corpora[name], recipe)
-
-
-def existing(name: str, value: Any, recipe: Path) -> Any:
-    """`value`, a path or paths.
-
-    Raises:
-        UserError: a path that is not there.
-    """
-    for path in value if isinstance(value, list) else [value]:
-        if not Path(path).exists():
-            raise UserError(f"{recipe.stem} needs the corpus '{name}': {path} does not exist")
-    return value
-
-
-def _workers(corpora: Mapping[str, Any]) -> int:
-    workers = corpora.get("workers")
-    if workers is None:
-        return min(os.cpu_count() or 1, MAX_WORKERS)
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
-        raise UserError(f"corpora file: workers is {workers!r}; a number of processes, 0 or more, is needed")
-    return workers
+    return corpora[name]

@@ -1,174 +1,168 @@
-"""One task, by s3prl's own runner."""
+"""One run of s3prl's own runner, and what run_downstream.py fills in for it."""
 
-import argparse
 import contextlib
-import difflib
+import gc
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from upstream.errors import UserError
-
-if TYPE_CHECKING:
-    from downstream_recipes.tasks.tasks import Task
+from distiller.common.command import Failed
+from distiller.common.files import check_writable
+from downstream_recipes.adaptation import compat
+from downstream_recipes.tasks.command_checks import (
+    check_packages,
+    check_split,
+    check_upstream,
+    chosen_device,
+    read_experiment,
+)
+from downstream_recipes.tasks.recipes import references, resolve, write_recipe
+from downstream_recipes.tasks.tasks import TASKS, Task, find_task
+from upstream.errors import UserError, nearest
 
 LOG = "run_downstream.log"  # in the experiment folder
 
-
-CONTINUING = "run the same command with -a to continue from its newest checkpoint"
-
-
-def parse_arguments(argv: Sequence[str], description: str | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """The flags that have a default of ours, and the rest of s3prl's as they are."""
-    parser = argparse.ArgumentParser(
-        prog="run_downstream.py",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="All other flags are s3prl's: python -m s3prl.run_downstream -h lists them.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("-m", "--mode", choices=["train", "evaluate", "inference"], help="default: train")
-    parser.add_argument("-t", "--evaluate_split", help="the split to evaluate, or the wav to infer from")
-    parser.add_argument("-u", "--upstream", help="an entry of upstream/hubconf.py, or of s3prl")
-    parser.add_argument("-k", "--upstream_ckpt", help="its checkpoint")
-    parser.add_argument("-d", "--downstream", help="a SUPERB code, or s3prl's name of a task")
-    parser.add_argument("-c", "--config", help="a recipe; ours of the task when left out")
-    parser.add_argument("-n", "--expname", help="result/downstream/EXPNAME is the experiment folder")
-    parser.add_argument("-p", "--expdir", help="the experiment folder itself")
-    parser.add_argument("-e", "--past_exp", help="a checkpoint or experiment folder to evaluate or to continue")
-    parser.add_argument("--corpora", help="YAML file with the corpora's paths; $SUPERB_CORPORA when left out")
-    parser.add_argument("--device", help="cuda or cpu")
-    return parser.parse_known_args(argv)
+Arguments = Mapping[str, Any]  # of s3prl's command line, by name; None and False are left out
+# their short flags
+SHORT = {
+    "mode": "-m", "evaluate_split": "-t", "override": "-o", "past_exp": "-e", "init_ckpt": "-i", "config": "-c",
+    "downstream": "-d", "downstream_variant": "-v", "upstream": "-u", "upstream_ckpt": "-k",
+    "upstream_model_config": "-g", "upstream_refresh": "-r", "upstream_trainable": "-f",
+    "upstream_feature_selection": "-s", "upstream_layer_selection": "-l", "expname": "-n", "expdir": "-p",
+    "auto_resume": "-a",
+}  # fmt: skip
 
 
-def s3prl_arguments(argv: Sequence[str]) -> list[str]:
-    """s3prl's own command line for ours; the resolved recipe is written to the experiment folder on the way.
-
-    Raises:
-        UserError: no upstream or task, or anything `recipes.resolve` or one of the `command_checks` finds.
-    """
-    from downstream_recipes.tasks.command_checks import check_device, check_folder, check_split, read_experiment
-
-    ours, rest = parse_arguments(argv)
-    split = ours.evaluate_split or "test"
-    device = ours.device or ("cuda" if _cuda_is_available() else "cpu")
-    check_device(device)
-    passed_on = {"-t": ours.evaluate_split, "-k": ours.upstream_ckpt, "--device": device}
-    if ours.past_exp:  # the checkpoint holds everything else
-        states = read_experiment(Path(ours.past_exp))
-        given = {"-m": ours.mode or "train", "-e": ours.past_exp, **passed_on}
-        given |= {"-c": ours.config, "-u": ours.upstream, "-d": ours.downstream, "-n": ours.expname, "-p": ours.expdir}
-        check_split(given["-m"], split, getattr(states["Args"], "downstream", ""), states["Config"], rest)
-        return [*_flags(given), *rest]
-    for flag, value in (("-u", ours.upstream), ("-d", ours.downstream)):
-        if value is None:
-            raise UserError(f"{flag} is missing: which {'upstream' if flag == '-u' else 'task'}?")
-    task, name = _task(ours)
-    downstream = task.downstream if task else name
-    mode = ours.mode or ("train" if task is None or task.trained else "evaluate")
-    expdir = _experiment_folder(ours)
-    check_folder(expdir)
-    recipe = Path(ours.config or _recipe_of(task, name))
-    configuration = _configuration(recipe, ours.corpora, expdir)
-    check_split(mode, split, downstream, configuration, rest)
-    given = {
-        "-m": mode,
-        "-u": ours.upstream,
-        "-d": downstream,
-        "-c": _write(configuration, expdir / f"{name}.yaml"),
-        "-p": str(expdir),
-        **passed_on,
-    }
-    return [*_flags(given), *rest]
+def command_line(arguments: Arguments) -> list[str]:
+    """s3prl's command line, without the program."""
+    words = []
+    for name, value in arguments.items():
+        if value is not None and value is not False:
+            words += [SHORT.get(name, f"--{name}"), *([] if value is True else [str(value)])]
+    return words
 
 
-def _task(ours: argparse.Namespace) -> tuple["Task | None", str]:
-    """The task that we have a recipe for, if any, and what the experiment and its recipe are called after."""
-    from downstream_recipes.tasks.tasks import TASKS, find_task
-
-    task = find_task(ours.downstream) if ours.config is None or ours.downstream in TASKS else None
-    return task, task.code if task else ours.downstream
-
-
-def _experiment_folder(ours: argparse.Namespace) -> Path:
-    """Where the run writes."""
-    if ours.past_exp:
-        past = Path(ours.past_exp)
-        return past if past.is_dir() else past.parent
-    return Path(ours.expdir or Path("result") / "downstream" / (ours.expname or f"{ours.upstream}_{_task(ours)[1]}"))
-
-
-def _flags(values: dict[str, str | None]) -> list[str]:
-    return [text for flag, value in values.items() if value is not None for text in (flag, value)]
-
-
-def _cuda_is_available() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _recipe_of(task: "Task | None", name: str) -> Path:
-    if task is None:
-        from downstream_recipes.tasks.tasks import TASKS
-
-        nearest = difflib.get_close_matches(name, [*TASKS, *(task.downstream for task in TASKS.values())], 1, 0)[0]
-        raise UserError(f"-d {name}: no recipe of that name (nearest: {nearest}); give one of your own with -c")
-    return task.recipe
-
-
-def _configuration(recipe: Path, corpora: str | None, expdir: Path) -> dict[str, Any]:
-    from downstream_recipes.tasks.command_checks import check_sections
-    from downstream_recipes.tasks.recipes import REFERENCE, read_corpora, read_recipe, resolve
-
-    if not recipe.is_file():
-        raise UserError(f"-c {recipe}: no such file")
-    needs_corpora = REFERENCE.search(read_recipe(recipe)) is not None
-    configuration = resolve(recipe, read_corpora(corpora) if needs_corpora else {}, expdir)
-    check_sections(recipe, configuration)
-    return configuration
-
-
-def _write(configuration: dict[str, Any], path: Path) -> str:
-    import yaml
-
-    from distiller.common.files import write_text
-
-    return str(write_text(path, yaml.safe_dump(configuration, sort_keys=False)))
-
-
-def run(argv: Sequence[str]) -> None:
+def run_s3prl(arguments: Arguments, log: Path) -> None:
     """One run of s3prl in this process.
 
-    Raises:
-        UserError: anything wrong with the command line, the corpora or the checkpoint.
-    """
-    arguments = s3prl_arguments(argv)
-    from downstream_recipes.adaptation import compat
+    Args:
+        arguments: `downstream` may be a SUPERB code.
+        log: where the traceback of an error is appended.
 
+    Raises:
+        UserError: what our upstreams and datasets find.
+        Failed: anything that s3prl raises.
+    """
+    task = TASKS.get(arguments.get("downstream") or "")
+    arguments = {**arguments, "downstream": task.downstream} if task else arguments
     compat.install()
     from s3prl import run_downstream
 
-    from downstream_recipes.tasks.command_checks import check_upstream
-
-    ours, _ = parse_arguments(arguments)
-    check_upstream(ours.upstream, ours.upstream_ckpt)
     before = sys.argv
-    sys.argv = ["run_downstream.py", *arguments]
+    sys.argv = ["run_downstream.py", *command_line(arguments)]
     try:
         run_downstream.main()
+        return
+    except (UserError, BrokenPipeError):
+        raise
+    except Exception as error:  # a task of s3prl's can raise anything
+        sys.stdout.flush()  # it may be the log
+        failure = in_one_line(error, log)
     finally:
         sys.argv = before
+        gc.collect()  # the model, its data loaders and, after an error, progress bars that print a last line
+    raise Failed(failure)
 
 
 def in_one_line(error: Exception, log: Path) -> str:
-    """What s3prl raised, where its traceback is appended to: `log`, unless that cannot be written."""
-    told = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:250]
+    """Type and message of an exception; its traceback is appended to `log`, if that can be written."""
+    line = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:250]
     with contextlib.suppress(OSError):
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
             file.write("".join(traceback.format_exception(error)))
-        told += f" (all of it in {log})"
-    return told
+        line += f" (traceback in {log})"
+    return line
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What run_downstream.py is about to do: a run, the folder it writes to, and a recipe to be written first."""
+
+    arguments: dict[str, Any]
+    folder: Path
+    recipe: dict[str, Any] | None = None
+
+
+def plan_experiment(arguments: Arguments, corpora: Callable[[], Mapping[str, Any]]) -> Experiment:
+    """Fill in what was left out of a command line, and check all of it that can be checked without s3prl.
+
+    Args:
+        corpora: reads the corpora file; called if the recipe refers to one.
+
+    Raises:
+        UserError: an argument is missing or wrong, or as `recipes.resolve`.
+    """
+    arguments = {**arguments, "device": chosen_device(arguments["device"])}
+    if arguments["past_exp"]:  # the checkpoint holds everything else
+        path = Path(arguments["past_exp"])
+        states = read_experiment(path)
+        arguments["mode"] = arguments["mode"] or "train"
+        downstream = getattr(states["Args"], "downstream", "")
+        check_split(arguments, downstream, states["Config"])
+        check_packages(downstream)
+        return Experiment(arguments, path if path.is_dir() else path.parent)
+    for flag, name in (("-u", "upstream"), ("-d", "downstream")):
+        if arguments[name] is None:
+            raise UserError(f"{flag} is missing: which {name}?")
+    task, name = _task(arguments)
+    folder = experiment_folder(arguments)
+    check_writable(folder)
+    recipe = Path(arguments["config"]) if arguments["config"] else _recipe_of(task, name)
+    configuration = resolve(recipe, corpora() if references(recipe) else {}, folder)
+    arguments |= {
+        "mode": arguments["mode"] or ("train" if task is None or task.trained else "evaluate"),
+        "downstream": task.downstream if task else name,
+        "config": folder / f"{name}.yaml",
+        "expdir": folder,
+    }
+    check_split(arguments, arguments["downstream"], configuration)
+    check_packages(arguments["downstream"])
+    return Experiment(arguments, folder, configuration)
+
+
+def run_experiment(experiment: Experiment) -> None:
+    """Run what `plan_experiment` made ready.
+
+    Raises:
+        UserError: no such upstream, or as `run_s3prl`.
+        Failed: as `run_s3prl`.
+    """
+    check_upstream(experiment.arguments["upstream"], experiment.arguments["upstream_ckpt"])
+    if experiment.recipe is not None:
+        write_recipe(experiment.recipe, experiment.arguments["config"])
+    run_s3prl(experiment.arguments, experiment.folder / LOG)
+
+
+def _task(arguments: Arguments) -> tuple[Task | None, str]:
+    """The task whose recipe is here, if it is one, and the name of the experiment and its recipe."""
+    downstream = arguments["downstream"]
+    task = find_task(downstream) if arguments["config"] is None or downstream in TASKS else None
+    return task, task.code if task else downstream
+
+
+def experiment_folder(arguments: Arguments) -> Path:
+    """Where a new experiment writes: -p, or a folder named by -n or after upstream and task."""
+    default = arguments["expname"] or f"{arguments['upstream']}_{_task(arguments)[1]}"
+    return Path(arguments["expdir"] or Path("result") / "downstream" / default)
+
+
+def _recipe_of(task: Task | None, name: str) -> Path:
+    if task is None:
+        meant = nearest(name, [*TASKS, *(task.downstream for task in TASKS.values())])
+        hint = f"did you mean {meant}? " if meant else ""
+        raise UserError(f"-d {name} does not exist; {hint}(a task of s3prl's that has no recipe here needs -c)")
+    return task.recipe

@@ -1,16 +1,22 @@
-"""A studio without a synthesiser, and a suite without s3prl: fast, for what depends on neither sound nor training."""
+"""A studio without a synthesiser, and a suite without s3prl: fast, for tests that need neither speech nor training."""
 
+import csv
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+import torch
 
 from downstream_recipes.miniature.make import make_with
 from downstream_recipes.miniature.recordings import Studio
 from downstream_recipes.suite.suite import Suite
 from downstream_recipes.tasks.recipes import read_corpora
 from tests.downstream_recipes.pretender import Pretender
+from upstream.checkpoint import save
+from upstream.config import EncoderConfig
+from upstream.encoder import SpeechEncoder
 
 SCALE = 0.05
 
@@ -66,4 +72,37 @@ def suite(miniature, tmp_path, pretender) -> Suite:
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "model.safetensors").write_bytes(b"weights")
     student = str(tmp_path / "student")
-    return Suite("starhubert", student, None, pretender.corpora, tmp_path / "out", "cpu")
+    return Suite("starhubert", student, None, miniature, tmp_path / "out", "cpu")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """Fluent Speech Commands of two tones, and a tiny student."""
+    rng = np.random.default_rng(0)
+    wavs = tmp_path / "fluent" / "wavs" / "speakers" / "s"
+    wavs.mkdir(parents=True)
+    (tmp_path / "fluent" / "data").mkdir()
+    for split, count in (("train", 8), ("valid", 4), ("test", 4)):
+        rows = [["", "path", "speakerId", "transcription", "action", "object", "location"]]
+        for index in range(count):
+            tone = 0.3 * np.sin(2 * np.pi * 300 * (1 + index % 2) * np.arange(8000) / 16000)
+            soundfile.write(wavs / f"{split}{index}.wav", tone + 0.01 * rng.standard_normal(8000), 16000)
+            action = ("increase", "decrease")[index % 2]
+            rows.append([str(index), f"wavs/speakers/s/{split}{index}.wav", "s", "words", action, "volume", "none"])
+        with (tmp_path / "fluent" / "data" / f"{split}_data.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    (tmp_path / "corpora.yaml").write_text("fluent_commands: fluent\nworkers: 0\n")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        embed_dim=48,
+        num_heads=4,
+        head_dim=12,
+        attention_heads=((0, 1, 2, 3),) * 3,
+        ffn_dims=(64,) * 3,
+        conv_layers=((16, 10, 5), (24, 1, 1), *((24, 3, 2),) * 4, (40, 2, 2), (40, 2, 2)),
+        positional_kernel=16,
+        positional_groups=4,
+    )
+    save(SpeechEncoder(config), tmp_path / "student")
+    return tmp_path

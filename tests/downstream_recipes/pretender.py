@@ -1,43 +1,44 @@
-"""s3prl without s3prl: what the tests of the suite run in its place."""
+"""A stand-in for s3prl in the tests of the suite."""
 
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
 
-from downstream_recipes.suite import procedures as suite_tasks
-from downstream_recipes.suite.suite import Score, Suite, TaskFailed
+from distiller.common.command import Failed
+from downstream_recipes.suite.suite import Score, Suite
 from downstream_recipes.tasks.tasks import TASKS
 
 
 class Pretender:
-    """s3prl as far as the suite sees it: reads a command line, prints scores, leaves checkpoints and predictions."""
+    """s3prl as the suite sees it: takes arguments, prints scores, leaves checkpoints and predictions."""
 
     def __init__(self) -> None:
-        self.calls: list[dict[str, str]] = []
+        self.calls: list[dict[str, Any]] = []
         self.failing: set[str] = set()
 
     def __call__(self, suite: Suite, arguments, log: Path) -> str:
-        given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        given = {name: value for name, value in arguments.items() if value is not None}
         self.calls.append(given)
-        folder = Path(given["-p"]) if "-p" in given else Path(given["-e"]).parent
+        folder = given["expdir"] if "expdir" in given else given["past_exp"].parent
         task = next(code for code in [*folder.parts[::-1]] if code in TASKS)
         if task in self.failing:
-            raise TaskFailed(f"RuntimeError: {task} broke")
+            raise Failed(f"RuntimeError: {task} broke")
         rate = re.search(r"lr-(\S+?)$", str(folder.parent if folder.name.startswith("fold") else folder))
-        printed = getattr(self, given["-m"])(task, folder, given, float(rate[1]) if rate else 1e-3)
+        printed = getattr(self, given["mode"])(task, folder, given, float(rate[1]) if rate else 1e-3)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
             file.write(printed)
         return printed
 
-    def train(self, task: str, folder: Path, given: dict[str, str], rate: float) -> str:
+    def train(self, task: str, folder: Path, given: dict[str, Any], rate: float) -> str:
         steps = (20, 40) if task == "asv" else (40,)
         names = [f"states-{step}.ckpt" for step in steps]
-        names += [suite_tasks.BEST.get(task, "dev-best.ckpt")] if task != "asv" else []
+        names += [TASKS[task].best] if task != "asv" else []
         states = {"Args": argparse.Namespace(), "Featurizer": {"weights": torch.zeros(3)}, "Step": 40}
         for name in names:
             torch.save(states, folder / name)
@@ -48,19 +49,20 @@ class Pretender:
             f"{split} slot_type_f1: {closeness}\nmode {split} acc {closeness} der 0\n"
         )
 
-    def evaluate(self, task: str, folder: Path, given: dict[str, str], rate: float) -> str:
-        split = given["-t"]
+    def evaluate(self, task: str, folder: Path, given: dict[str, Any], rate: float) -> str:
+        split = given["evaluate_split"]
         if task == "qbe":
-            self.search(folder, good=given["-l"] == "1")
+            self.search(folder, good=given["upstream_layer_selection"] == 1)
         if task == "sd":
             (folder / "scoring" / "predictions").mkdir(parents=True)
             rows = (Path(self.corpora["libri2mix_diarization"]) / "test" / "rttm").read_text().splitlines()
             for recording in {line.split()[1] for line in rows}:
                 with h5py.File(folder / "scoring" / "predictions" / f"{recording}.h5", "w") as file:
                     file["T_hat"] = np.full((100, 2), 0.45)
-        fold = given["-e"].split("fold")[1][0] if "fold" in given.get("-e", "") else "1"
-        step = 20 if "states-20" in given.get("-e", "") else 40
-        target = Path(given["-o"].removeprefix("args.expdir=")) if "-o" in given else folder
+        checkpoint = str(given.get("past_exp", ""))
+        fold = checkpoint.split("fold")[1][0] if "fold" in checkpoint else "1"
+        step = 20 if "states-20" in checkpoint else 40
+        target = Path(given["override"].removeprefix("args.expdir=")) if "override" in given else folder
         target.mkdir(exist_ok=True)
         for name in ("test-hyp.ark", "test-clean-noLM-hyp.ark", "test_predict.txt", "test_predict.csv"):
             (target / name).write_text(task)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from downstream_recipes.adaptation.ctc_datasets import LibriPhoneDataset, SnipsDataset
-from downstream_recipes.tasks.preparation import write_characters, write_phonemes
+from downstream_recipes.tasks.preparation import VOCABULARIES
 from upstream.errors import UserError
 
 text = pytest.importorskip("s3prl.downstream.ctc.text")
@@ -22,7 +22,8 @@ def librispeech(tmp_path: Path) -> Path:
 
 
 def phonemes(folder: Path, bucket_size: int = 1, **changes) -> LibriPhoneDataset:
-    tokenizer = text.load_text_encoder("word", str(write_phonemes(folder / "phonemes.txt")))
+    (folder / "phonemes.txt").write_text(VOCABULARIES["phonemes"])
+    tokenizer = text.load_text_encoder("word", str(folder / "phonemes.txt"))
     arguments = {"path": folder / "LibriSpeech", "lexicon": [str(folder / "lexicon.txt")], **changes}
     return LibriPhoneDataset(["dev-clean"], tokenizer, bucket_size, **arguments)
 
@@ -44,9 +45,9 @@ def test_a_bucket_starts_at_each_utterance_and_is_always_full(librispeech):
     assert len(phonemes(librispeech, bucket_size=9)[2]) == 3
 
 
-def test_what_is_wrong_with_librispeech_is_one_sentence(librispeech):
+def test_what_is_wrong_with_librispeech_is_a_one_line_error(librispeech):
     (librispeech / "lexicon.txt").write_text("A AH0\n")
-    with pytest.raises(UserError, match=r"DOG of dev-clean: in no lexicon \(.*lexicon\.txt\)"):
+    with pytest.raises(UserError, match=r"no lexicon \(.*lexicon\.txt\) has DOG of dev-clean"):
         phonemes(librispeech)
     (librispeech / "lexicon.txt").write_text("A AH7\n")
     with pytest.raises(UserError, match="phoneme AH7 of A is not in the phoneme vocabulary"):
@@ -55,9 +56,9 @@ def test_what_is_wrong_with_librispeech_is_one_sentence(librispeech):
         phonemes(librispeech, lexicon=[str(librispeech / "absent.txt")])
     (librispeech / "LibriSpeech" / "dev-clean" / "1" / "2" / "1-2-0003.flac").touch()
     (librispeech / "lexicon.txt").write_text("A AH0\nDOG D AO1 G\n")
-    with pytest.raises(UserError, match=r"1-2-0003\.flac: no line for it"):
+    with pytest.raises(UserError, match=r"1-2-0003\.flac has no line in"):
         phonemes(librispeech)
-    with pytest.raises(UserError, match=r"elsewhere.*no \.flac file"):
+    with pytest.raises(UserError, match=r"elsewhere.*has no \.flac file"):
         phonemes(librispeech, path=librispeech / "elsewhere")
 
 
@@ -71,8 +72,9 @@ def test_slots_are_marked_in_the_characters(tmp_path):
         "Brian-snips-valid-0 BOS PLAY EOS\tO O PlayMusic\n"
     )
     (tmp_path / "slots.txt").write_text("slots\nobject\ncity")
+    (tmp_path / "characters.txt").write_text(VOCABULARIES["characters"])
     tokenizer = text.load_text_encoder(
-        "character-slot", str(write_characters(tmp_path / "characters.txt")), str(tmp_path / "slots.txt")
+        "character-slot", *(str(tmp_path / f"{name}.txt") for name in ("characters", "slots"))
     )
     dataset = SnipsDataset(["valid"], tokenizer, 1, tmp_path, valid_speakers=["Amy"])
     decoded = {path.stem: tokenizer.decode(tokens) for path, tokens in dataset}
@@ -80,5 +82,5 @@ def test_slots_are_marked_in_the_characters(tmp_path):
         "Amy-snips-valid-0": "PLAY THE B-object SONG E-object",
         "Amy-snips-valid-1": "IN B-city NEW YORK E-city",
     }
-    with pytest.raises(UserError, match="no wav with a transcript of Emma"):
+    with pytest.raises(UserError, match="has no wav with a transcript of Emma"):
         SnipsDataset(["valid"], tokenizer, 1, tmp_path, valid_speakers=["Emma"])

@@ -76,13 +76,13 @@ def test_the_simple_effects():
     assert apply_effects_tensor(audio, 2, [["trim", "0.5", "1"]])[0].tolist() == [[-0.5, 0.5]]
     assert apply_effects_tensor(audio, RATE, [["channels", "2"]])[0].shape == (2, 4)
     assert apply_effects_tensor(audio.T, RATE, [["gain", "0"]], channels_first=False)[0].shape == (4, 1)
-    with pytest.raises(UserError, match="'reverb' is not available; known are channels"):
+    with pytest.raises(UserError, match="'reverb' is not available; it must be one of channels"):
         apply_effects_tensor(audio, RATE, [["reverb"]])
-    with pytest.raises(UserError, match="'silence' is available for one channel"):
+    with pytest.raises(UserError, match="'silence' is only available for one channel"):
         apply_effects_tensor(audio.repeat(2, 1), RATE, [SILENCE])
 
 
-def test_soundfile_stands_in_for_torchaudio(tmp_path: Path):
+def test_soundfile_replaces_torchaudio(tmp_path: Path):
     audio = torch.rand(2, 800) - 0.5
     torchaudio_io.save(tmp_path / "a.wav", audio, 16000)
     loaded, rate = torchaudio_io.load(tmp_path / "a.wav")

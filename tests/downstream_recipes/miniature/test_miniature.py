@@ -15,9 +15,10 @@ import soundfile
 from downstream_recipes import corpora
 from downstream_recipes.adaptation import compat
 from downstream_recipes.adaptation.ctc_datasets import read_lexicon, read_transcripts
-from downstream_recipes.miniature.make import LAYOUTS, make_with
-from downstream_recipes.tasks.corpora_check import corpora_of, missing
-from downstream_recipes.tasks.recipes import read_corpora, resolve
+from downstream_recipes.miniature.layouts import LAYOUTS
+from downstream_recipes.miniature.make import corpora_file, make_with
+from downstream_recipes.tasks.corpora_check import missing
+from downstream_recipes.tasks.recipes import corpora_of, read_corpora, resolve
 from downstream_recipes.tasks.tasks import TASKS
 from upstream.errors import UserError
 
@@ -27,7 +28,7 @@ def test_every_recipe_finds_its_corpora(miniature, tmp_path):
     assert listed["miniature"] is True
     for task in TASKS.values():
         assert resolve(task.recipe, listed, tmp_path / task.code)
-        assert corpora_of(task)
+        assert corpora_of(task.recipe)
 
 
 def test_the_check_finds_nothing_missing_and_counts_the_hours(miniature, capsys):
@@ -61,7 +62,7 @@ def test_a_word_that_no_lexicon_has_is_missing(miniature, tmp_path, capsys):
     assert "lexicon: THE and 0 more words of librispeech are not in it" in capsys.readouterr().out
 
 
-def test_a_wav_that_a_list_names_has_to_be_there(miniature, tmp_path):
+def test_a_wav_that_a_list_names_must_exist(miniature, tmp_path):
     source = Path(read_corpora(miniature)["voicebank"])
     for path in source.glob("*/*/wav.scp"):
         target = tmp_path / path.relative_to(source)
@@ -145,7 +146,7 @@ def test_every_intent_is_in_the_training_data(miniature):
     assert seen["valid"] <= seen["train"]
 
 
-def test_a_corpus_is_made_whole_or_not_at_all(tmp_path, monkeypatch, studio):
+def test_corpora_are_made_atomically(tmp_path, monkeypatch, studio):
     def fail(voice, root, home):
         (root / "half.wav").touch()
         raise KeyboardInterrupt
@@ -156,8 +157,21 @@ def test_a_corpus_is_made_whole_or_not_at_all(tmp_path, monkeypatch, studio):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    with pytest.raises(UserError, match="not empty, and no miniature corpora"):
+    with pytest.raises(UserError, match="is not empty and does not hold miniature corpora"):
         make_with(studio, tmp_path / "full")
+
+
+def test_the_corpora_file_is_that_of_the_option_or_the_environment(miniature, own_cache, monkeypatch):
+    monkeypatch.delenv("SUPERB_CORPORA", raising=False)
+    with pytest.raises(UserError, match=r"give --corpora FILE or set \$SUPERB_CORPORA"):
+        corpora_file(None)
+    monkeypatch.setenv("SUPERB_CORPORA", "mine.yaml")
+    assert corpora_file(None) == Path("mine.yaml")
+    assert corpora_file("yours.yaml") == Path("yours.yaml")
+    cached = own_cache / "miniature-1" / "corpora.yaml"
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    assert corpora_file("mini") == cached
 
 
 def test_the_same_corpora_are_made_each_time(miniature, tmp_path, studio):
@@ -166,20 +180,19 @@ def test_the_same_corpora_are_made_each_time(miniature, tmp_path, studio):
     names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert names == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
     for name in names:
-        if name.suffix != ".scp":  # which name where they are
+        if name.suffix != ".scp":  # these name their folder
             assert (first / name).read_bytes() == (second / name).read_bytes()
-    assert make_with(studio, tmp_path / "mini") == again  # what is there is left alone
+    assert make_with(studio, tmp_path / "mini") == again  # what exists is left alone
 
 
 @pytest.mark.slow
 def test_real_speech_is_intelligible_to_its_own_lexicon(tmp_path):
     pytest.importorskip("espeakng_loader")
     from downstream_recipes.miniature.make import make_miniature
-    from downstream_recipes.tasks.preparation import write_phonemes
+    from downstream_recipes.tasks.preparation import PHONEMES
 
     listed = read_corpora(make_miniature(tmp_path / "mini", scale=0.02))
-    vocabulary = set(write_phonemes(tmp_path / "phonemes.txt").read_text().split())
-    lexicon = read_lexicon(listed["lexicon"], vocabulary)
+    lexicon = read_lexicon(listed["lexicon"], set(PHONEMES))
     assert lexicon["DOG"].split()[0] == "D"
     assert lexicon["DOG"].split()[-1] == "G"
     assert corpora.main(["check", str(tmp_path / "mini" / "corpora.yaml")]) == 0
@@ -197,7 +210,7 @@ def test_an_interrupted_synthesis_leaves_nothing(tmp_path, number, status):
     with (tmp_path / "err").open("w") as err:
         line = [sys.executable, corpora.__file__, "make-mini", str(tmp_path / "mini")]
         process = subprocess.Popen(line, stdout=err, stderr=err, start_new_session=True)
-        while not list(tmp_path.glob(".mini-*/librispeech/*/*/*")):
+        while not list(tmp_path.glob(".part-*/mini/librispeech/*/*/*")):
             assert process.poll() is None, (tmp_path / "err").read_text()
             time.sleep(0.05)
         os.killpg(process.pid, number)

@@ -1,9 +1,9 @@
 import pytest
 
-from downstream_recipes.scores.metrics import METRICS, generalizability_score, overall_score, references
+from downstream_recipes.scores.metrics import MAIN_COLUMNS, generalizability_score, overall_score, references
 from upstream.errors import UserError
 
-WHOLE = [reference for reference in references() if len(reference.scores) == len(METRICS)]
+WHOLE = [reference for reference in references() if len(reference.scores) == len(MAIN_COLUMNS)]
 
 
 def test_the_table_has_the_rows_that_methods_lists():

@@ -1,4 +1,4 @@
-"""--gpus: processes side by side. The children are short scripts that read the same command line."""
+"""--gpus: processes side by side. The children are short scripts that take the same command line."""
 
 import itertools
 import json
@@ -12,29 +12,29 @@ from pathlib import Path
 import pytest
 
 from downstream_recipes import superb
-from downstream_recipes.suite import gpus as side_by_side
-from downstream_recipes.suite.gpus import run_on_gpus
+from downstream_recipes.suite import gpus, run
+from downstream_recipes.suite.gpus import run_on_gpus, task_command
+from downstream_recipes.suite.suite import Result, Suite, keep
 from downstream_recipes.tasks.tasks import TASKS
-from upstream.errors import UserError
 
 ROOT = Path(superb.__file__).parents[1]
-# Notes when it began and ended and on which GPU; `sid` fails as superb.py does, `ic` as an operating system may end it.
+# Records when it began and ended and on which GPU; `sid` fails as superb.py does, `ic` is killed.
 CHILD = """
 import argparse, json, os, signal, sys, time
 from pathlib import Path
 parser = argparse.ArgumentParser()
-for flag in ("--tasks", "--gpus", "--device", "--output", "--seconds"):
-    parser.add_argument(flag)
+for option in ("tasks", "device", "output", "upstream", "corpora"):
+    parser.add_argument(f"--{option}")
 parser.add_argument("--no-report", action="store_true")
-given = parser.parse_args()
-output, code, begin = Path(given.output), given.tasks, time.monotonic()
+arguments = parser.parse_args()
+output, code, begin = Path(arguments.output), arguments.tasks, time.monotonic()
 (output / f"{code}.pid").write_text(str(os.getpid()))
-time.sleep(float(given.seconds))
-row = vars(given) | {"begin": begin, "end": time.monotonic(), "gpu": os.environ["CUDA_VISIBLE_DEVICES"]}
+time.sleep(float(arguments.upstream))
+row = vars(arguments) | {"begin": begin, "end": time.monotonic(), "gpu": os.environ["CUDA_VISIBLE_DEVICES"]}
 with (output / "runs.jsonl").open("a") as file:
     file.write(json.dumps(row) + "\\n")
 if code == "sid":
-    print("superb.py: sid: no such corpus", file=sys.stderr)
+    print("error: sid: no such corpus", file=sys.stderr)
     sys.exit(1)
 if code == "ic":
     os.kill(os.getpid(), signal.SIGKILL)
@@ -43,8 +43,8 @@ if code == "ic":
 
 @pytest.fixture
 def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(side_by_side, "COMMAND", (sys.executable, "-c", CHILD))
-    monkeypatch.setattr(side_by_side, "POLL", 0.02)
+    monkeypatch.setattr(gpus, "COMMAND", (sys.executable, "-c", CHILD))
+    monkeypatch.setattr(gpus, "POLL", 0.02)
     return tmp_path
 
 
@@ -62,55 +62,69 @@ def alive(process: int) -> bool:
 
 def test_every_task_runs_once_and_as_many_at_a_time_as_there_are_gpus(output: Path) -> None:
     tasks = [TASKS[code] for code in ("pr", "asr", "ks", "sid", "ic")]
-    argv = ["--gpus", "3,5", "--output", str(output), "--tasks", "all", "--overwrite", "--seconds", "0.3"]
-    failures = run_on_gpus(output, tasks, ["3", "5"], argv)
+    suite = Suite("0.3", None, None, output / "corpora.yaml", output, "cuda")  # the child sleeps for its upstream
+    failures = run_on_gpus(suite, tasks, ["3", "5"])
     done = runs(output)
     assert sorted(run["tasks"] for run in done) == sorted(task.code for task in tasks)
     assert {run["gpu"] for run in done} == {"3", "5"}
-    assert {(run["gpus"], run["device"], run["no_report"]) for run in done} == {("", "cuda", True)}
+    assert {(run["device"], run["no_report"]) for run in done} == {("cuda", True)}
     at_once = [sum(other["begin"] <= run["begin"] < other["end"] for other in done) for run in done]
     assert max(at_once) == 2
     for gpu in ("3", "5"):  # never two on one
-        own = sorted((run["begin"], run["end"]) for run in done if run["gpu"] == gpu)
-        assert all(first[1] <= second[0] for first, second in itertools.pairwise(own))
+        times = sorted((run["begin"], run["end"]) for run in done if run["gpu"] == gpu)
+        assert all(first[1] <= second[0] for first, second in itertools.pairwise(times))
     assert sorted(failures) == [
-        f"ic: ended by signal 9 (all of it in {output / 'ic.log'})",
+        f"ic: ended by signal 9 (output in {output / 'ic.log'})",
         "sid: no such corpus",
     ]
 
 
 def test_finished_tasks_get_no_process(output: Path, miniature: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
-    monkeypatch.setattr(superb.Suite, "_describe", lambda suite: {"states": 3, "parameters": 603_136})
-    monkeypatch.setattr(superb, "write_report", lambda suite, beside: "")
+    monkeypatch.setattr(Suite, "_describe", lambda suite: {"states": 3, "parameters": 603_136})
+    monkeypatch.setattr(run, "write_report", lambda suite, beside: "")
     monkeypatch.setattr(
-        superb, "run_on_gpus", lambda output, tasks, gpus, argv: started.append([task.code for task in tasks]) or []
+        run, "run_on_gpus", lambda suite, tasks, gpus: started.append([task.code for task in tasks]) or []
     )
-    given = ["-u", "starhubert", "--corpora", str(miniature), "--device", "cpu", "--output", str(output)]
-    suite = superb.open_suite(superb.parse_arguments(given), output)
-    superb.keep(suite, TASKS["pr"], [])
-    assert superb.main([*given, "--tasks", "pr,ks", "--gpus", "0,1"]) == 0
+    arguments = ["-u", "starhubert", "--corpora", str(miniature), "--device", "cpu", "--output", str(output)]
+    suite = Suite("starhubert", None, None, miniature, output, "cpu")
+    keep(suite, TASKS["pr"], Result([], "", "pr", None))
+    assert superb.main([*arguments, "--tasks", "pr,ks", "--gpus", "0,1"]) == 0
     assert started == [["ks"]]
 
 
+def test_a_child_gets_every_setting_of_the_suite(miniature: Path, tmp_path: Path, monkeypatch) -> None:
+    suite = Suite("starhubert", "student", "states=all", miniature, tmp_path / "out", "cuda", True, 0.5)
+    children: list[tuple[Suite, list[str]]] = []
+    monkeypatch.setattr(
+        superb, "run_here", lambda suite, tasks: children.append((suite, [task.code for task in tasks])) or []
+    )
+    monkeypatch.setattr(superb, "chosen_device", lambda device: device)
+    words = task_command(suite, TASKS["pr"])
+    assert words[1] == superb.__file__
+    assert superb.main(words[2:]) == 0
+    assert children == [(suite, ["pr"])]
+
+
 @pytest.mark.parametrize("text", ["0,,1", "0,0", ","])
-def test_wrong_gpus_are_one_sentence(text: str) -> None:
-    with pytest.raises(UserError, match=f"^--gpus {text}: numbers with commas"):
-        superb.chosen_gpus(text)
+def test_wrong_gpus_are_a_one_line_error(text: str, miniature: Path, capsys) -> None:
+    assert superb.main(["-u", "starhubert", "--corpora", str(miniature), "--gpus", text]) == 2
+    message = f"error: --gpus is '{text}', but it must be different numbers with commas, like 0,1\n"
+    assert capsys.readouterr().err == message
     assert superb.chosen_gpus("0, 1") == ["0", "1"]
 
 
 PARENT = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from distiller.run import run_command
-from downstream_recipes import side_by_side
-from downstream_recipes.tasks import TASKS
-side_by_side.COMMAND, side_by_side.GRACE = (sys.executable, "-c", sys.argv[1]), 1.0
-output = Path(sys.argv[2])
+from distiller.common.command import run_command
+from downstream_recipes.suite import gpus
+from downstream_recipes.suite.suite import Suite
+from downstream_recipes.tasks.tasks import TASKS
+gpus.COMMAND, gpus.GRACE = (sys.executable, "-c", sys.argv[1]), 1.0
+suite = Suite("60", None, None, Path("corpora.yaml"), Path(sys.argv[2]), "cuda")
 tasks = [TASKS[code] for code in ("pr", "asr", "ks")]
-work = lambda: print(side_by_side.run_on_gpus(output, tasks, ["0", "1"], ["--output", str(output), "--seconds", "60"]))
-sys.exit(run_command(work))
+sys.exit(run_command(lambda: print(gpus.run_on_gpus(suite, tasks, ["0", "1"]))))
 """
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + CHILD
 
@@ -128,7 +142,7 @@ def test_interrupted_it_leaves_no_process_behind(tmp_path: Path, number: int, co
         assert parent.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(0.2)  # the file is there before its content is
+    time.sleep(0.2)  # the file exists before its content does
     children = [int((tmp_path / f"{task}.pid").read_text()) for task in ("pr", "asr")]
     parent.send_signal(number)
     _, said = parent.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""The suite as a whole: its table, its exit codes, what is done again and what is refused."""
+"""The suite and its command: the table, exit codes, what is repeated and what is refused."""
 
 import json
 import re
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from distiller.common.command import Failed
 from downstream_recipes import superb
 from downstream_recipes.suite.procedures import run_task
 from downstream_recipes.suite.report import write_report, write_submission_of
-from downstream_recipes.suite.suite import Suite, TaskFailed, finished, keep, read_state
+from downstream_recipes.suite.suite import Suite, keep, kept_result
 from downstream_recipes.tasks.recipes import read_corpora
 from downstream_recipes.tasks.tasks import TASKS
 from tests.downstream_recipes.pretender import line
@@ -40,7 +41,7 @@ def test_the_whole_table_is_filled(suite, miniature, capsys):
         "sf",
         "er",
     ]
-    assert "| starhubert (out) | 0.60 | 25.00 | 30.00 | 10.00 | 1.0000 |" in out
+    assert "| starhubert (out) | 0.60 | 25.00 | 30.00 | 10.00 | 1.0000 |" in " ".join(out.split())
     assert "HuBERT Base" not in out  # miniature corpora: no published rows
     assert "Overall" not in out
     assert "ASV: the best of 2 checkpoints on the test trials (step 20), as SUPERB does." in out
@@ -65,10 +66,10 @@ def test_finished_tasks_are_not_done_again(suite, miniature, pretender, capsys):
 def test_a_failed_task_keeps_the_finished_ones_and_is_tried_again(suite, miniature, pretender, capsys):
     pretender.failing = {"ks"}
     assert superb.main(line(suite, miniature, "--tasks", "pr,ks,ic")) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "superb.py: ks: RuntimeError: ks broke"
+    assert capsys.readouterr().err.splitlines()[-1] == "error: ks: RuntimeError: ks broke"
     pretender.failing, pretender.calls = set(), []
     assert superb.main(line(suite, miniature, "--tasks", "pr,ks,ic")) == 0
-    assert {call["-d"] for call in pretender.calls if "-d" in call} == {"ks"}
+    assert {call["downstream"] for call in pretender.calls if "downstream" in call} == {"ks"}
 
 
 def test_an_output_of_another_checkpoint_is_refused(suite, miniature, capsys):
@@ -83,7 +84,7 @@ def test_an_output_of_another_checkpoint_is_refused(suite, miniature, capsys):
 
 def test_an_unfinished_task_of_another_checkpoint_is_refused_too(suite, miniature, pretender, monkeypatch, capsys):
     def fail(*args):
-        raise TaskFailed("a full disk")
+        raise Failed("a full disk")
 
     with monkeypatch.context() as patch:
         patch.setattr(pretender, "evaluate", fail)
@@ -111,7 +112,7 @@ def test_a_row_is_of_one_model(suite, miniature, pretender, tmp_path, capsys):
             assert superb.main([*line(suite, miniature), *change, *tasks]) == 2
             error = capsys.readouterr().err.splitlines()[-1]
             assert message in error
-            assert error.endswith("another --output, or --tasks ic --overwrite to start afresh what does not fit")
+            assert error.endswith("another --output, or add --tasks ic --overwrite to repeat what does not fit")
             assert len(pretender.calls) == calls
     assert superb.main(line(suite, miniature, "--tasks", "ic,qbe")) == 0
     other = [*line(suite, miniature), "-k", str(tmp_path / "other"), "--overwrite", "--tasks"]
@@ -127,7 +128,7 @@ def test_overwrite_removes_nothing_when_the_rest_of_the_command_is_wrong(suite, 
         path.unlink()
     monkeypatch.setattr(Suite, "_describe", lambda suite: (_ for _ in ()).throw(UserError("cannot be opened")))
     assert superb.main(line(suite, miniature, "--tasks", "ic", "--overwrite")) == 2
-    assert finished(suite, TASKS["ic"]) is not None
+    assert kept_result(suite.output, TASKS["ic"]) is not None
 
 
 def test_an_upstream_that_cannot_be_opened_stops_everything_at_once(suite, miniature, pretender, monkeypatch, capsys):
@@ -136,7 +137,7 @@ def test_an_upstream_that_cannot_be_opened_stops_everything_at_once(suite, minia
 
     monkeypatch.setattr(Suite, "_describe", describe)
     assert superb.main(line(suite, miniature)) == 2
-    assert capsys.readouterr().err == "superb.py: nowhere: no such checkpoint\n"
+    assert capsys.readouterr().err == "error: nowhere: no such checkpoint\n"
     assert pretender.calls == []
 
 
@@ -149,23 +150,22 @@ def test_rows_of_other_outputs_stand_beside_ours(suite, miniature, tmp_path, pre
     assert [row.split("|")[1].strip() for row in rows[-2:]] == ["starhubert (out)", "starhubert (teacher)"]
     pretender.calls = []  # a wrong one is said before anything is trained
     assert superb.main([*given, "--tasks", "ic", "--beside", str(tmp_path)]) == 2
-    complaint = f"superb.py: --beside {tmp_path}: no output of superb.py that has a table"
+    complaint = f"error: --beside {tmp_path} is not an output of superb.py with a table"
     assert capsys.readouterr().err.splitlines() == [complaint]
     real = ["--corpora", str(written(tmp_path / "real.yaml", suite.corpora, "miniature"))]
     assert superb.main([*given, *real, "--output", str(tmp_path / "real")]) == 2
-    assert capsys.readouterr().err.endswith("its scores are of miniature corpora, this table's of real ones\n")
+    assert capsys.readouterr().err.endswith("has scores of miniature corpora, but this table is of real ones\n")
     assert pretender.calls == []
 
 
 def test_real_corpora_have_overall_scores_and_published_rows(suite, tmp_path):
-    corpora = {key: value for key, value in suite.corpora.items() if key != "miniature"}
+    corpora = written(tmp_path / "real.yaml", suite.corpora, "miniature")
     real = Suite("starhubert", suite.checkpoint, None, corpora, tmp_path / "real", "cpu")
-    with pytest.raises(UserError, match="no task is finished"):
+    with pytest.raises(UserError, match="has no finished task"):
         write_report(real)
     for task in [task for task in TASKS.values() if not task.extra]:
-        scores, note = run_task(real, task)
-        keep(real, task, scores, note)
-    assert finished(real, TASKS["sf"])[1].metric == "cer"
+        keep(real, task, run_task(real, task))
+    assert kept_result(real.output, TASKS["sf"]).scores[1].metric == "cer"
     text = write_report(real)
     assert "HuBERT Base (LS 960)" in text
     assert "Overall ↑" in text
@@ -177,8 +177,8 @@ def test_real_corpora_have_overall_scores_and_published_rows(suite, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--tasks", "prr"], "--tasks prr: no such task (nearest: pr)"),
-        (["--corpora", "absent.yaml"], "absent.yaml: No such file"),
+        (["--tasks", "prr"], "--tasks is 'prr', but it must be one of pr, asr, ks"),
+        (["--corpora", "absent.yaml"], "absent.yaml cannot be read: No such file"),
     ],
 )
 def test_wrong_arguments_are_one_line(suite, miniature, capsys, change, message):
@@ -193,8 +193,8 @@ def test_a_missing_corpus_fails_its_task_only(suite, miniature, tmp_path, capsys
     file = tmp_path / "corpora.yaml"
     file.write_text(json.dumps({**{key: corpora[key] for key in ("fluent_commands", "workers")}, "snips": "absent"}))
     assert superb.main([*line(suite, miniature, "--tasks", "sf,ic"), "--corpora", str(file)]) == 1
-    assert re.search(r"superb.py: sf: sf needs the corpus 'snips': .*absent does not exist", capsys.readouterr().err)
-    assert read_state(suite.output, TASKS["ic"])["scores"] is not None
+    assert re.search(r"error: sf: sf needs the corpus 'snips': .*absent does not exist", capsys.readouterr().err)
+    assert kept_result(suite.output, TASKS["ic"]) is not None
 
 
 def test_a_mistyped_corpus_can_be_mended(suite, miniature, pretender, tmp_path, capsys):
@@ -207,6 +207,6 @@ def test_a_mistyped_corpus_can_be_mended(suite, miniature, pretender, tmp_path, 
     assert run("/data/typo") == 1
     pretender.calls = []
     assert run(suite.corpora["fluent_commands"]) == 0
-    assert {call["-d"] for call in pretender.calls if "-d" in call} == {"ic"}
+    assert {call["downstream"] for call in pretender.calls if "downstream" in call} == {"ic"}
     assert run("/data/typo") == 2  # what has been made is of the corpus that it was made of
     assert "ic was made with corpora" in capsys.readouterr().err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""A suite whose surroundings fail: outputs, locks, disks and corpora. One line says so; nothing finished is lost."""
+"""A suite on a machine where outputs, locks, disks or corpora fail: one line says so, no finished work is lost."""
 
 import errno
 import os
@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from distiller.common import files
 from downstream_recipes import superb
-from downstream_recipes.suite import report as suite_report
 from downstream_recipes.suite import suite as suite_module
-from downstream_recipes.suite.suite import read_state
+from downstream_recipes.suite.suite import kept_result
 from downstream_recipes.tasks.recipes import read_corpora
 from downstream_recipes.tasks.tasks import TASKS
 from tests.downstream_recipes.pretender import line
+
+DESCRIBE = suite_module.Suite._describe
 
 
 def complaint_of(given: list[str], capsys) -> str:
@@ -30,17 +32,17 @@ def complaint_of(given: list[str], capsys) -> str:
 def test_an_output_that_cannot_be_one_is_one_line(suite, miniature, tmp_path, pretender, capsys):
     (tmp_path / "file").write_text("mine")
     given = [*line(suite, miniature, "--tasks", "pr"), "--output"]
-    assert f"cannot be the output: {tmp_path / 'file'} is a file" in complaint_of([*given, f"{tmp_path}/file"], capsys)
+    assert f"cannot be written: {tmp_path / 'file'} is a file" in complaint_of([*given, f"{tmp_path}/file"], capsys)
     assert f"{tmp_path / 'file'} is a file" in complaint_of([*given, f"{tmp_path}/file/below"], capsys)
     assert (tmp_path / "file").read_text() == "mine"
-    assert re.match(r"superb.py: /proc/superb cannot be written: ", complaint_of([*given, "/proc/superb"], capsys))
+    assert re.match(r"error: /proc/superb cannot be written: ", complaint_of([*given, "/proc/superb"], capsys))
     assert pretender.calls == []
 
 
 HOLD = """
 import sys, time; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from distiller.output import lock_folder
+from distiller.common.files import lock_folder
 with lock_folder(Path(sys.argv[2]), sys.argv[3]):
     print("held", flush=True); time.sleep(600)
 """
@@ -65,7 +67,7 @@ def holder(suite):
 
 def test_a_second_suite_in_an_output_is_refused(suite, miniature, pretender, holder, capsys):
     process = holder(".lock")
-    wanted = f"superb.py: {suite.output} is in use by another run (process {process}); wait for it, or give another"
+    wanted = f"error: {suite.output} is in use by another run (process {process}); wait for it, or choose another"
     assert complaint_of(line(suite, miniature, "--tasks", "pr"), capsys).startswith(wanted)
     assert pretender.calls == []
 
@@ -74,9 +76,9 @@ def test_a_task_that_an_orphan_still_works_at_is_left_alone(suite, miniature, pr
     process = holder(".pr.lock")  # what kill -9 of a suite with --gpus leaves
     assert superb.main(line(suite, miniature, "--tasks", "pr,ic")) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"superb.py: pr: {suite.output} is in use by another run (process {process})")
-    assert read_state(suite.output, TASKS["pr"]) == {}
-    assert read_state(suite.output, TASKS["ic"])["scores"] is not None
+    assert last.startswith(f"error: pr: {suite.output} is in use by another run (process {process})")
+    assert not (suite.output / "pr.json").exists()
+    assert kept_result(suite.output, TASKS["ic"]) is not None
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(suite, miniature, pretender, monkeypatch, capsys):
@@ -84,15 +86,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(suite, miniature, pretender, 
     table, kept = (suite.output / "table.md").read_text(), (suite.output / "ic.json").read_bytes()
     capsys.readouterr()
 
-    def full(path, text):
+    def full(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for module in (suite_module, suite_report):
-        monkeypatch.setattr(module, "write_text", full)
+    monkeypatch.setattr(files, "atomic_file", full)
     assert superb.main(line(suite, miniature, "--tasks", "ic,pr")) == 2
     said = capsys.readouterr().err.splitlines()
-    assert f"[2/2] pr: {suite.output}: No space left on device" in said
-    assert said[-1] == f"superb.py: {suite.output}: No space left on device"  # the table
+    assert f"[2/2] pr: {suite.output}/pr.json cannot be written: No space left on device" in said
+    assert re.fullmatch(rf"error: {suite.output}/\S+ cannot be written: No space left on device", said[-1])  # the table
     assert ((suite.output / "table.md").read_text(), (suite.output / "ic.json").read_bytes()) == (table, kept)
 
 
@@ -116,7 +117,33 @@ def test_a_corpus_that_disappears_between_tasks_fails_those_that_need_it(
     assert superb.main(line(suite, moved / "corpora.yaml", "--tasks", "sd,ic,sf,ks")) == 1
     said = capsys.readouterr().err.splitlines()[-2:]
     assert said == [
-        f"superb.py: sd: {moved}/libri2mix_diarization/test/rttm: No such file or directory",
-        f"superb.py: sf: sf needs the corpus 'snips': {moved}/snips does not exist",
+        f"error: sd: {moved}/libri2mix_diarization/test/rttm cannot be read: No such file or directory",
+        f"error: sf: sf needs the corpus 'snips': {moved}/snips does not exist",
     ]
-    assert [read_state(suite.output, TASKS[code])["scores"] is not None for code in ("ic", "ks")] == [True, True]
+    assert all(kept_result(suite.output, TASKS[code]) is not None for code in ("ic", "ks"))
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ["--tasks", "prr"],
+        ["--taks", "pr"],
+        ["--gpus", "0,0"],
+        ["--feature-cache", "-1"],
+        ["--device", "gpu"],
+        ["--corpora", "absent.yaml"],
+        ["--beside", "absent"],
+    ],
+)
+def test_a_refused_command_leaves_no_folder(suite, miniature, pretender, capsys, mistake):
+    complaint_of([*line(suite, miniature), *mistake], capsys)
+    assert not suite.output.exists()
+    assert pretender.calls == []
+
+
+def test_an_upstream_that_does_not_exist_leaves_no_folder(suite, miniature, monkeypatch, capsys):
+    pytest.importorskip("s3prl")
+    monkeypatch.setattr(suite_module.Suite, "_describe", DESCRIBE)
+    complaint = complaint_of([*line(suite, miniature), "-u", "starhuberd"], capsys)
+    assert complaint == "error: -u starhuberd does not exist; did you mean starhubert?\n"
+    assert not suite.output.exists()

@@ -1,12 +1,11 @@
-import csv
-import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from downstream_recipes.scores.metrics import METRICS, references
+from distiller.common.files import read_csv, write_csv
+from downstream_recipes.scores.metrics import MAIN_COLUMNS, references
 from downstream_recipes.suite import tables
 from downstream_recipes.suite.figures import _label_heights, layers_by_task, score_against_parameters, tasks_as_bars
 from downstream_recipes.suite.suite import Score
@@ -14,27 +13,32 @@ from downstream_recipes.suite.suite import Score
 STAR = next(row for row in references() if row.upstream == "STaRHuBERT" and row.corpus == "LS 960")
 
 
+def cells(text: str) -> list[str]:
+    """Lines without the spaces that align the columns."""
+    return [re.sub(" +", " ", line) for line in text.splitlines()]
+
+
 def scores(keys=None) -> list[Score]:
     """STaRHuBERT's published scores as if a suite had measured them."""
     return [
-        Score(metric.task, metric.name, STAR.scores[metric.key], "%", "test", 1.0, "python run -e a,b")
-        for metric in METRICS
-        if keys is None or metric.key in keys
+        Score(column.task.code, column.metric.name, STAR.scores[column.key], "%", "test", 1.0, "python run -e a,b")
+        for column in MAIN_COLUMNS
+        if keys is None or column.key in keys
     ]
 
 
 def test_a_whole_row_has_both_scores_and_a_part_has_none():
-    row = tables.own_row("star", 22.31, scores(), miniature=False)
+    row = tables.measured_row("star", 22.31, scores(), miniature=False)
     assert row.overall == pytest.approx(79.5, abs=0.05)
     assert row.generalizability == pytest.approx(887, abs=2)
-    assert tables.own_row("star", 22.31, scores({"pr_per"}), miniature=False).overall is None
-    assert tables.own_row("star", 22.31, scores(), miniature=True).overall is None
+    assert tables.measured_row("star", 22.31, scores({"pr_per"}), miniature=False).overall is None
+    assert tables.measured_row("star", 22.31, scores(), miniature=True).overall is None
 
 
-def test_published_rows_stand_beside_ours():
-    rows = [tables.own_row("star & co_1", 22.31, scores(), miniature=False), *tables.published_rows()]
+def test_published_rows_follow_ours():
+    rows = [tables.measured_row("star & co_1", 22.31, scores(), miniature=False), *tables.published_rows()]
     assert len(rows) == 1 + 16
-    lines = tables.markdown(rows, ["a note"]).splitlines()
+    lines = cells(tables.markdown(rows, ["a note"]))
     assert lines[0].startswith("| Upstream | Params (M) | PR PER ↓ | ASR WER ↓ | KS Acc ↑ | QbE MTWV ↑ |")
     assert lines[2].startswith("| star & co_1 | 22.31 | 8.16 | 9.35 | 96.27 | 0.0688 |")
     assert lines[2].endswith("| 79.5 | 887 |")
@@ -44,24 +48,31 @@ def test_published_rows_stand_beside_ours():
 
 
 def test_columns_that_nobody_has_are_left_out():
-    text = tables.markdown([tables.own_row("star", None, scores({"pr_per", "sid_acc"}), miniature=True)], [])
-    assert text.splitlines()[0] == "| Upstream | Params (M) | PR PER ↓ | SID Acc ↑ |"
-    assert text.splitlines()[2] == "| star | - | 8.16 | 77.58 |"
+    row = tables.measured_row("star", None, scores({"pr_per", "sid_acc"}), miniature=True)
+    lines = cells(tables.markdown([row], []))
+    assert lines[0] == "| Upstream | Params (M) | PR PER ↓ | SID Acc ↑ |"
+    assert re.fullmatch(r"\|:-+\|-+:\|-+:\|-+:\|", lines[1])
+    assert lines[2] == "| star | - | 8.16 | 77.58 |"
+
+
+def test_a_name_cannot_break_the_table():
+    row = tables.measured_row("a|b", 22.30, scores({"pr_per"}), miniature=True)
+    assert cells(tables.markdown([row], []))[2] == r"| a\|b | 22.30 | 8.16 |"
 
 
 def test_extra_tasks_are_columns_and_no_part_of_the_overall_score(tmp_path):
     extra = [Score("se", "stoi", 0.93, "", "test", 1.0, ""), Score("ss", "si_sdr", 9.5, "dB", "test", 1.0, "")]
-    row = tables.own_row("star", 22.31, [*scores(), *extra], miniature=False)
+    row = tables.measured_row("star", 22.31, [*scores(), *extra], miniature=False)
     assert row.overall == pytest.approx(79.5, abs=0.05)
-    lines = tables.markdown([row], []).splitlines()
+    lines = cells(tables.markdown([row], []))
     assert lines[0].endswith("| SE STOI ↑ | SS SI-SDRi ↑ | Overall ↑ | General. ↑ |")
     assert lines[2].endswith("| 0.9300 | 9.50 | 79.5 | 887 |")
-    alone = tables.own_row("star", 22.31, extra, miniature=False)
+    alone = tables.measured_row("star", 22.31, extra, miniature=False)
     assert tasks_as_bars([alone], tmp_path / "bars.png") is None  # they are no points of 100
 
 
 def test_latex_is_a_tabular_that_compiles():
-    rows = [tables.own_row("star & co_1", 22.31, scores(), miniature=False), *tables.published_rows()]
+    rows = [tables.measured_row("star & co_1", 22.31, scores(), miniature=False), *tables.published_rows()]
     text = tables.latex(rows, ["50% of it"])
     assert r"star \& co\_1 & 22.31 & 8.16" in text
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
@@ -71,21 +82,22 @@ def test_latex_is_a_tabular_that_compiles():
     assert text.startswith("% 50% of it")
 
 
-def test_the_page_stands_alone(tmp_path: Path):
-    rows = [tables.own_row("<star>", 22.31, scores(), miniature=False), *tables.published_rows()]
+def test_the_page_is_self_contained(tmp_path: Path):
+    rows = [tables.measured_row("<star>", 22.31, scores(), miniature=False), *tables.published_rows()]
     figure = tasks_as_bars(rows, tmp_path / "tasks.png")
     page = tables.web_page(rows, ["a < b"], "SUPERB: <star>", {"Tasks": figure})
     assert "&lt;star&gt;" in page
     assert "a &lt; b" in page
     assert 'src="data:image/png;base64,' in page
     assert page.count("<tr") == 1 + len(rows)
-    assert page.count("class=own") == 1
+    assert "tr:nth-child(-n+1) td" in page  # the measured row is highlighted
     assert "http" not in page
 
 
-def test_scores_csv_has_the_agreed_columns():
-    row = tables.own_row("star", 22.31, scores(), miniature=False)
-    lines = list(csv.DictReader(io.StringIO(tables.scores_csv("starhubert", scores(), row))))
+def test_scores_csv_has_the_agreed_columns(tmp_path):
+    row = tables.measured_row("star", 22.31, scores(), miniature=False)
+    path = write_csv(tmp_path / "scores.csv", tables.score_lines("starhubert", scores(), row), tables.SCORE_COLUMNS)
+    lines = read_csv(path)
     assert list(lines[0]) == ["upstream", "task", "metric", "value", "unit", "split", "seconds", "command"]
     assert len(lines) == 11 + 2
     assert lines[0]["command"] == "python run -e a,b"
@@ -93,7 +105,7 @@ def test_scores_csv_has_the_agreed_columns():
 
 
 def test_figures_are_drawn_where_there_is_something_to_draw(tmp_path):
-    rows = [tables.own_row("star", 22.31, scores(), miniature=False), *tables.published_rows()]
+    rows = [tables.measured_row("star", 22.31, scores(), miniature=False), *tables.published_rows()]
     assert score_against_parameters(rows, tmp_path / "a.png").stat().st_size > 10_000
     assert score_against_parameters(rows[:1], tmp_path / "b.png") is None
     assert tasks_as_bars(rows, tmp_path / "c.png").stat().st_size > 10_000
@@ -114,8 +126,7 @@ def test_labels_stay_within_the_axes_and_apart(count, lowest):
 
 
 def test_points_put_every_metric_the_right_way_round():
-    better = {metric.key: (1.0 if metric.higher_better else -1.0) for metric in METRICS}
-    for metric in METRICS:
-        value = STAR.scores[metric.key]
-        step = 0.01 * better[metric.key]
+    for column in MAIN_COLUMNS:
+        metric, value = column.metric, STAR.scores[column.key]
+        step = 0.01 if metric.higher_better else -0.01
         assert np.sign(metric.points(value + step) - metric.points(value)) == 1

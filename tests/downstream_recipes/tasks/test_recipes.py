@@ -5,18 +5,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from distiller.common.values import flatten
 from downstream_recipes.tasks import recipes
-from downstream_recipes.tasks.corpora_check import corpora_of
-from downstream_recipes.tasks.tasks import TASKS, find_task
+from downstream_recipes.tasks.corpus_layouts import CORPORA
+from downstream_recipes.tasks.tasks import FOLDER, TASKS
 from tests.downstream_recipes.laid_out import lay_out
 from upstream.errors import UserError
 
-TEMPLATE = yaml.safe_load(recipes.TEMPLATE.read_text())
+TEMPLATE = yaml.safe_load((FOLDER / "corpora.yaml").read_text())
 
 
 @pytest.fixture
 def corpora(tmp_path: Path) -> dict:
-    """A corpora file of every corpus, each of empty files; what is prepared from them is given too."""
+    """A corpora file of every corpus, each of empty files, and of what is prepared from them."""
     lines = {}
     for key in [*TEMPLATE, *recipes.PREPARED]:
         lay_out(key, tmp_path / key) if key in TEMPLATE else (tmp_path / key).mkdir()
@@ -79,10 +80,14 @@ def test_the_star_evaluation_enables_every_scheduler(corpora, tmp_path):
     assert with_scheduler == {"pr", "asr", "ks", "sid", "asv", "ic", "sf", "er"}
 
 
-def test_vocabularies_lie_in_the_experiment(corpora, tmp_path):
+def test_vocabularies_are_written_beside_the_recipe(corpora, tmp_path):
     configuration = recipes.resolve(TASKS["pr"].recipe, corpora, tmp_path / "exp")
     path = Path(configuration["downstream_expert"]["text"]["vocab_file"])
     assert path == tmp_path / "exp" / "phonemes.txt"
+    assert not path.parent.exists()  # resolving a recipe leaves nothing behind
+    file = recipes.write_recipe(configuration, tmp_path / "exp" / "pr.yaml")
+    assert yaml.safe_load(file.read_text()) == configuration
+    assert sorted(found.name for found in path.parent.iterdir()) == ["phonemes.txt", "pr.yaml"]
     phonemes = path.read_text().split()
     assert len(phonemes) == 71
     assert phonemes[:5] == ["SIL", "SPN", "AA0", "AA1", "AA2"]
@@ -92,6 +97,7 @@ def test_vocabularies_lie_in_the_experiment(corpora, tmp_path):
 def test_asr_reads_the_generated_letters(corpora, tmp_path):
     dictionary = pytest.importorskip("s3prl.downstream.asr.dictionary").Dictionary
     configuration = recipes.resolve(TASKS["asr"].recipe, corpora, tmp_path)
+    recipes.write_recipe(configuration, tmp_path / "asr.yaml")
     letters = dictionary.load(configuration["downstream_expert"]["datarc"]["dict_path"])
     assert len(letters) == 28 + 4
     assert letters.string(letters.encode_line("| I ' D |", line_tokenizer=str.split, append_eos=False)) == "| I ' D |"
@@ -105,36 +111,32 @@ def test_workers_and_paths_come_from_the_corpora_file(corpora, tmp_path):
     assert 1 <= default["datarc"]["num_workers"] <= recipes.MAX_WORKERS
 
 
-def test_wrong_corpora_are_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.delenv(recipes.ENVIRONMENT, raising=False)
-    with pytest.raises(UserError, match=r"give --corpora FILE or set \$SUPERB_CORPORA"):
-        recipes.read_corpora(None)
+def test_wrong_corpora_are_a_one_line_error(tmp_path):
     file = tmp_path / "corpora.yaml"
-    with pytest.raises(UserError, match=r"corpora\.yaml: No such file"):
+    with pytest.raises(UserError, match=r"corpora\.yaml cannot be read: No such file"):
         recipes.read_corpora(file)
-    monkeypatch.setenv(recipes.ENVIRONMENT, str(file))
     for content, message in (
-        ("libri_speech: /x", "unknown key 'libri_speech'; the nearest known one is 'librispeech'"),
-        ("[a, b", "not a YAML file"),
-        ("- a", "not a list of"),
-        ("iemocap: 2020-13-45", "not a YAML file"),
-        ("librispeech: [x]", r"corpora\.yaml: librispeech is \['x'\]; a path is needed"),
-        ("librispeech: 5", "librispeech is 5; a path is needed"),
-        ("snips: ''", "snips is ''; a path is needed"),
-        ("emotion_folds: {a: b}", r"emotion_folds is \{'a': 'b'\}; a path is needed"),
-        ("lexicon: []", r"lexicon is \[\]; a path or a list of paths is needed"),
-        ("lexicon: [null]", r"lexicon is \[None\]; a path or a list of paths is needed"),
+        ("libri_speech: /x", "corpora.yaml: libri_speech does not exist; did you mean librispeech?"),
+        ("[a, b", "is not a YAML file"),
+        ("- a", "must hold `key: value` lines"),
+        ("librispeech: [x]", r"corpora\.yaml: librispeech is \['x'\], but it must be a path$"),
+        ("librispeech: 5", "librispeech is 5, but it must be a path$"),
+        ("snips: ''", "snips is '', but it must be a path$"),
+        ("emotion_folds: {a: b}", r"emotion_folds is \{'a': 'b'\}, but it must be a path$"),
+        ("lexicon: []", r"lexicon is \[\], but it must be a path or a list of paths"),
+        ("lexicon: [null]", r"lexicon is \[None\], but it must be a path or a list of paths"),
+        ("workers: -1", "workers is -1, but it must be a number of processes, 0 or more"),
+        ("workers: true", "workers is True, but it must be a number"),
+        ("miniature: 1", "miniature is 1, but it must be true or false"),
     ):
         file.write_text(content)
         with pytest.raises(UserError, match=message):
-            recipes.read_corpora(None)
+            recipes.read_corpora(file)
     file.write_text("quesst14: absent")
     with pytest.raises(UserError, match=r"qbe needs the corpus 'quesst14': .*absent does not exist"):
-        recipes.resolve(TASKS["qbe"].recipe, recipes.read_corpora(None), tmp_path)
+        recipes.resolve(TASKS["qbe"].recipe, recipes.read_corpora(file), tmp_path)
     with pytest.raises(UserError, match="ic needs the corpus 'fluent_commands', which the corpora file does not list"):
-        recipes.resolve(TASKS["ic"].recipe, recipes.read_corpora(None), tmp_path)
-    with pytest.raises(UserError, match="workers is -1"):
-        recipes.resolve(TASKS["qbe"].recipe, {"workers": -1}, tmp_path)
+        recipes.resolve(TASKS["ic"].recipe, recipes.read_corpora(file), tmp_path)
 
 
 def test_one_lexicon_is_a_list_of_one(tmp_path):
@@ -145,17 +147,17 @@ def test_one_lexicon_is_a_list_of_one(tmp_path):
     }
 
 
-def test_wrong_recipes_are_one_sentence(tmp_path):
+def test_wrong_recipes_are_a_one_line_error(tmp_path):
     recipe = tmp_path / "own.yaml"
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match=r"own\.yaml cannot be read: No such file"):
         recipes.resolve(recipe, {}, tmp_path)
     for content, message in (
-        ("a: ${vocabulary.words}", r"\$\{vocabulary\.words\} is nothing that can be made"),
+        ("a: ${vocabulary.words}", r"\$\{vocabulary\.words\} does not exist"),
         ("a: ${b}", "own.yaml: Interpolation key 'b' not found"),
-        ("a: [", "not a YAML file"),
-        ("- a\n- b", r"own\.yaml: no recipe; sections like `runner:`"),
-        ("", "no recipe"),
-        ("\udcff", "not a text file"),
+        ("a: [", "is not a YAML file"),
+        ("- a\n- b", r"own\.yaml must hold `key: value` lines"),
+        ("", "own.yaml has no section runner; every recipe needs runner and downstream_expert"),
+        ("\udcff", "is not a YAML file"),
     ):
         recipe.write_text(content, errors="surrogateescape")
         with pytest.raises(UserError, match=message):
@@ -166,17 +168,23 @@ def test_wrong_recipes_are_one_sentence(tmp_path):
 def test_a_folder_that_is_another_corpus_is_named(code, corpora, tmp_path):
     (tmp_path / "another" / "data").mkdir(parents=True)
     (tmp_path / "another" / "README.md").touch()
-    for name in corpora_of(TASKS[code]):
+    for name in recipes.corpora_of(TASKS[code].recipe):
         wrong = str(tmp_path / "another")
         with pytest.raises(UserError, match=f"^{code} needs the corpus '{name}': .*another"):
             recipes.resolve(TASKS[code].recipe, corpora | {name: [wrong] if name == "lexicon" else wrong}, tmp_path)
-    (tmp_path / "own.yaml").write_text("root: ${corpora.librispeech}\n")  # a recipe may need a part of a corpus only
-    found = recipes.resolve(tmp_path / "own.yaml", {"librispeech": str(tmp_path / "another")}, tmp_path)
-    assert found == {"root": str(tmp_path / "another")}
+    own = "runner: {}\ndownstream_expert: {root: '${corpora.librispeech}'}\n"
+    (tmp_path / "own.yaml").write_text(own)  # a user's own recipe may need only a part of a corpus
+    resolved = recipes.resolve(tmp_path / "own.yaml", {"librispeech": str(tmp_path / "another")}, tmp_path)
+    assert resolved["downstream_expert"] == {"root": str(tmp_path / "another")}
 
 
-def test_tasks_are_found_by_both_names():
-    assert find_task("ks") is find_task("speech_commands") is TASKS["ks"]
-    assert find_task("mosei") is None
-    with pytest.raises(UserError, match="-d ctc stands for more than one task: give -d pr or sf"):
-        find_task("ctc")
+def test_the_template_lists_every_corpus():
+    assert list(TEMPLATE) == list(CORPORA)
+    assert [key for key, value in TEMPLATE.items() if isinstance(value, list)] == ["lexicon"]
+
+
+@pytest.mark.parametrize("code", [code for code, task in TASKS.items() if task.trained])
+def test_miniature_settings_only_change_what_the_recipe_has(code, corpora, tmp_path):
+    settings = yaml.safe_load((FOLDER / "miniature.yaml").read_text())
+    assert set(settings) == {code for code, task in TASKS.items() if task.trained}
+    assert set(flatten(settings[code])) <= set(flatten(recipes.resolve(TASKS[code].recipe, corpora, tmp_path)))
