@@ -17,11 +17,7 @@ Effects = Sequence[Sequence[str]]
 
 
 def apply_effects_file(
-    path: str | Path,
-    effects: Effects,
-    normalize: bool = True,
-    channels_first: bool = True,
-    format: str | None = None,
+    path: str | Path, effects: Effects, normalize: bool = True, channels_first: bool = True, format: str | None = None
 ) -> tuple[Tensor, int]:
     """A file through a chain of effects: float32 (channel, sample), or (sample, channel), and the sample rate.
 
@@ -123,11 +119,4 @@ def _first_run(holds: np.ndarray, length: int) -> int | None:
     return None
 
 
-EFFECTS = {
-    "channels": _channels,
-    "rate": _rate,
-    "gain": _gain,
-    "norm": _norm,
-    "trim": _trim,
-    "silence": _silence,
-}
+EFFECTS = {"channels": _channels, "rate": _rate, "gain": _gain, "norm": _norm, "trim": _trim, "silence": _silence}

@@ -116,11 +116,7 @@ class Suite:
     @property
     def arguments(self) -> dict[str, Any]:
         """Those of s3prl's that choose the upstream."""
-        return {
-            "upstream": self.upstream,
-            "upstream_ckpt": self.checkpoint,
-            "upstream_model_config": self.model_config,
-        }
+        return {"upstream": self.upstream, "upstream_ckpt": self.checkpoint, "upstream_model_config": self.model_config}
 
     @property
     def described(self) -> dict[str, Any]:

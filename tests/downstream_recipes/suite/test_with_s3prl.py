@@ -1,4 +1,4 @@
-"""Every task for a few steps under s3prl itself, on tiny corpora of tones."""
+"""Every task for a few steps with s3prl itself, on tiny corpora of tones."""
 
 import csv
 import importlib.util
@@ -16,9 +16,9 @@ import pytest
 import torch
 import yaml
 
-from downstream_recipes import superb
+from downstream_recipes import run_downstream, superb
 from downstream_recipes.suite import suite
-from downstream_recipes.tasks import tasks
+from downstream_recipes.tasks import command_checks
 from downstream_recipes.tasks.tasks import TASKS
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
@@ -70,17 +70,14 @@ def test_the_whole_table(miniature, student, tmp_path, capsys):
     assert (output / "submission" / "predict" / "sd_public").is_dir()
     # -m evaluate of a trained model gives the number that the suite reports
     row = next(row for row in rows if row["task"] == "ic")
-    words = row["command"].split()[2:]
-    from downstream_recipes import run_downstream
-
     capsys.readouterr()
-    run_downstream.run([*words, "--device", "cpu"])
+    assert run_downstream.main([*shlex.split(row["command"])[2:], "--device", "cpu"]) == 0
     printed = float(re.findall(r"^test acc: (\S+)$", capsys.readouterr().out, re.M)[-1])
     assert 100 * printed == pytest.approx(float(row["value"]), abs=1e-3)
 
 
 def test_the_command_of_a_row_prints_its_number(miniature, student, tmp_path, capsys):
-    """Of the tasks whose score s3prl leaves to others; under the command line's own script."""
+    """For the tasks whose score s3prl leaves to other tools, and by the script itself."""
     given = ["-u", "starhubert", "-k", str(student), "--corpora", str(miniature), "--device", "cpu"]
     output = tmp_path / "out"
     assert superb.main([*given, "--output", str(output), "--tasks", "qbe,sd"]) == 0, capsys.readouterr().err
@@ -108,20 +105,21 @@ def test_enhancement_and_separation(miniature, student, tmp_path, code):
 def test_without_their_packages_one_line_says_what_to_install(miniature, student, tmp_path, code, monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith(f"s3prl.downstream.{TASKS[code].downstream}")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(tasks, "find_spec", lambda name: None)
+    monkeypatch.setattr(command_checks, "find_spec", lambda name: None)
     given = ["-u", "dphubert", "-k", str(student), "--corpora", str(miniature), "--device", "cpu", "--tasks", code]
     assert superb.main([*given, "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
-    assert said.splitlines()[-1].startswith(f"superb.py: {code}: {TASKS[code].downstream} needs packages")
+    assert said.splitlines()[-1].startswith(f"error: {code}: {TASKS[code].downstream} needs packages")
     assert "uv pip install asteroid pesq pystoi" in said
     assert "Traceback" not in said
 
 
 @pytest.fixture
 def program(miniature, student, tmp_path) -> list[str]:
-    """The suite with a few steps of ic and sid, in a process of its own; the output is to be appended."""
+    """The suite with a few steps of ic and sid, in a process of its own; append the output."""
     code = "import sys; from pathlib import Path; sys.path.insert(0, sys.argv.pop(1)); "
-    code += "from downstream_recipes import suite, superb; suite.MINIATURE = Path(sys.argv.pop(1)); "
+    code += "from downstream_recipes import superb; from downstream_recipes.suite import suite; "
+    code += "suite.MINIATURE = Path(sys.argv.pop(1)); "
     code += "sys.exit(superb.main())"
     given = ["-u", "starhubert", "-k", str(student), "--corpora", str(miniature), "--device", "cpu"]
     start = [sys.executable, "-c", code, str(SCRIPT.parents[1]), str(tmp_path / "few.yaml")]
@@ -135,7 +133,7 @@ def values(output: Path) -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_ended_in_a_task_it_comes_to_the_same_scores(program, tmp_path, number, status):
-    whole, ended, log = tmp_path / "whole", tmp_path / "ended", tmp_path / "ended.log"
+    uninterrupted, ended, log = tmp_path / "uninterrupted", tmp_path / "ended", tmp_path / "ended.log"
     with log.open("w") as file:
         process = subprocess.Popen([*program, str(ended)], stdout=file, stderr=file, start_new_session=True)
     deadline = time.monotonic() + 300
@@ -154,5 +152,5 @@ def test_ended_in_a_task_it_comes_to_the_same_scores(program, tmp_path, number, 
     assert json.loads((ended / "sid.json").read_text())["scores"] is None
     assert subprocess.run([*program, str(ended)], capture_output=True).returncode == 0
     assert (ended / "ic.json").stat().st_mtime_ns == kept
-    assert subprocess.run([*program, str(whole)], capture_output=True).returncode == 0
-    assert values(whole) == values(ended)
+    assert subprocess.run([*program, str(uninterrupted)], capture_output=True).returncode == 0
+    assert values(uninterrupted) == values(ended)
