@@ -1,6 +1,7 @@
 """The scores that s3prl leaves to other tools: MTWV (QbE) and DER (SD)."""
 
 from collections.abc import Collection, Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -141,21 +142,15 @@ def sweep_diarization(predictions: Path, rttm: Path, frame_seconds: float) -> di
     """
     reference = read_rttm(rttm)
     activity = {recording: _read_prediction(predictions / f"{recording}.h5") for recording in reference}
-    return {
-        (median, threshold): diarization_error_rate(
-            reference,
-            {
-                recording: list(_segments(values > threshold, median, frame_seconds))
-                for recording, values in activity.items()
-            },
-        )
-        for median in DIARIZATION_MEDIANS
-        for threshold in DIARIZATION_THRESHOLDS
-    }
+    rates = {}
+    for median, threshold in product(DIARIZATION_MEDIANS, DIARIZATION_THRESHOLDS):
+        turns = {key: list(_segments(values > threshold, median, frame_seconds)) for key, values in activity.items()}
+        rates[median, threshold] = diarization_error_rate(reference, turns)
+    return rates
 
 
-def score_diarization(folder: Path, test: Path) -> dict[tuple[int, float], float]:
-    """`sweep_diarization` of the test predictions that s3prl left in `folder`.
+def score_diarization(folder: Path, test: Path) -> tuple[float, int, float]:
+    """The lowest of `sweep_diarization` for the test predictions that s3prl left in `folder`; its median and threshold.
 
     Args:
         test: the corpus's folder of that name, with `rttm`.
@@ -163,8 +158,11 @@ def score_diarization(folder: Path, test: Path) -> dict[tuple[int, float], float
     Raises:
         UserError: a prediction or the reference is missing.
     """
-    frame_seconds = int((folder / "frame_shift").read_text()) / 16_000
-    return sweep_diarization(folder / "scoring" / "predictions", test / "rttm", frame_seconds)
+    with disk_errors(folder / "frame_shift", "read"):
+        frame_seconds = int((folder / "frame_shift").read_text()) / 16_000
+    rates = sweep_diarization(folder / "scoring" / "predictions", test / "rttm", frame_seconds)
+    median, threshold = min(rates, key=lambda key: rates[key])
+    return rates[median, threshold], median, threshold
 
 
 def _read_prediction(path: Path) -> np.ndarray:  # (frame, speaker)

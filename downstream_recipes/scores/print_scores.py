@@ -52,6 +52,5 @@ def term_weighted_value(expert: Any, split: str) -> str:
 def diarization_error_rate(expert: Any, split: str) -> str:
     if split != "test" or not expert.save_predictions:  # s3prl only keeps predictions of test
         return ""
-    rates = score_diarization(Path(expert.expdir), Path(expert.loaderrc["test_dir"]))
-    median, threshold = min(rates, key=lambda key: rates[key])
-    return f"{split} lowest der: {rates[median, threshold]:.4f} (median {median}, threshold {threshold})"
+    rate, median, threshold = score_diarization(Path(expert.expdir), Path(expert.loaderrc["test_dir"]))
+    return f"{split} lowest der: {rate:.4f} (median {median}, threshold {threshold})"

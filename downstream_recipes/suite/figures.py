@@ -10,7 +10,8 @@ from matplotlib.ticker import ScalarFormatter
 
 from distiller.common.plotting import save_figure
 from downstream_recipes.adaptation.checkpoints import read_checkpoint
-from downstream_recipes.suite.tables import Row, used_columns
+from downstream_recipes.scores.metrics import Row
+from downstream_recipes.suite.tables import used_columns
 
 REFERENCE = "HuBERT Base (LS 960)"
 

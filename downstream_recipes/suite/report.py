@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distiller.common.files import write_csv, write_json, write_text
+from downstream_recipes.scores.metrics import Row
 from downstream_recipes.suite import figures, tables
 from downstream_recipes.suite.submission import write_submission
 from downstream_recipes.suite.suite import Result, Suite, kept_result
-from downstream_recipes.suite.tables import Row
 from downstream_recipes.tasks.tasks import TASKS, Task
 from upstream.errors import UserError
 
