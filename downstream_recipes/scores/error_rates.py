@@ -46,11 +46,9 @@ def read_query_truth(path: Path) -> dict[str, set[str]]:
         UserError: the file is missing or has no such line.
     """
     truth: dict[str, set[str]] = {}
-    for fields in _read_fields(path):
-        if fields[0] == "LEXEME" and len(fields) > 5 and fields[5] != "NO_KEYWORD":
+    for fields in _read_fields(path, "LEXEME", 6):
+        if fields[5] != "NO_KEYWORD":
             truth.setdefault(fields[5], set()).add(fields[1])
-    if not truth:
-        raise UserError(f"{path} has no LEXEME line that names a query")
     return truth
 
 
@@ -105,12 +103,9 @@ def read_rttm(path: Path) -> dict[str, list[Segment]]:
         UserError: the file is missing or has no such line.
     """
     turns: dict[str, list[Segment]] = {}
-    for fields in _read_fields(path):
-        if fields[0] == "SPEAKER" and len(fields) > 7:
-            start, duration = float(fields[3]), float(fields[4])
-            turns.setdefault(fields[1], []).append((start, start + duration, fields[7]))
-    if not turns:
-        raise UserError(f"{path} has no SPEAKER line")
+    for fields in _read_fields(path, "SPEAKER", 8):
+        start, duration = float(fields[3]), float(fields[4])
+        turns.setdefault(fields[1], []).append((start, start + duration, fields[7]))
     return turns
 
 
@@ -208,6 +203,11 @@ def _activity(turns: list[Segment], bounds: np.ndarray) -> np.ndarray:
     return active
 
 
-def _read_fields(path: Path) -> list[list[str]]:
+def _read_fields(path: Path, kind: str = "", count: int = 1) -> list[list[str]]:
+    """The fields of each line that has at least `count`, the first of which is `kind`."""
     with disk_errors(path, "read"):
-        return [line.split() for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.split() for line in path.read_text().splitlines()]
+    lines = [fields for fields in lines if len(fields) >= count and kind in ("", fields[0])]
+    if not lines:
+        raise UserError(f"{path} has no {kind or 'such'} line")
+    return lines

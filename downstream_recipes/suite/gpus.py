@@ -34,7 +34,7 @@ def run_on_gpus(suite: Suite, tasks: Sequence[Task], gpus: Sequence[str]) -> lis
                 if status is not None:
                     del running[gpu]
                     say(f"{task.code}: {'failed' if status else 'done'} (GPU {gpu})")
-                    failures += [f"{task.code}: {_reason(status, _log(suite, task), task)}"] if status else []
+                    failures += [_failure(task, status, suite.output / f"{task.code}.log")] if status else []
     finally:
         _end([process for _, process in running.values()])
     return failures
@@ -56,23 +56,19 @@ def task_command(suite: Suite, task: Task) -> list[str]:
     return [*COMMAND, *words, *(["--lr-search"] if suite.lr_search else []), "--no-report"]
 
 
-def _log(suite: Suite, task: Task) -> Path:
-    return suite.output / f"{task.code}.log"
-
-
 def _start(suite: Suite, task: Task, gpu: str) -> subprocess.Popen:
-    say(f"{task.code}: running on GPU {gpu}, output in {_log(suite, task)}")
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
-    with _log(suite, task).open("w") as file:
+    log, environment = suite.output / f"{task.code}.log", os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
+    say(f"{task.code}: running on GPU {gpu}, output in {log}")
+    with log.open("w") as file:
         return subprocess.Popen(task_command(suite, task), env=environment, stdout=file, stderr=file)
 
 
-def _reason(status: int, log: Path, task: Task) -> str:
-    """Why a process failed: its last line."""
+def _failure(task: Task, status: int, log: Path) -> str:
+    """The last line of a process that failed."""
     if status < 0:
-        return f"ended by signal {-status} (output in {log})"
+        return f"{task.code}: ended by signal {-status} (output in {log})"
     lines = log.read_text(errors="replace").splitlines() or ["no output"]
-    return lines[-1].removeprefix("error: ").removeprefix(f"{task.code}: ")
+    return f"{task.code}: {lines[-1].removeprefix('error: ').removeprefix(f'{task.code}: ')}"
 
 
 def _end(processes: Sequence[subprocess.Popen]) -> None:

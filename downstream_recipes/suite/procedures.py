@@ -49,7 +49,7 @@ def run_task(suite: Suite, task: Task) -> Result:
         folders = {rate: folder / f"lr-{rate:.0e}" for rate in LEARNING_RATES}
         judged = {rate: _judge(suite, task, folders[rate], rate) for rate in LEARNING_RATES}
         best = (max if task.judged_by.higher_better else min)(LEARNING_RATES, key=lambda rate: judged[rate])
-        folder, changes = folders[best], _learning_rate(best)
+        folder, changes = folders[best], {"optimizer": {"lr": best}}
         where = "the test trials, as SUPERB does" if task.procedure == "best on test" else "dev"
         note = f"Learning rate {best:.0e}, the best of {len(judged)} on {where}."
     outcome = PROCEDURES[task.procedure](suite, task, folder, changes)
@@ -63,13 +63,9 @@ def run_task(suite: Suite, task: Task) -> Result:
     return Result(scores, f"{outcome.note} {note}".strip(), predictions, checkpoint)
 
 
-def _learning_rate(rate: float) -> dict[str, Any]:
-    return {"optimizer": {"lr": rate}}
-
-
 def _judge(suite: Suite, task: Task, folder: Path, rate: float) -> float:
     """What a learning rate is chosen by: a dev score (of the first fold alone), or SUPERB's own score of ASV."""
-    changes = _learning_rate(rate)
+    changes = {"optimizer": {"lr": rate}}
     if task.procedure == "best on test":
         return best_on_test(suite, task, folder, changes).values[0]
     fold = task.folds[0] if task.folds else None

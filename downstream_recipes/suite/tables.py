@@ -29,10 +29,9 @@ def published_rows() -> list[Row]:
 
 def with_overall_scores(row: Row) -> Row:
     """`row` with both scores over the table computed, if it is complete."""
-    overall, generalizability = (
-        (overall_score(row.scores), generalizability_score(row.scores)) if row.complete else (None, None)
-    )
-    return replace(row, overall=overall, generalizability=generalizability)
+    if not row.complete:
+        return row
+    return replace(row, overall=overall_score(row.scores), generalizability=generalizability_score(row.scores))
 
 
 def used_columns(rows: Sequence[Row]) -> list[Column]:

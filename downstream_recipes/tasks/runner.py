@@ -11,16 +11,10 @@ from typing import Any
 from distiller.common.command import Failed
 from distiller.common.files import check_writable
 from downstream_recipes.adaptation import compat
-from downstream_recipes.tasks.command_checks import (
-    check_packages,
-    check_split,
-    check_upstream,
-    chosen_device,
-    read_experiment,
-)
+from downstream_recipes.tasks import command_checks
 from downstream_recipes.tasks.recipes import references, resolve, write_recipe
 from downstream_recipes.tasks.tasks import TASKS, Task, find_task
-from upstream.errors import UserError, nearest, one_of, require
+from upstream.errors import UserError, no_such, one_of, require
 
 LOG = "run_downstream.log"  # in the experiment folder
 MODES = ("train", "evaluate", "inference")
@@ -101,10 +95,10 @@ def run_experiment(arguments: Arguments, corpora: Callable[[], Mapping[str, Any]
     """
     mode = arguments["mode"]
     require(mode in (None, *MODES), "-m", mode, one_of(mode, MODES))
-    arguments = {**arguments, "device": chosen_device(arguments["device"])}
+    arguments = {**arguments, "device": command_checks.chosen_device(arguments["device"])}
     if arguments["past_exp"]:  # the checkpoint holds everything else
         path = Path(arguments["past_exp"])
-        states = read_experiment(path)
+        states = command_checks.read_experiment(path)
         folder = path if path.is_dir() else path.parent
         downstream, configuration = getattr(states["Args"], "downstream", ""), states["Config"]
         arguments["mode"] = mode or "train"
@@ -113,17 +107,20 @@ def run_experiment(arguments: Arguments, corpora: Callable[[], Mapping[str, Any]
             if arguments[name] is None:
                 raise UserError(f"{SHORT[name]} is missing: which {name}?")
         task, name = _task(arguments)
-        folder = experiment_folder(arguments, name)
+        default = Path("result") / "downstream" / (arguments["expname"] or f"{arguments['upstream']}_{name}")
+        folder = Path(arguments["expdir"] or default)
         check_writable(folder)
-        recipe = Path(arguments["config"]) if arguments["config"] else _recipe_of(task, name)
+        if task is None and arguments["config"] is None:
+            raise no_such(f"-d {name}", name, [*TASKS, *(known.downstream for known in TASKS.values())])
+        recipe = Path(arguments["config"] or task.recipe)  # type: ignore[union-attr] - a task, then
         configuration = resolve(recipe, corpora() if references(recipe) else {}, folder)
         downstream = task.downstream if task else name
         mode = mode or ("train" if task is None or task.trained else "evaluate")
         config = folder / f"{name}.yaml"
         arguments |= {"mode": mode, "downstream": downstream, "config": config, "expdir": folder}
-    check_split(arguments, downstream, configuration)
-    check_packages(downstream)
-    check_upstream(arguments["upstream"], arguments["upstream_ckpt"])
+    command_checks.check_split(arguments, downstream, configuration)
+    command_checks.check_packages(downstream)
+    command_checks.check_upstream(arguments["upstream"], arguments["upstream_ckpt"])
     if not arguments["past_exp"]:
         write_recipe(configuration, arguments["config"])
     run_s3prl(arguments, folder / LOG)
@@ -134,17 +131,3 @@ def _task(arguments: Arguments) -> tuple[Task | None, str]:
     downstream = arguments["downstream"]
     task = find_task(downstream) if arguments["config"] is None or downstream in TASKS else None
     return task, task.code if task else downstream
-
-
-def _recipe_of(task: Task | None, name: str) -> Path:
-    if task is None:
-        meant = nearest(name, [*TASKS, *(task.downstream for task in TASKS.values())])
-        hint = f"did you mean {meant}? " if meant else ""
-        raise UserError(f"-d {name} does not exist; {hint}(a task of s3prl's that has no recipe here needs -c)")
-    return task.recipe
-
-
-def experiment_folder(arguments: Arguments, name: str) -> Path:
-    """Where a new experiment writes: -p, or a folder named by -n or after upstream and task."""
-    default = Path("result") / "downstream" / (arguments["expname"] or f"{arguments['upstream']}_{name}")
-    return Path(arguments["expdir"] or default)

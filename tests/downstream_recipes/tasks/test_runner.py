@@ -32,7 +32,7 @@ class Experiment:
 def plan(monkeypatch) -> Callable[[str], Experiment]:
     """What run_downstream.py would let s3prl do."""
     experiment = Experiment()
-    monkeypatch.setattr(runner, "check_upstream", lambda name, checkpoint: None)
+    monkeypatch.setattr(command_checks, "check_upstream", lambda name, checkpoint: None)
     monkeypatch.setattr(runner, "write_recipe", lambda recipe, path: setattr(experiment, "recipe", recipe))
     monkeypatch.setattr(runner, "run_s3prl", lambda arguments, log: setattr(experiment, "arguments", arguments))
 
