@@ -49,6 +49,8 @@ def read_query_truth(path: Path) -> dict[str, set[str]]:
     for fields in _read_fields(path, "LEXEME", 6):
         if fields[5] != "NO_KEYWORD":
             truth.setdefault(fields[5], set()).add(fields[1])
+    if not truth:
+        raise UserError(f"{path} has no LEXEME line that names a query")
     return truth
 
 

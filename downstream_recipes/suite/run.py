@@ -39,12 +39,11 @@ def run_suite(
         for task in tasks if overwrite else ():  # only once all of the above is right
             forget(suite, task)
         failures = run_on_gpus(suite, todo, gpus) if gpus else run_here(suite, tasks)
-        if done_tasks(suite.output) or not failures:
+        done = done_tasks(suite.output)
+        if done or not failures:
             print(write_report(suite, beside))
             if submission:
-                predictions = {
-                    task: suite.output / result.predictions for task, result in done_tasks(suite.output).items()
-                }
+                predictions = {task: suite.output / result.predictions for task, result in done.items()}
                 print(f"submission: {write_submission(predictions, suite.output / 'submission')}")
     if failures:
         raise Failed(*failures)
