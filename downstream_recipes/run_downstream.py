@@ -20,42 +20,39 @@ from distiller.common.command import Parser, run_command
 from downstream_recipes.miniature.make import corpora_file
 from downstream_recipes.scores.print_scores import print_after_evaluation
 from downstream_recipes.tasks.recipes import read_corpora
-from downstream_recipes.tasks.runner import SHORT, plan_experiment, run_experiment
+from downstream_recipes.tasks.runner import SHORT, run_experiment
 
+HELP = {
+    "mode": "train, evaluate or inference; default: train",
+    "evaluate_split": "the split to evaluate, or the wav to infer from",
+    "upstream": "an entry of upstream/hubconf.py, or of s3prl",
+    "upstream_ckpt": "its checkpoint",
+    "downstream": "a SUPERB code, or s3prl's name of a task",
+    "config": "a recipe; default: ours of the task",
+    "expname": "result/downstream/EXPNAME is the experiment folder",
+    "expdir": "the experiment folder itself",
+    "past_exp": "a checkpoint or experiment folder to evaluate or to continue",
+    "device": "cuda or cpu; default: cuda where there is a GPU",
+    "corpora": "YAML file with the corpora's paths, or mini; default: $SUPERB_CORPORA",
+}
 SWITCHES = (
     *("upstream_refresh", "upstream_trainable", "upstream_feature_normalize"),
     *("auto_resume", "verbose", "disable_cudnn"),
 )
-PASSED_ON = (
-    *("override", "backend", "local_rank", "init_ckpt", "downstream_variant", "hub", "upstream_model_config"),
-    *("upstream_feature_selection", "upstream_layer_selection", "upstream_model_name", "upstream_revision"),
+OTHERS = (  # of s3prl's, without a short flag
+    *("backend", "local_rank", "hub", "upstream_model_name", "upstream_revision"),
     *("push_to_hf_hub", "hf_hub_org", "seed", "cache_dir"),
 )
 
 
 def parser() -> Parser:
     """Its values have the names of s3prl's arguments, and `corpora`."""
-    parser = Parser(
-        prog="run_downstream.py",
-        description=__doc__,
-        epilog="python -m s3prl.run_downstream -h explains s3prl's other flags.",
-    )
-    for name, settings in {
-        "mode": {"choices": ["train", "evaluate", "inference"], "help": "default: train"},
-        "evaluate_split": {"help": "the split to evaluate, or the wav to infer from"},
-        "upstream": {"help": "an entry of upstream/hubconf.py, or of s3prl"},
-        "upstream_ckpt": {"help": "its checkpoint"},
-        "downstream": {"help": "a SUPERB code, or s3prl's name of a task"},
-        "config": {"help": "a recipe; default: ours of the task"},
-        "expname": {"help": "result/downstream/EXPNAME is the experiment folder"},
-        "expdir": {"help": "the experiment folder itself"},
-        "past_exp": {"help": "a checkpoint or experiment folder to evaluate or to continue"},
-        "device": {"help": "cuda or cpu; default: cuda where there is a GPU"},
-        "corpora": {"help": "YAML file with the corpora's paths, or mini; default: $SUPERB_CORPORA"},
-        **{name: {"help": argparse.SUPPRESS} for name in PASSED_ON},
-        **{name: {"help": argparse.SUPPRESS, "action": "store_true"} for name in SWITCHES},
-    }.items():
-        parser.add_argument(*([SHORT[name]] if name in SHORT else []), f"--{name}", **settings)
+    epilog = "python -m s3prl.run_downstream -h explains s3prl's other flags."
+    parser = Parser(prog="run_downstream.py", description=__doc__, epilog=epilog)
+    for name in dict.fromkeys([*HELP, *SHORT, *SWITCHES, *OTHERS]):
+        flags = [SHORT[name], f"--{name}"] if name in SHORT else [f"--{name}"]
+        action = "store_true" if name in SWITCHES else "store"
+        parser.add_argument(*flags, action=action, help=HELP.get(name, argparse.SUPPRESS))
     return parser
 
 
@@ -66,10 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> None:
     values = vars(arguments)
-    file = values.pop("corpora")
-    experiment = plan_experiment(values, lambda: read_corpora(corpora_file(file)))
+    corpora = values.pop("corpora")
     print_after_evaluation()
-    run_experiment(experiment)
+    run_experiment(values, lambda: read_corpora(corpora_file(corpora)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from distiller.common.command import Parser, run_command
+from distiller.common.files import disk_errors
 from downstream_recipes.adaptation.site_hook import NAME, install, remove
 
 
@@ -33,10 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> None:
-    if arguments.action == "install":
-        install(arguments.site_packages, Path(__file__).resolve())
-    else:
-        remove(arguments.site_packages)
+    with disk_errors(arguments.site_packages):
+        if arguments.action == "install":
+            install(arguments.site_packages, Path(__file__).resolve())
+        else:
+            remove(arguments.site_packages)
     print(f"{arguments.action}: {arguments.site_packages}/{NAME}.pth")
 
 

@@ -41,6 +41,12 @@ def one_of(value: object, allowed: Collection[str]) -> str:
     return f"one of {', '.join(map(str, allowed))}" + (f"; did you mean {meant}?" if meant else "")
 
 
+def no_such(what: str, name: object, known: Collection[str]) -> UserError:
+    """The error "WHAT does not exist; did you mean NEAREST?"."""
+    meant = nearest(name, known)
+    return UserError(f"{what} does not exist" + (f"; did you mean {meant}?" if meant else ""))
+
+
 def shown(value: Any) -> str:
     """The beginning of a value from a file, for an error message.
 

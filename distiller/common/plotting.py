@@ -16,7 +16,8 @@ COLOURS = {
 }
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a PNG whole, and let go of the figure."""
+def save_figure(figure: Any, path: Path) -> Path:
+    """Write a PNG atomically and close the figure; returns `path`."""
     write_with(path, lambda temporary: figure.savefig(temporary, dpi=150))
     plt.close(figure)
+    return path

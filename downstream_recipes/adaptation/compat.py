@@ -42,16 +42,13 @@ def install() -> None:
     if importlib.util.find_spec("s3prl") is None:
         raise UserError("s3prl is not installed: uv sync --group superb")
     _installed = True
-    for patch in (
-        patch_audio_backend,
-        patch_audio_files,
-        patch_sox_effects,
-        patch_hugging_face_hub,
-        patch_torch_load,
-        patch_torch_save,
-        patch_cuda,
-    ):
-        patch()
+    patch_audio_backend()
+    patch_audio_files()
+    patch_sox_effects()
+    patch_hugging_face_hub()
+    patch_torch_load()
+    patch_torch_save()
+    patch_cuda()
     after_import(
         {
             "s3prl.hub": add_upstreams,
@@ -143,12 +140,11 @@ def complete_ctc(data: ModuleType) -> None:
     """The release lacks the datasets of PR and SF. Also, the loader removes num_workers from the configuration, so
     every later split would get the default of 12.
     """
-    package = f"{data.__package__}.corpus"
-    for name, dataset in (("libriphone", "LibriPhoneDataset"), ("snips", "SnipsDataset")):
-        folder = Path(str(data.__file__)).parent / "corpus"
+    folder = Path(str(data.__file__)).parent / "corpus"
+    for name, dataset in (("libriphone", ctc_datasets.LibriPhoneDataset), ("snips", ctc_datasets.SnipsDataset)):
         if not (folder / f"{name}.py").exists():
-            module = ModuleType(f"{package}.{name}")
-            module.__dict__[dataset] = getattr(ctc_datasets, dataset)
+            module = ModuleType(f"{data.__package__}.corpus.{name}")
+            module.__dict__[dataset.__name__] = dataset
             sys.modules[module.__name__] = module
     load_dataset = data.load_dataset
     data.__dict__["load_dataset"] = lambda split, tokenizer, corpus: load_dataset(split, tokenizer, dict(corpus))

@@ -38,7 +38,7 @@ class LibriPhoneDataset(BucketDataset):
     Args:
         split: folders under `path`.
         tokenizer: s3prl's word encoder over the phoneme vocabulary.
-        lexicon: files of `WORD PHONEME PHONEME ...` lines.
+        corpus: with `path`, and `lexicon`: files of `WORD PHONEME PHONEME ...` lines.
 
     Raises:
         UserError: a folder has no audio, a wav no transcript, a word is in no lexicon, or a phoneme not in the
@@ -46,58 +46,43 @@ class LibriPhoneDataset(BucketDataset):
     """
 
     def __init__(
-        self,
-        split: Sequence[str],
-        tokenizer: Any,
-        bucket_size: int,
-        path: str | Path,
-        lexicon: Sequence[str],
-        ascending: bool = False,
-        **kwargs: Any,
+        self, split: Sequence[str], tokenizer: Any, bucket_size: int, ascending: bool = False, **corpus: Any
     ) -> None:
-        pronunciations = read_lexicon(lexicon, set(tokenizer._vocab2idx))
-        wavs = [wav for folder in split for wav in find_audio(Path(path) / folder, ".flac")]
+        pronunciations = read_lexicon(corpus["lexicon"], set(tokenizer._vocab2idx))
+        wavs = [wav for folder in split for wav in find_audio(Path(corpus["path"]) / folder, ".flac")]
         transcripts: dict[str, str] = {}
         for folder in sorted({wav.parent for wav in wavs}):
             transcripts.update(read_transcripts(folder))
         words = [(wav, transcript_of(wav, transcripts).split()) for wav in wavs]
         missing = sorted({word for _, line in words for word in line} - set(pronunciations))
         if missing:
-            files, folders = ", ".join(map(str, lexicon)), ", ".join(split)
+            files, folders = ", ".join(map(str, corpus["lexicon"])), ", ".join(split)
             others = f" and {len(missing) - 1} more words" if len(missing) > 1 else ""
             raise UserError(f"no lexicon ({files}) has {missing[0]}{others} of {folders}")
-        super().__init__(
-            ((wav, tokenizer.encode(" ".join(pronunciations[word] for word in line))) for wav, line in words),
-            bucket_size,
-            ascending,
-        )
+        phonemes = ((wav, " ".join(pronunciations[word] for word in line)) for wav, line in words)
+        super().__init__(((wav, tokenizer.encode(text)) for wav, text in phonemes), bucket_size, ascending)
 
 
 class SnipsDataset(BucketDataset):
-    """Audio SNIPS: characters with slot marks, of the speakers that `<split>_speakers` lists.
+    """Audio SNIPS: characters with slot marks, of the speakers that `<split>_speakers` of `corpus` lists.
 
     Raises:
         UserError: a folder has no audio, or none of the listed speakers.
     """
 
     def __init__(
-        self,
-        split: Sequence[str],
-        tokenizer: Any,
-        bucket_size: int,
-        path: str | Path,
-        ascending: bool = False,
-        **kwargs: Any,
+        self, split: Sequence[str], tokenizer: Any, bucket_size: int, ascending: bool = False, **corpus: Any
     ) -> None:
+        path = Path(corpus["path"])
         name = "all.iob.snips.txt" if tokenizer.token_type.endswith("-slot") else "all-trans.txt"
-        transcripts = dict(_keyed_lines(Path(path) / name))
+        transcripts = dict(_keyed_lines(path / name))
         items = []
         for folder in split:
-            speakers = tuple(kwargs[f"{folder}_speakers"])
-            wavs = [wav for wav in find_audio(Path(path) / folder, ".wav") if wav.stem.startswith(speakers)]
+            speakers = tuple(corpus[f"{folder}_speakers"])
+            wavs = [wav for wav in find_audio(path / folder, ".wav") if wav.stem.startswith(speakers)]
             wavs = [wav for wav in wavs if wav.stem in transcripts]  # some have none
             if not wavs:
-                raise UserError(f"{Path(path) / folder} has no wav with a transcript of {', '.join(speakers)}")
+                raise UserError(f"{path / folder} has no wav with a transcript of {', '.join(speakers)}")
             items += [(wav, tokenizer.encode(transcripts[wav.stem])) for wav in wavs]
         super().__init__(items, bucket_size, ascending)
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from distiller.common.files import disk_errors
-
 NAME = "speech_distiller_s3prl"
 HOOK = '''"""Written by {script}; `python {script} remove` removes it again."""
 
@@ -35,13 +33,11 @@ def install(site_packages: Path, script: Path) -> None:
     Args:
         script: the command that removes it again, in a folder below the repository's root.
     """
-    with disk_errors(site_packages):
-        (site_packages / f"{NAME}.py").write_text(HOOK.format(script=script, root=str(script.parents[1])))
-        (site_packages / f"{NAME}.pth").write_text(f"import {NAME}\n")
+    (site_packages / f"{NAME}.py").write_text(HOOK.format(script=script, root=str(script.parents[1])))
+    (site_packages / f"{NAME}.pth").write_text(f"import {NAME}\n")
 
 
 def remove(site_packages: Path) -> None:
     """Undo `install`."""
-    with disk_errors(site_packages):
-        for suffix in (".pth", ".py"):
-            (site_packages / f"{NAME}{suffix}").unlink(missing_ok=True)
+    for suffix in (".pth", ".py"):
+        (site_packages / f"{NAME}{suffix}").unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from downstream_recipes.adaptation import torchaudio_io
 from upstream.errors import UserError
 
 Effects = Sequence[Sequence[str]]
+Processed = tuple[np.ndarray, int]  # (channel, sample) and its rate
 
 
 def apply_effects_file(
@@ -41,7 +42,7 @@ def apply_effects_tensor(
     return (result if channels_first else result.T).contiguous(), sample_rate
 
 
-def _channels(audio: np.ndarray, rate: int, count: str) -> tuple[np.ndarray, int]:
+def _channels(audio: np.ndarray, rate: int, count: str) -> Processed:
     if int(count) == 1:
         return audio.mean(axis=0, keepdims=True), rate
     if len(audio) in (1, int(count)):
@@ -49,7 +50,7 @@ def _channels(audio: np.ndarray, rate: int, count: str) -> tuple[np.ndarray, int
     raise UserError(f"SoX effect 'channels {count}' is not available for {len(audio)} channels, 'channels 1' is")
 
 
-def _rate(audio: np.ndarray, rate: int, target: str) -> tuple[np.ndarray, int]:
+def _rate(audio: np.ndarray, rate: int, target: str) -> Processed:
     if int(target) == rate:
         return audio, rate
     import soxr  # comes with librosa; SoX's own resampler
@@ -57,36 +58,28 @@ def _rate(audio: np.ndarray, rate: int, target: str) -> tuple[np.ndarray, int]:
     return soxr.resample(audio.T, rate, int(target), quality="HQ").T, int(target)
 
 
-def _gain(audio: np.ndarray, rate: int, decibels: str) -> tuple[np.ndarray, int]:
+def _gain(audio: np.ndarray, rate: int, decibels: str) -> Processed:
     return np.clip(audio * 10 ** (float(decibels) / 20), -1, 1), rate
 
 
-def _norm(audio: np.ndarray, rate: int, decibels: str = "0") -> tuple[np.ndarray, int]:
+def _norm(audio: np.ndarray, rate: int, decibels: str = "0") -> Processed:
     peak = np.abs(audio).max(initial=0)
     return (audio if peak == 0 else audio / peak * 10 ** (float(decibels) / 20)), rate
 
 
-def _trim(audio: np.ndarray, rate: int, start: str, length: str | None = None) -> tuple[np.ndarray, int]:
+def _trim(audio: np.ndarray, rate: int, start: str, length: str | None = None) -> Processed:
     begin = round(float(start) * rate)
     return audio[:, begin : None if length is None else begin + round(float(length) * rate)], rate
 
 
-def _silence(
-    audio: np.ndarray,
-    rate: int,
-    above_periods: str,
-    above_seconds: str,
-    above_percent: str,
-    below_periods: str,
-    below_seconds: str,
-    below_percent: str,
-) -> tuple[np.ndarray, int]:
+def _silence(audio: np.ndarray, rate: int, *arguments: str) -> Processed:
     """Cut silence at the start and, because `below_periods` is -1, every later silence.
 
     A sample is sound if the RMS of the 20 ms up to it exceeds the threshold. Audio starts with the first
     `above_seconds` of unbroken sound and stops before the first `below_seconds` of unbroken silence; then the RMS
     window is emptied and the search for sound starts again.
     """
+    above_periods, above_seconds, above_percent, below_periods, below_seconds, below_percent = arguments
     if (above_periods, below_periods, len(audio)) != ("1", "-1", 1):
         raise UserError("SoX effect 'silence' is only available for one channel, one period above and -1 below")
     window = rate // 50

@@ -4,19 +4,20 @@ Every function writes below `root`, which becomes `home` when all corpora are co
 absolute path names them below `home`.
 """
 
-import csv
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
 
+from distiller.common.files import write_csv
 from distiller.synthesis.espeak import SAMPLE_RATE, Prosody
 from distiller.synthesis.sentences import LEXICON, sentence
 from downstream_recipes.miniature.content import COMMANDS, KEYWORDS, SLOTS, UNKNOWN_WORDS, request
-from downstream_recipes.miniature.recordings import Studio, fit, write_wav
+from downstream_recipes.miniature.recordings import Studio, fit, write_lines, write_wav
 from downstream_recipes.tasks.preparation import VOWELS
 
 # Speakers of the synthetic corpus by number; parts that must not share a speaker use different ranges.
@@ -31,12 +32,9 @@ def plain_words(text: str) -> list[str]:
 
 def librispeech(studio: Studio, root: Path, home: Path) -> None:
     """PR, ASR: SPLIT/SPEAKER/CHAPTER/*.flac with *.trans.txt, and a lexicon of every word."""
-    sizes = {
-        "train-clean-100": (TRAIN_SPEAKERS, 240),
-        "dev-clean": (DEV_SPEAKERS, 24),
-        "test-clean": (TEST_SPEAKERS, 48),
-    }
-    for split, (speakers, full) in sizes.items():
+    sizes = {"train-clean-100": 240, "dev-clean": 24, "test-clean": 48}
+    for split, full in sizes.items():
+        speakers = SPLIT_SPEAKERS[split.partition("-")[0]]
         lines: dict[Path, list[str]] = {}
         for index in range(studio.count(full, minimum=4)):
             speaker = speakers[index % len(speakers)]
@@ -46,7 +44,7 @@ def librispeech(studio: Studio, root: Path, home: Path) -> None:
             write_wav(folder / f"{name}.flac", studio.say(f"libri {name}", text, speaker))
             lines.setdefault(folder, []).append(f"{name} {' '.join(plain_words(text)).upper()}\n")
         for folder, rows in lines.items():
-            (folder / f"{folder.parent.name}-1.trans.txt").write_text("".join(rows))
+            write_lines(folder / f"{folder.parent.name}-1.trans.txt", rows)
 
 
 def lexicon(studio: Studio, root: Path, home: Path) -> None:
@@ -56,22 +54,19 @@ def lexicon(studio: Studio, root: Path, home: Path) -> None:
         return "AH0" if phone == "AX" else f"{phone}1" if phone in VOWELS else phone
 
     rows = [f"{word.upper()} {' '.join(map(arpabet, studio.pronounce(word)))}\n" for word in LEXICON]
-    (root / "lexicon.txt").write_text("".join(rows))
+    write_lines(root / "lexicon.txt", rows)
 
 
 def _keyword_speakers() -> Iterator[tuple[str, str]]:
     """Names, and the split that Speech Commands' hash assigns them to."""
-    number = 0
-    while True:
-        name = f"{number:08x}"
+    for name in (f"{number:08x}" for number in count()):
         percentage = int(hashlib.sha1(name.encode()).hexdigest(), 16) % 2**27 * 100 / (2**27 - 1)
         yield name, "valid" if percentage < 10 else "test" if percentage < 20 else "train"
-        number += 1
 
 
 def speech_commands(studio: Studio, root: Path, home: Path) -> None:
     """KS: WORD/SPEAKER_nohash_N.wav of one second, and noises."""
-    speakers = {"train": list(TRAIN_SPEAKERS)[: studio.count(16, 2)], "valid": list(DEV_SPEAKERS)[: studio.count(4, 1)]}
+    speakers = {"train": TRAIN_SPEAKERS[: studio.count(16, 2)], "valid": DEV_SPEAKERS[: studio.count(4, 1)]}
     names = _keyword_speakers()
     for split, numbers in speakers.items():
         for speaker in numbers:
@@ -85,7 +80,7 @@ def speech_commands(studio: Studio, root: Path, home: Path) -> None:
 
 def speech_commands_test(studio: Studio, root: Path, home: Path) -> None:
     """KS: a folder for each of the twelve classes."""
-    for speaker in list(TEST_SPEAKERS)[: studio.count(8, 1)]:
+    for speaker in TEST_SPEAKERS[: studio.count(8, 1)]:
         for word in KEYWORDS + UNKNOWN_WORDS[:2]:
             folder = word if word in KEYWORDS else "_unknown_"
             samples = studio.say(f"ks test {speaker} {word}", word, speaker)
@@ -107,15 +102,14 @@ def quesst14(studio: Studio, root: Path, home: Path) -> None:
         speaker = TRAIN_SPEAKERS[index % len(TRAIN_SPEAKERS)]
         write_wav(root / "Audio" / f"{name}.wav", studio.say(f"qbe {name}", texts[name], speaker))
     scoring = root / "scoring"
-    scoring.mkdir(parents=True)
     _language_key(scoring / "language_key_utterances.lst", "Audio", list(texts))
     pairs = sorted({f"{first} {second}" for text in texts.values() for first, second in pairwise(text.split())})
     long_pairs = [pair for pair in pairs if len(pair) >= 10]  # as long as a query of the real corpus
     order = studio.random("qbe queries").permutation(len(long_pairs))
-    count = studio.count(10, minimum=2)
-    for split, start in (("dev", 0), ("eval", count)):
+    queries = studio.count(10, minimum=2)
+    for split, start in (("dev", 0), ("eval", queries)):
         rows, names = [], []
-        for index, pair in enumerate(long_pairs[position] for position in order[start : start + count]):
+        for index, pair in enumerate(long_pairs[position] for position in order[start : start + queries]):
             names.append(f"quesst14_{split}_{index:04d}")
             speaker = TEST_SPEAKERS[index % len(TEST_SPEAKERS)]
             samples = studio.say(f"qbe {names[-1]}", pair, speaker)
@@ -123,44 +117,42 @@ def quesst14(studio: Studio, root: Path, home: Path) -> None:
             hits = [name for name, text in texts.items() if f" {pair} " in f" {text} "]
             rows += [f"LEXEME {name} 1 0.00 1.00 {names[-1]} lex <NA> 0.5\n" for name in hits]
         _language_key(scoring / f"language_key_{split}.lst", f"{split}_queries", names)
-        truth = scoring / f"groundtruth_quesst14_{split}"
-        truth.mkdir()
-        (truth / f"quesst14_{split}.rttm").write_text("".join(rows))
+        write_lines(scoring / f"groundtruth_quesst14_{split}" / f"quesst14_{split}.rttm", rows)
 
 
 def _language_key(path: Path, folder: str, names: Sequence[str]) -> None:
-    path.write_text("".join(f"quesst14Database/{folder}/{name}.wav nnenglish\n" for name in names))
+    write_lines(path, [f"quesst14Database/{folder}/{name}.wav nnenglish\n" for name in names])
 
 
 def voxceleb1(studio: Studio, root: Path, home: Path) -> None:
     """SID, ASV: PART/wav/SPEAKER/VIDEO/*.wav, the identification split, the verification trials."""
     split, test = [], []
-    people = [("dev", speaker) for speaker in list(TRAIN_SPEAKERS)[: studio.count(16, 2)]]
-    people += [("test", speaker) for speaker in list(TEST_SPEAKERS)[: studio.count(6, 2)]]
+    people = [("dev", speaker) for speaker in TRAIN_SPEAKERS[: studio.count(16, 2)]]
+    people += [("test", speaker) for speaker in TEST_SPEAKERS[: studio.count(6, 2)]]
     videos = {"train": studio.count(6, 2), "dev": 2, "test": 2}
     for number, (part, speaker) in enumerate(people):
         person = f"id{10001 + number}"
-        for code, (video, count) in enumerate(videos.items(), start=1):
-            for index in range(count):
+        for code, (video, wavs) in enumerate(videos.items(), start=1):
+            for index in range(wavs):
                 path = f"{person}/{video}/{index:05d}.wav"
                 text = sentence(studio.random(f"voxceleb {path}"))
                 write_wav(root / part / "wav" / path, studio.say(f"voxceleb {path}", text, speaker))
                 split.append(f"{code} {path}\n")
                 test += [(person, path)] if part == "test" else []
-    (root / "iden_split.txt").write_text("".join(split))
+    write_lines(root / "iden_split.txt", split)
     random, trials = studio.random("voxceleb trials"), []
     for same in (True, False):
         pairs = [(a, b) for i, a in enumerate(test) for b in test[i + 1 :] if (a[0] == b[0]) == same]
         for position in random.permutation(len(pairs))[: studio.count(60, minimum=4)]:
             (_, first), (_, second) = pairs[position]
             trials.append(f"{int(same)} {first} {second}\n")
-    (root / "veri_test2.txt").write_text("".join(trials))
+    write_lines(root / "veri_test2.txt", trials)
 
 
 def libri2mix_diarization(studio: Studio, root: Path, home: Path) -> None:
     """SD: two speakers who overlap, as Kaldi folders with RTTM."""
     for split, full in (("train", 60), ("dev", 6), ("test", 12)):
-        tables: dict[str, list[str]] = {name: [] for name in ("wav.scp", "segments", "utt2spk", "reco2dur", "rttm")}
+        tables, turns = defaultdict[str, list[str]](list), defaultdict[int, list[str]](list)
         for index in range(studio.count(full, minimum=2)):
             recording = f"{split}_{index:04d}"
             random = studio.random(f"sd {recording}")
@@ -168,28 +160,25 @@ def libri2mix_diarization(studio: Studio, root: Path, home: Path) -> None:
             spoken = [studio.say(f"sd {recording} {who}", sentence(random), who) for who in pair]
             starts = [0, int(len(spoken[0]) * random.uniform(0.4, 0.9))]
             ends = [start + len(samples) for start, samples in zip(starts, spoken, strict=True)]
-            mixture = sum(
-                fit(np.pad(samples, (start, 0)), max(ends)) for start, samples in zip(starts, spoken, strict=True)
-            )
-            write_wav(root / split / "wav" / f"{recording}.wav", np.asarray(mixture))
+            parts = [fit(np.pad(samples, (start, 0)), max(ends)) for start, samples in zip(starts, spoken, strict=True)]
+            write_wav(root / split / "wav" / f"{recording}.wav", parts[0] + parts[1])
             tables["wav.scp"].append(f"{recording} {home / split / 'wav' / recording}.wav\n")
             tables["reco2dur"].append(f"{recording} {max(ends) / SAMPLE_RATE:.4f}\n")
             for who, start, end in zip(pair, starts, ends, strict=True):
                 begin, stop = start / SAMPLE_RATE, end / SAMPLE_RATE
+                turns[who].append(f"{who}_{recording}")
                 tables["segments"].append(f"{who}_{recording} {recording} {begin:.4f} {stop:.4f}\n")
                 tables["utt2spk"].append(f"{who}_{recording} {who}\n")
-                turn = f"SPEAKER {recording} 1 {begin:.4f} {stop - begin:.4f} <NA> <NA> {who} <NA>\n"
-                tables["rttm"].append(turn)
-        people = sorted({line.split()[1] for line in tables["utt2spk"]})
-        turns = [line.split() for line in tables["utt2spk"]]
-        tables["spk2utt"] = [f"{who} {' '.join(turn for turn, of in turns if of == who)}\n" for who in people]
+                row = f"SPEAKER {recording} 1 {begin:.4f} {stop - begin:.4f} <NA> <NA> {who} <NA>\n"
+                tables["rttm"].append(row)
+        tables["spk2utt"] = [f"{who} {' '.join(turns[who])}\n" for who in sorted(turns)]
         for name, lines in tables.items():
-            (root / split / name).write_text("".join(lines))
+            write_lines(root / split / name, lines)
 
 
 def fluent_commands(studio: Studio, root: Path, home: Path) -> None:
     """IC: data/*.csv and wavs/speakers/."""
-    columns = ["", "path", "speakerId", "transcription", "action", "object", "location"]
+    columns = ("", "path", "speakerId", "transcription", "action", "object", "location")
     for split, full in (("train", 192), ("valid", 32), ("test", 64)):
         rows = []
         for index in range(studio.count(full, minimum=len(COMMANDS))):
@@ -199,10 +188,8 @@ def fluent_commands(studio: Studio, root: Path, home: Path) -> None:
             speaker = SPLIT_SPEAKERS[split][index // len(COMMANDS) % len(SPLIT_SPEAKERS[split])]
             path = f"wavs/speakers/{speaker}/{split}-{index:04d}.wav"
             write_wav(root / path, studio.say(f"ic {split} {index}", text, speaker))
-            rows.append([index, path, speaker, text, *slots])
-        (root / "data").mkdir(exist_ok=True)
-        with (root / "data" / f"{split}_data.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([columns, *rows])
+            rows.append(dict(zip(columns, (index, path, speaker, text, *slots), strict=True)))
+        write_csv(root / "data" / f"{split}_data.csv", rows)
 
 
 def snips(studio: Studio, root: Path, home: Path) -> None:
@@ -217,8 +204,8 @@ def snips(studio: Studio, root: Path, home: Path) -> None:
             name = f"{person}-snips-{split}-{index}"
             write_wav(root / split / f"{name}.wav", studio.say(f"sf {name}", text, speaker))
             lines.append(f"{name} BOS {text.upper()} EOS\tO {' '.join(tags)} {intent}\n")
-    (root / "all.iob.snips.txt").write_text("".join(lines))
-    (root / "slots.txt").write_text("\n".join(["slots", *SLOTS]))
+    write_lines(root / "all.iob.snips.txt", lines)
+    write_lines(root / "slots.txt", ["slots", *(f"\n{slot}" for slot in SLOTS)])
 
 
 # How each emotion sounds: prosody and loudness (dB)
@@ -235,7 +222,7 @@ def iemocap(studio: Studio, root: Path, home: Path) -> None:
     for session in range(1, 6):
         for actor, sex in enumerate("FM"):
             dialog = f"Ses{session:02d}{sex}_impro01"
-            lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
+            lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"]
             for index in range(studio.count(16, minimum=4)):
                 emotion = list(EMOTIONS)[index % 4]
                 name = f"{dialog}_{sex}{index:03d}"
@@ -243,10 +230,8 @@ def iemocap(studio: Studio, root: Path, home: Path) -> None:
                 prosody, level = EMOTIONS[emotion]
                 samples = studio.say(f"er {name}", text, 2 * (330 + session) + actor, prosody, level)
                 write_wav(root / f"Session{session}" / "sentences" / "wav" / dialog / f"{name}.wav", samples)
-                lines.append(f"[{index}.0000 - {index}.9000]\t{name}\t{emotion}\t[2.5000, 2.5000, 2.5000]")
-            path = root / f"Session{session}" / "dialog" / "EmoEvaluation" / f"{dialog}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join([*lines, ""]))
+                lines.append(f"[{index}.0000 - {index}.9000]\t{name}\t{emotion}\t[2.5000, 2.5000, 2.5000]\n")
+            write_lines(root / f"Session{session}" / "dialog" / "EmoEvaluation" / f"{dialog}.txt", lines)
 
 
 def voicebank(studio: Studio, root: Path, home: Path) -> None:
@@ -270,8 +255,7 @@ def libri2mix_separation(studio: Studio, root: Path, home: Path) -> None:
             random = studio.random(f"ss {name}")
             pair = random.choice(list(SPLIT_SPEAKERS[kind]), 2, replace=False).tolist()
             first, second = (studio.say(f"ss {name} {who}", sentence(random), who) for who in pair)
-            length = min(len(first), len(second))
-            first, second = first[:length], second[:length]
+            first, second = first[: len(second)], second[: len(first)]
             _scp(root / split, home / split, name, {"mix_clean": first + second, "s1": first, "s2": second})
 
 

@@ -1,7 +1,7 @@
 """Synthetic recordings for the miniature corpora, under conditions that depend on the recording's name."""
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,11 +53,16 @@ class Studio:
         return [phone for phone, _, _ in phones if phone != "sil"]
 
 
-def write_wav(path: Path, samples: np.ndarray) -> Path:
+def write_wav(path: Path, samples: np.ndarray) -> None:
     """Write (sample,) in [-1, 1] as 16-bit audio at 16 kHz, in the format of the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, np.clip(samples, -1, 1), SAMPLE_RATE, subtype="PCM_16")
-    return path
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write lines that bring their line breaks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(lines))
 
 
 def fit(samples: np.ndarray, length: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The scores that s3prl leaves to other tools: MTWV (QbE) and DER (SD)."""
 
 from collections.abc import Collection, Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -45,8 +46,8 @@ def read_query_truth(path: Path) -> dict[str, set[str]]:
         UserError: the file is missing or has no such line.
     """
     truth: dict[str, set[str]] = {}
-    for fields in _read_fields(path):
-        if fields[0] == "LEXEME" and len(fields) > 5 and fields[5] != "NO_KEYWORD":
+    for fields in _read_fields(path, "LEXEME", 6):
+        if fields[5] != "NO_KEYWORD":
             truth.setdefault(fields[5], set()).add(fields[1])
     if not truth:
         raise UserError(f"{path} has no LEXEME line that names a query")
@@ -104,12 +105,9 @@ def read_rttm(path: Path) -> dict[str, list[Segment]]:
         UserError: the file is missing or has no such line.
     """
     turns: dict[str, list[Segment]] = {}
-    for fields in _read_fields(path):
-        if fields[0] == "SPEAKER" and len(fields) > 7:
-            start, duration = float(fields[3]), float(fields[4])
-            turns.setdefault(fields[1], []).append((start, start + duration, fields[7]))
-    if not turns:
-        raise UserError(f"{path} has no SPEAKER line")
+    for fields in _read_fields(path, "SPEAKER", 8):
+        start, duration = float(fields[3]), float(fields[4])
+        turns.setdefault(fields[1], []).append((start, start + duration, fields[7]))
     return turns
 
 
@@ -141,21 +139,15 @@ def sweep_diarization(predictions: Path, rttm: Path, frame_seconds: float) -> di
     """
     reference = read_rttm(rttm)
     activity = {recording: _read_prediction(predictions / f"{recording}.h5") for recording in reference}
-    return {
-        (median, threshold): diarization_error_rate(
-            reference,
-            {
-                recording: list(_segments(values > threshold, median, frame_seconds))
-                for recording, values in activity.items()
-            },
-        )
-        for median in DIARIZATION_MEDIANS
-        for threshold in DIARIZATION_THRESHOLDS
-    }
+    rates = {}
+    for median, threshold in product(DIARIZATION_MEDIANS, DIARIZATION_THRESHOLDS):
+        turns = {key: list(_segments(values > threshold, median, frame_seconds)) for key, values in activity.items()}
+        rates[median, threshold] = diarization_error_rate(reference, turns)
+    return rates
 
 
-def score_diarization(folder: Path, test: Path) -> dict[tuple[int, float], float]:
-    """`sweep_diarization` of the test predictions that s3prl left in `folder`.
+def score_diarization(folder: Path, test: Path) -> tuple[float, int, float]:
+    """The lowest of `sweep_diarization` for the test predictions that s3prl left in `folder`; its median and threshold.
 
     Args:
         test: the corpus's folder of that name, with `rttm`.
@@ -163,8 +155,11 @@ def score_diarization(folder: Path, test: Path) -> dict[tuple[int, float], float
     Raises:
         UserError: a prediction or the reference is missing.
     """
-    frame_seconds = int((folder / "frame_shift").read_text()) / 16_000
-    return sweep_diarization(folder / "scoring" / "predictions", test / "rttm", frame_seconds)
+    with disk_errors(folder / "frame_shift", "read"):
+        frame_seconds = int((folder / "frame_shift").read_text()) / 16_000
+    rates = sweep_diarization(folder / "scoring" / "predictions", test / "rttm", frame_seconds)
+    median, threshold = min(rates, key=lambda key: rates[key])
+    return rates[median, threshold], median, threshold
 
 
 def _read_prediction(path: Path) -> np.ndarray:  # (frame, speaker)
@@ -210,6 +205,11 @@ def _activity(turns: list[Segment], bounds: np.ndarray) -> np.ndarray:
     return active
 
 
-def _read_fields(path: Path) -> list[list[str]]:
+def _read_fields(path: Path, kind: str = "", count: int = 1) -> list[list[str]]:
+    """The fields of each line that has at least `count`, the first of which is `kind`."""
     with disk_errors(path, "read"):
-        return [line.split() for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.split() for line in path.read_text().splitlines()]
+    lines = [fields for fields in lines if len(fields) >= count and kind in ("", fields[0])]
+    if not lines:
+        raise UserError(f"{path} has no {kind or 'such'} line")
+    return lines

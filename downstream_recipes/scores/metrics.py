@@ -37,30 +37,31 @@ MAIN_COLUMNS = [column for column in COLUMNS if not column.task.extra]
 
 
 @dataclass(frozen=True)
-class Reference:
-    """A published row of the table; what was not published is None, or missing from `scores`."""
+class Row:
+    """The scores of one model; what is not known is None, or missing from `scores`."""
 
-    upstream: str
-    corpus: str
+    name: str
     params_m: float | None
-    macs_g: float | None
-    overall: float | None
-    generalizability: float | None
     scores: Mapping[str, float]  # Column.key -> value
+    overall: float | None = None
+    generalizability: float | None = None
+    published: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return all(column.key in self.scores for column in MAIN_COLUMNS)
 
 
-def references() -> list[Reference]:
-    """The published rows; the first two, `best` and `FBANK`, anchor the generalizability score."""
-    numbers = ("params_m", "macs_g", "overall", "generalizability")
-    return [
-        Reference(
-            row["upstream"],
-            row["corpus"],
-            *(float(row[name]) if row[name] else None for name in numbers),
-            scores={column.key: float(row[column.key]) for column in MAIN_COLUMNS if row[column.key]},
-        )
-        for row in read_csv(REFERENCES)
-    ]
+def references() -> list[Row]:
+    """The rows as published; the first two, `best` and `FBANK`, anchor the generalizability score."""
+    rows = []
+    for row in read_csv(REFERENCES):
+        name = f"{row['upstream']} ({row['corpus']})" if row["corpus"] else row["upstream"]
+        scores = {column.key: float(row[column.key]) for column in MAIN_COLUMNS if row[column.key]}
+        keys = ("params_m", "overall", "generalizability")
+        params_m, *overall = (float(row[key]) if row[key] else None for key in keys)
+        rows.append(Row(name, params_m, scores, *overall, published=True))
+    return rows
 
 
 def overall_score(scores: Mapping[str, float]) -> float:

@@ -4,11 +4,12 @@ So the command in a row of the suite's scores.csv prints the number in that row.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from downstream_recipes.adaptation.import_hooks import Action, after_import
+from downstream_recipes.adaptation.import_hooks import after_import
 from downstream_recipes.scores.error_rates import score_diarization, score_search
 from upstream.errors import UserError
 
@@ -17,31 +18,27 @@ def print_after_evaluation() -> None:
     """From now on an evaluation of QbE or SD in this process prints its score too."""
     after_import(
         {
-            "s3prl.downstream.quesst14_dtw.expert": _ending_with(term_weighted_value),
-            "s3prl.downstream.diarization.expert": _ending_with(diarization_error_rate),
+            "s3prl.downstream.quesst14_dtw.expert": partial(_end_with, term_weighted_value),
+            "s3prl.downstream.diarization.expert": partial(_end_with, diarization_error_rate),
         }
     )
 
 
-def _ending_with(line: Callable[[Any, str], str]) -> Action:
-    """An action on an expert's module: after an evaluation print `line(expert, split)`, or why there is no score."""
+def _end_with(line: Callable[[Any, str], str], module: ModuleType) -> None:
+    """Let the expert of a module print `line(expert, split)` after an evaluation, or why there is no score."""
+    log_records = module.DownstreamExpert.log_records
 
-    def adapt(module: ModuleType) -> None:
-        log_records = module.DownstreamExpert.log_records
+    def log_and_print(expert: Any, mode: str, **arguments: Any) -> Any:
+        names = log_records(expert, mode, **arguments)
+        try:
+            text = line(expert, mode)
+        except (UserError, OSError) as error:  # a corpus without ground truth; s3prl's work is done
+            text = f"{mode}: no score, {error}"
+        if text:
+            print(text)
+        return names
 
-        def log_and_print(expert: Any, mode: str, **arguments: Any) -> Any:
-            names = log_records(expert, mode, **arguments)
-            try:
-                text = line(expert, mode)
-            except (UserError, OSError) as error:  # a corpus without ground truth; s3prl's own work is done
-                text = f"{mode}: no score, {error}"
-            if text:
-                print(text)
-            return names
-
-        module.DownstreamExpert.log_records = log_and_print
-
-    return adapt
+    module.DownstreamExpert.log_records = log_and_print
 
 
 def term_weighted_value(expert: Any, split: str) -> str:
@@ -52,6 +49,5 @@ def term_weighted_value(expert: Any, split: str) -> str:
 def diarization_error_rate(expert: Any, split: str) -> str:
     if split != "test" or not expert.save_predictions:  # s3prl only keeps predictions of test
         return ""
-    rates = score_diarization(Path(expert.expdir), Path(expert.loaderrc["test_dir"]))
-    median, threshold = min(rates, key=lambda key: rates[key])
-    return f"{split} lowest der: {rates[median, threshold]:.4f} (median {median}, threshold {threshold})"
+    rate, median, threshold = score_diarization(Path(expert.expdir), Path(expert.loaderrc["test_dir"]))
+    return f"{split} lowest der: {rate:.4f} (median {median}, threshold {threshold})"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from upstream.expert import UpstreamExpert
 
-Features = dict[str, list[Tensor]]  # by key of the upstream's output: states of one wav, (frame, channel)
+Features = list[Tensor]  # of one wav: hidden states and last hidden state, each (frame, channel)
 
 
 class FeatureCache:
@@ -35,12 +35,13 @@ class FeatureCache:
         return features
 
     def put(self, key: bytes, features: Features) -> None:
-        if key in self._kept or _bytes(features) > self.limit:
+        size = sum(state.nbytes for state in features)
+        if key in self._kept or size > self.limit:
             return
         self._kept[key] = features
-        self.size += _bytes(features)
+        self.size += size
         while self.size > self.limit:
-            self.size -= _bytes(self._kept.popitem(last=False)[1])
+            self.size -= sum(state.nbytes for state in self._kept.popitem(last=False)[1])
 
 
 @contextmanager
@@ -86,27 +87,16 @@ def _identity(upstream: UpstreamExpert) -> bytes:
     return digest.digest()
 
 
-def _alone(output: dict[str, list[Tensor] | Tensor]) -> Features:
+def _alone(output: dict[str, Any]) -> Features:
     """The output of a batch of one, without the batch axis; copied, because a view would keep its whole tensor."""
-    return {key: [state[0].cpu().clone() for state in _listed(value)] for key, value in output.items()}
+    return [state[0].cpu().clone() for state in (*output["hidden_states"], output["last_hidden_state"])]
 
 
-def _batch(wavs: list[Features], device: torch.device) -> dict[str, list[Tensor] | Tensor]:
+def _batch(wavs: list[Features], device: torch.device) -> dict[str, Any]:
     """Batched as `UpstreamExpert.forward` does: the last valid frame is repeated."""
-    frames = max(len(features["last_hidden_state"][0]) for features in wavs)
-
-    def stacked(key: str, index: int) -> Tensor:
-        states = [features[key][index] for features in wavs]
-        padded = [torch.cat([state, state[-1:].expand(frames - len(state), -1)]) for state in states]
-        return torch.stack(padded).to(device)  # (batch, frame, channel)
-
-    hidden_states = [stacked("hidden_states", index) for index in range(len(wavs[0]["hidden_states"]))]
-    return {"hidden_states": hidden_states, "last_hidden_state": stacked("last_hidden_state", 0)}
-
-
-def _listed(value: list[Tensor] | Tensor) -> list[Tensor]:
-    return [value] if isinstance(value, Tensor) else value
-
-
-def _bytes(features: Features) -> int:
-    return sum(state.nbytes for states in features.values() for state in states)
+    frames = max(len(features[0]) for features in wavs)
+    states = [
+        torch.stack([torch.cat([state, state[-1:].expand(frames - len(state), -1)]) for state in batch]).to(device)
+        for batch in zip(*wavs, strict=True)
+    ]  # of (batch, frame, channel)
+    return {"hidden_states": states[:-1], "last_hidden_state": states[-1]}

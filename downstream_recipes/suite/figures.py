@@ -10,7 +10,8 @@ from matplotlib.ticker import ScalarFormatter
 
 from distiller.common.plotting import save_figure
 from downstream_recipes.adaptation.checkpoints import read_checkpoint
-from downstream_recipes.suite.tables import Row, used_columns
+from downstream_recipes.scores.metrics import Row
+from downstream_recipes.suite.tables import used_columns
 
 REFERENCE = "HuBERT Base (LS 960)"
 
@@ -33,8 +34,7 @@ def score_against_parameters(rows: Sequence[Row], path: Path) -> Path | None:
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(ScalarFormatter())
     axes.grid(alpha=0.3, which="both")
-    save_figure(figure, path)
-    return path
+    return save_figure(figure, path)
 
 
 def _label_heights(values: Sequence[float], gap: float = 0.06) -> list[float]:
@@ -66,8 +66,7 @@ def tasks_as_bars(rows: Sequence[Row], path: Path) -> Path | None:
     axes.set(ylabel="points (error rates as 100 - x, MTWV x 100)")
     axes.legend(fontsize=8)
     axes.grid(axis="y", alpha=0.3)
-    save_figure(figure, path)
-    return path
+    return save_figure(figure, path)
 
 
 def layer_weights(checkpoint: Path) -> list[float] | None:
@@ -87,8 +86,7 @@ def layers_by_task(weights: Mapping[str, list[float]], path: Path) -> Path | Non
     axes.set_xticks(range(grid.shape[1]))
     axes.set(xlabel="state")
     figure.colorbar(image, label="weight")
-    save_figure(figure, path)
-    return path
+    return save_figure(figure, path)
 
 
 def _colour(row: Row) -> str:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from downstream_recipes.suite.suite import Suite, say
@@ -30,10 +30,11 @@ def run_on_gpus(suite: Suite, tasks: Sequence[Task], gpus: Sequence[str]) -> lis
                     running[gpu] = task, _start(suite, task, gpu)
             time.sleep(POLL)
             for gpu, (task, process) in list(running.items()):
-                if (status := process.poll()) is not None:
+                status = process.poll()
+                if status is not None:
                     del running[gpu]
-                    failures += _failure(task, status, _log(suite, task))
                     say(f"{task.code}: {'failed' if status else 'done'} (GPU {gpu})")
+                    failures += [_failure(task, status, suite.output / f"{task.code}.log")] if status else []
     finally:
         _end([process for _, process in running.values()])
     return failures
@@ -55,30 +56,23 @@ def task_command(suite: Suite, task: Task) -> list[str]:
     return [*COMMAND, *words, *(["--lr-search"] if suite.lr_search else []), "--no-report"]
 
 
-def _log(suite: Suite, task: Task) -> Path:
-    return suite.output / f"{task.code}.log"
-
-
 def _start(suite: Suite, task: Task, gpu: str) -> subprocess.Popen:
-    say(f"{task.code}: running on GPU {gpu}, output in {_log(suite, task)}")
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
-    with _log(suite, task).open("w") as file:
+    log, environment = suite.output / f"{task.code}.log", os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
+    say(f"{task.code}: running on GPU {gpu}, output in {log}")
+    with log.open("w") as file:
         return subprocess.Popen(task_command(suite, task), env=environment, stdout=file, stderr=file)
 
 
-def _failure(task: Task, status: int, log: Path) -> list[str]:
+def _failure(task: Task, status: int, log: Path) -> str:
     """The last line of a process that failed."""
-    if status == 0:
-        return []
     if status < 0:
-        return [f"{task.code}: ended by signal {-status} (output in {log})"]
+        return f"{task.code}: ended by signal {-status} (output in {log})"
     lines = log.read_text(errors="replace").splitlines() or ["no output"]
-    return [f"{task.code}: {lines[-1].removeprefix('error: ').removeprefix(f'{task.code}: ')}"]
+    return f"{task.code}: {lines[-1].removeprefix('error: ').removeprefix(f'{task.code}: ')}"
 
 
-def _end(processes: Iterable[subprocess.Popen]) -> None:
+def _end(processes: Sequence[subprocess.Popen]) -> None:
     """SIGTERM; then SIGKILL for those still running after GRACE seconds, or when another signal ends the waiting."""
-    processes = list(processes)
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + GRACE

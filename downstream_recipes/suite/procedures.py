@@ -4,16 +4,36 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from downstream_recipes.adaptation.checkpoints import is_complete, regular_checkpoints, step_of
-from downstream_recipes.scores import error_rates
+from downstream_recipes.scores.error_rates import score_diarization, score_search
 from downstream_recipes.suite.suite import Result, Score, Suite, stage
 from downstream_recipes.tasks.command_checks import check_packages
-from downstream_recipes.tasks.tasks import Metric, Procedure, Task
+from downstream_recipes.tasks.tasks import Procedure, Task
 from upstream.errors import UserError
 
 LEARNING_RATES = tuple(10.0**-power for power in range(1, 8))  # what SUPERB lets a user search
+
+
+class Outcome(NamedTuple):
+    """What a procedure comes to.
+
+    Args:
+        values: one for each of the task's metrics.
+        command: that prints them.
+        stages: what was done, each with its seconds.
+        note: for the table.
+        predictions: the folder that the evaluation wrote to; of ER the folds' parent.
+        checkpoint: that was evaluated, of ER the first fold's; None: nothing is trained.
+    """
+
+    values: list[float]
+    command: str
+    stages: list[dict[str, Any]]
+    note: str
+    predictions: Path
+    checkpoint: Path | None
 
 
 def run_task(suite: Suite, task: Task) -> Result:
@@ -24,27 +44,30 @@ def run_task(suite: Suite, task: Task) -> Result:
         Failed: s3prl raised something else.
     """
     check_packages(task.downstream)
-    procedure, folder = PROCEDURES[task.procedure], suite.output / task.code
-    if not suite.lr_search or not task.trained:
-        return procedure(suite, task, folder, {})
-    folders = {rate: folder / f"lr-{rate:.0e}" for rate in LEARNING_RATES}
-    values = {rate: _judge(suite, task, folders[rate], rate) for rate in LEARNING_RATES}
-    best = (max if task.judged_by.higher_better else min)(LEARNING_RATES, key=lambda rate: values[rate])
-    result = procedure(suite, task, folders[best], _learning_rate(best))
-    split = "the test trials, as SUPERB does" if task.procedure == "best on test" else "dev"
-    note = f"{result.note} Learning rate {best:.0e}, the best of {len(values)} on {split}.".strip()
-    return Result(result.scores, note, result.predictions, result.checkpoint)
-
-
-def _learning_rate(rate: float) -> dict[str, Any]:
-    return {"optimizer": {"lr": rate}}
+    folder, changes, note = suite.output / task.code, {}, ""
+    if suite.lr_search and task.trained:
+        folders = {rate: folder / f"lr-{rate:.0e}" for rate in LEARNING_RATES}
+        judged = {rate: _judge(suite, task, folders[rate], rate) for rate in LEARNING_RATES}
+        best = (max if task.judged_by.higher_better else min)(LEARNING_RATES, key=lambda rate: judged[rate])
+        folder, changes = folders[best], {"optimizer": {"lr": best}}
+        where = "the test trials, as SUPERB does" if task.procedure == "best on test" else "dev"
+        note = f"Learning rate {best:.0e}, the best of {len(judged)} on {where}."
+    outcome = PROCEDURES[task.procedure](suite, task, folder, changes)
+    seconds, split = round(sum(stage["seconds"] for stage in outcome.stages), 1), task.test_split
+    scores = [
+        Score(task.code, metric.name, round(value, metric.digits + 2), metric.unit, split, seconds, outcome.command)
+        for metric, value in zip(task.metrics, outcome.values, strict=True)
+    ]
+    checkpoint = outcome.checkpoint and str(outcome.checkpoint.relative_to(suite.output))
+    predictions = str(outcome.predictions.relative_to(suite.output))
+    return Result(scores, f"{outcome.note} {note}".strip(), predictions, checkpoint)
 
 
 def _judge(suite: Suite, task: Task, folder: Path, rate: float) -> float:
     """What a learning rate is chosen by: a dev score (of the first fold alone), or SUPERB's own score of ASV."""
-    changes = _learning_rate(rate)
+    changes = {"optimizer": {"lr": rate}}
     if task.procedure == "best on test":
-        return best_on_test(suite, task, folder, changes).scores[0].value
+        return best_on_test(suite, task, folder, changes).values[0]
     fold = task.folds[0] if task.folds else None
     dev = train(suite, task, folder / fold if fold else folder, changes, fold)["dev"]
     if dev is None:
@@ -63,15 +86,11 @@ def train(
 
     def work() -> dict[str, Any]:
         log = folder / "train.log"
-        newest = newest_checkpoint(folder)
-        arguments: dict[str, Any] = {"mode": "train"}
-        if newest is not None:
-            arguments["past_exp"] = newest
-        else:
+        arguments: dict[str, Any] = {"mode": "train", "past_exp": newest_checkpoint(folder)}
+        if arguments["past_exp"] is None:
             shutil.rmtree(folder, ignore_errors=True)
-            recipe = suite.configure(task, folder, changes)
-            arguments |= {**suite.arguments, "downstream": task.code, "config": recipe, "expdir": folder}
-            arguments["downstream_variant"] = variant
+            arguments |= {**suite.arguments, "downstream": task.code, "config": suite.configure(task, folder, changes)}
+            arguments |= {"expdir": folder, "downstream_variant": variant}
         suite.run(arguments, log)
         return {"dev": task.best_on_dev(log.read_text())}
 
@@ -119,76 +138,57 @@ def evaluate(suite: Suite, task: Task, folder: Path, checkpoint: Path, name: str
     return stage(folder / f"{name}.json", work)
 
 
-def best_on_dev(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
+def best_on_dev(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Outcome:
     """Train, take the best checkpoint on dev, test it; of ER the mean over the five folds."""
     variants = {fold: folder / fold for fold in task.folds} or {None: folder}
     trained = [train(suite, task, path, changes, fold) for fold, path in variants.items()]
     checkpoints = [best_checkpoint(task, path) for path in variants.values()]
     tested = [evaluate(suite, task, path.parent, path) for path in checkpoints]
-    seconds = sum(stage["seconds"] for stage in (*trained, *tested))
-    command = " && ".join(result["command"] for result in tested)
-    values = {metric: [result["scores"][metric.name] for result in tested] for metric in task.metrics}
-    scores = [_score(task, metric, fmean(each), command, seconds) for metric, each in values.items()]
-    folds = ", ".join(f"{value:.1f}" for value in values[task.metrics[0]])
+    values = [[result["scores"][metric.name] for result in tested] for metric in task.metrics]
+    folds = ", ".join(f"{value:.1f}" for value in values[0])
     note = f"{task.title}: folds {folds}." if task.folds else ""
-    return _result(suite, scores, note, folder, checkpoints[0])
+    command = " && ".join(result["command"] for result in tested)
+    return Outcome(list(map(fmean, values)), command, [*trained, *tested], note, folder, checkpoints[0])
 
 
-def _score(task: Task, metric: Metric, value: float, command: str, seconds: float, split: str | None = None) -> Score:
-    digits = metric.digits + 2
-    split = split or task.test_split
-    return Score(task.code, metric.name, round(value, digits), metric.unit, split, round(seconds, 1), command)
-
-
-def _result(suite: Suite, scores: list[Score], note: str, predictions: Path, checkpoint: Path | None) -> Result:
-    relative = str(checkpoint.relative_to(suite.output)) if checkpoint else None
-    return Result(scores, note, str(predictions.relative_to(suite.output)), relative)
-
-
-def best_on_test(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
+def best_on_test(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Outcome:
     """ASV: every kept checkpoint on the test trials, the best one reported (SUPERB's rule: there is no dev set).
 
     Raises:
         UserError: training kept no checkpoint.
     """
-    metric, trained = task.metrics[0], train(suite, task, folder, changes)
-    tested = {
-        path: evaluate(suite, task, folder, path, f"test-{step_of(path)}") for path in regular_checkpoints(folder)
-    }
+    trained, name = train(suite, task, folder, changes), task.metrics[0].name
+    checkpoints = {step_of(path): path for path in regular_checkpoints(folder)}
+    tested = {step: evaluate(suite, task, folder, path, f"test-{step}") for step, path in checkpoints.items()}
     if not tested:
         raise UserError(f"{folder} has no checkpoint: runner.total_steps must reach runner.save_step")
-    best = min(tested, key=lambda path: tested[path]["scores"][metric.name])
-    seconds = trained["seconds"] + sum(result["seconds"] for result in tested.values())
-    step = step_of(best)
-    note = f"{task.title}: the best of {len(tested)} checkpoints on the test trials (step {step}), as SUPERB does."
-    score = _score(task, metric, tested[best]["scores"][metric.name], tested[best]["command"], seconds)
-    return _result(suite, [score], note, folder / f"test-{step}", best)
+    best = min(tested, key=lambda step: tested[step]["scores"][name])
+    note = f"{task.title}: the best of {len(tested)} checkpoints on the test trials (step {best}), as SUPERB does."
+    value, command, stages = tested[best]["scores"][name], tested[best]["command"], [trained, *tested.values()]
+    return Outcome([value], command, stages, note, folder / f"test-{best}", checkpoints[best])
 
 
-def lowest_der(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
+def lowest_der(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Outcome:
     """SD: the lowest DER over the ways of turning the test predictions into segments (SUPERB's rule)."""
     trained = train(suite, task, folder, changes)
     checkpoint = best_checkpoint(task, folder)
     tested = evaluate(suite, task, folder, checkpoint)
-    rates = error_rates.score_diarization(folder, Path(suite.corpora["libri2mix_diarization"]) / "test")
-    median, threshold = min(rates, key=lambda key: rates[key])
-    note = f"SD: the lowest of {len(rates)} settings on test (median {median}, threshold {threshold}), as SUPERB does."
-    seconds = trained["seconds"] + tested["seconds"]
-    score = _score(task, task.metrics[0], rates[median, threshold], tested["command"], seconds)
-    return _result(suite, [score], note, folder, checkpoint)
+    test = Path(suite.corpora["libri2mix_diarization"]) / "test"
+    rate, median, threshold = score_diarization(folder, test)
+    note = f"SD: the lowest of 10 settings on test (median {median}, threshold {threshold}), as SUPERB does."
+    return Outcome([rate], tested["command"], [trained, tested], note, folder, checkpoint)
 
 
-def search(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Result:
+def search(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Outcome:
     """QbE: dynamic time warping on every layer for dev, on the best of them for eval."""
     layers = range(suite.described["states"])
     dev = {layer: _search_layer(suite, task, folder / f"dev-{layer}", "dev", layer) for layer in layers}
     best = max(dev, key=lambda layer: dev[layer]["mtwv"])
     predictions = folder / f"test-{best}"
     tested = _search_layer(suite, task, predictions, "test", best)
-    seconds = tested["seconds"] + sum(result["seconds"] for result in dev.values())
-    score = _score(task, task.metrics[0], tested["mtwv"], tested["command"], seconds, split="eval")
     note = f"QbE: state {best} of {len(layers)}, the best on dev (MTWV {dev[best]['mtwv']:.4f})."
-    return _result(suite, [score], note, predictions, None)
+    stages = [*dev.values(), tested]
+    return Outcome([tested["mtwv"]], tested["command"], stages, note, predictions, None)
 
 
 def _search_layer(suite: Suite, task: Task, folder: Path, split: str, layer: int) -> dict[str, Any]:
@@ -198,13 +198,13 @@ def _search_layer(suite: Suite, task: Task, folder: Path, split: str, layer: int
             **{"upstream_layer_selection": layer, "config": suite.configure(task, folder), "expdir": folder},
         }
         suite.run(arguments, folder / "search.log")
-        value, threshold = error_rates.score_search(folder, Path(suite.corpora["quesst14"]), split)
+        value, threshold = score_search(folder, Path(suite.corpora["quesst14"]), split)
         return {"mtwv": value, "threshold": threshold, "command": suite.command(arguments)}
 
     return stage(folder / "search.json", work)
 
 
-PROCEDURES: Mapping[Procedure, Callable[[Suite, Task, Path, Mapping[str, Any]], Result]] = {
+PROCEDURES: Mapping[Procedure, Callable[[Suite, Task, Path, Mapping[str, Any]], Outcome]] = {
     "best on dev": best_on_dev,
     "best on test": best_on_test,
     "diarization": lowest_der,

@@ -1,14 +1,13 @@
-"""What a suite writes: scores.csv, the table in three formats, the figures, the submission."""
+"""What a suite writes: scores.csv, the table in three formats, the figures."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from distiller.common.files import write_csv, write_json, write_text
+from downstream_recipes.scores.metrics import Row
 from downstream_recipes.suite import figures, tables
-from downstream_recipes.suite.submission import write_submission
 from downstream_recipes.suite.suite import Result, Suite, kept_result
-from downstream_recipes.suite.tables import Row
 from downstream_recipes.tasks.tasks import TASKS, Task
 from upstream.errors import UserError
 
@@ -88,13 +87,3 @@ def _draw(output: Path, rows: Sequence[Row], done: dict[Task, Result]) -> dict[s
         ),
     }
     return {caption: path for caption, path in drawn.items() if path is not None}
-
-
-def write_submission_of(suite: Suite, directory: Path) -> Path:
-    """The leaderboard's files of every finished task.
-
-    Raises:
-        UserError: a prediction is missing.
-    """
-    predictions = {task: suite.output / result.predictions for task, result in done_tasks(suite.output).items()}
-    return write_submission(predictions, directory)

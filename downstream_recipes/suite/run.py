@@ -8,7 +8,8 @@ from distiller.common.command import Failed
 from distiller.common.files import disk_error, lock_folder
 from downstream_recipes.suite.gpus import run_on_gpus
 from downstream_recipes.suite.procedures import run_task
-from downstream_recipes.suite.report import done_tasks, read_rows, write_report, write_submission_of
+from downstream_recipes.suite.report import done_tasks, read_rows, write_report
+from downstream_recipes.suite.submission import write_submission
 from downstream_recipes.suite.suite import Suite, check_kept, forget, keep, kept_result, say
 from downstream_recipes.tasks.tasks import Task
 from upstream.errors import UserError
@@ -38,10 +39,12 @@ def run_suite(
         for task in tasks if overwrite else ():  # only once all of the above is right
             forget(suite, task)
         failures = run_on_gpus(suite, todo, gpus) if gpus else run_here(suite, tasks)
-        if done_tasks(suite.output) or not failures:
+        done = done_tasks(suite.output)
+        if done or not failures:
             print(write_report(suite, beside))
             if submission:
-                print(f"submission: {write_submission_of(suite, suite.output / 'submission')}")
+                predictions = {task: suite.output / result.predictions for task, result in done.items()}
+                print(f"submission: {write_submission(predictions, suite.output / 'submission')}")
     if failures:
         raise Failed(*failures)
 

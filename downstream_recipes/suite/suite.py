@@ -44,13 +44,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a task.
-
-    Args:
-        note: for the table.
-        predictions: folder that the evaluation wrote to, relative to the suite's output; of ER the folds' parent.
-        checkpoint: that was evaluated, relative to the output (of ER the first fold's); None: nothing is trained.
-    """
+    """What is kept of a task that is done: as in procedures.Outcome, paths relative to the suite's output."""
 
     scores: list[Score]
     note: str
@@ -115,7 +109,7 @@ class Suite:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Those of s3prl's that choose the upstream."""
+        """The arguments of s3prl that choose the upstream."""
         return {"upstream": self.upstream, "upstream_ckpt": self.checkpoint, "upstream_model_config": self.model_config}
 
     @property
@@ -144,8 +138,7 @@ class Suite:
         except Exception as error:  # an upstream of s3prl's can raise anything
             reason = in_one_line(error, self.output / LOG)
             raise UserError(f"-u {self.upstream} -k {self.checkpoint} cannot be opened: {reason}") from None
-        count = len(states) if isinstance(states, (list, tuple)) else 1
-        return {"states": count, "parameters": parameter_count(model)}
+        return {"states": len(states) if isinstance(states, (list, tuple)) else 1, "parameters": parameter_count(model)}
 
     def run(self, arguments: Arguments, log: Path) -> str:
         """One run of s3prl in this process; what it prints is appended to `log`, and returned.

@@ -3,55 +3,35 @@
 import base64
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from pandas import DataFrame
 
-from downstream_recipes.scores.metrics import (
-    COLUMNS,
-    MAIN_COLUMNS,
-    Column,
-    generalizability_score,
-    overall_score,
-    references,
-)
+from downstream_recipes.scores.metrics import COLUMNS, Column, Row, generalizability_score, overall_score, references
 from downstream_recipes.suite.suite import Score
 
 MISSING = "-"
 SCORE_COLUMNS = ("upstream", "task", "metric", "value", "unit", "split", "seconds", "command")  # of scores.csv
 
 
-@dataclass(frozen=True)
-class Row:
-    """One model. `scores` is by `Column.key`; both scores over the table are None unless every column has a value."""
-
-    name: str
-    params_m: float | None
-    scores: Mapping[str, float]
-    overall: float | None = None
-    generalizability: float | None = None
-    published: bool = False
-
-
 def measured_row(name: str, params_m: float | None, scores: Sequence[Score], miniature: bool) -> Row:
     """A suite's row. On miniature corpora the scores over the table would be meaningless and are left out."""
-    values = {f"{score.task}_{score.metric}": score.value for score in scores}
-    if miniature or any(column.key not in values for column in MAIN_COLUMNS):
-        return Row(name, params_m, values)
-    return Row(name, params_m, values, overall_score(values), generalizability_score(values))
+    row = Row(name, params_m, {f"{score.task}_{score.metric}": score.value for score in scores})
+    return row if miniature else with_overall_scores(row)
 
 
 def published_rows() -> list[Row]:
-    """The models of the papers' tables, with both scores where all numbers are published."""
-    rows = []
-    for reference in references()[1:]:  # the first is not a model
-        complete = len(reference.scores) == len(MAIN_COLUMNS)
-        name = f"{reference.upstream} ({reference.corpus})" if reference.corpus else reference.upstream
-        overall = [score(reference.scores) for score in (overall_score, generalizability_score) if complete]
-        rows.append(Row(name, reference.params_m, reference.scores, *overall, published=True))
-    return rows
+    """The models of the papers' tables."""
+    return [with_overall_scores(row) for row in references()[1:]]  # the first is not a model
+
+
+def with_overall_scores(row: Row) -> Row:
+    """`row` with both scores over the table computed, if it is complete."""
+    if not row.complete:
+        return row
+    return replace(row, overall=overall_score(row.scores), generalizability=generalizability_score(row.scores))
 
 
 def used_columns(rows: Sequence[Row]) -> list[Column]:

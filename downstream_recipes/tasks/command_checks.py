@@ -10,7 +10,7 @@ from typing import Any
 from downstream_recipes.adaptation import compat
 from downstream_recipes.adaptation.checkpoints import is_complete, read_checkpoint, regular_checkpoints
 from downstream_recipes.tasks.tasks import TASKS
-from upstream.errors import UserError, nearest, one_of, require
+from upstream.errors import UserError, no_such, one_of, require
 
 
 def chosen_device(device: str | None) -> str:
@@ -87,8 +87,7 @@ def check_upstream(name: str | None, checkpoint: str | None) -> None:
     if name is None:
         return
     if name not in known:
-        meant = nearest(name, known)
-        raise UserError(f"-u {name} does not exist" + (f"; did you mean {meant}?" if meant else ""))
+        raise no_such(f"-u {name}", name, known)
     if checkpoint is None and name.endswith(("_local", "_url", "_custom")) and name != "baseline_local":
         raise UserError(f"-u {name} needs a checkpoint: -k {'URL' if name.endswith('_url') else 'PATH'}")
     if checkpoint is not None and name.endswith("_local") and not Path(checkpoint).exists():

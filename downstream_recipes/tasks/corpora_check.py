@@ -1,6 +1,6 @@
 """What a user's corpora lack, and how much audio they hold."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,7 @@ def missing_words(corpora: Mapping[str, Any]) -> list[str]:
 def hours(name: str, corpora: Mapping[str, Any]) -> float:
     """Hours of audio of a corpus, from the headers of its files; unreadable files do not count."""
     root, audio = Path(corpora[name]), CORPORA[name].audio
-    paths: Sequence[Path] = sorted(root.glob(audio)) if audio else []
-    paths = paths or sorted({wav for scp in root.glob("**/wav.scp") for wav in _scp(scp)})
+    paths = sorted(root.glob(audio) if audio else {wav for scp in root.glob("**/wav.scp") for wav in _scp(scp)})
     with ThreadPoolExecutor() as pool:
         return sum(progress(pool.map(_seconds, paths), f"hours of {name}", len(paths))) / 3600
 

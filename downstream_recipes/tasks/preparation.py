@@ -9,7 +9,7 @@ from pathlib import Path
 
 import soundfile
 
-from distiller.common.files import cache_folder, write_text
+from distiller.common.files import cache_folder, write_csv, write_text
 from distiller.common.progress import progress
 from downstream_recipes.adaptation.corpus_key import corpus_key
 from downstream_recipes.adaptation.ctc_datasets import find_audio
@@ -47,11 +47,8 @@ def asr_lengths(librispeech: Path) -> Path:
             wavs = find_audio(librispeech / split, ".flac")
             with ThreadPoolExecutor() as pool:
                 lengths = list(progress(pool.map(_samples, wavs), f"lengths of {split}", len(wavs)))
-            rows = [
-                f"{index},{wav.relative_to(librispeech)},{length},0"
-                for index, (wav, length) in enumerate(zip(wavs, lengths, strict=True))
-            ]
-            write_text(path, "\n".join([",file_path,length,label", *rows, ""]))
+            rows = enumerate(zip((wav.relative_to(librispeech) for wav in wavs), lengths, strict=True))
+            write_csv(path, [{"": i, "file_path": wav, "length": length, "label": 0} for i, (wav, length) in rows])
     return folder
 
 

@@ -19,7 +19,7 @@ from distiller.common.values import flatten
 from downstream_recipes.tasks import preparation
 from downstream_recipes.tasks.corpus_layouts import CORPORA, faults
 from downstream_recipes.tasks.tasks import FOLDER
-from upstream.errors import UserError, nearest, require
+from upstream.errors import UserError, no_such, require
 
 REFERENCE = re.compile(r"\$\{(corpora|prepared|vocabulary)\.(\w+)\}")
 SECTIONS = ("runner", "downstream_expert")  # of every recipe
@@ -44,13 +44,14 @@ def read_corpora(file: Path) -> dict[str, Any]:
     for key, value in values.items():
         name = f"{file}: {key}"
         if key not in known:
-            meant = nearest(key, known)
-            raise UserError(f"{name} does not exist; " + (f"did you mean {meant}?" if meant else ", ".join(known)))
+            raise no_such(name, key, known)
+        if value is None:
+            continue
         if key == "workers":
             require(type(value) is int and value >= 0, name, value, "a number of processes, 0 or more")
         elif key == "miniature":
             require(isinstance(value, bool), name, value, "true or false")
-        elif value is not None:
+        else:
             values[key] = _absolute(name, value, key in CORPORA and CORPORA[key].several, file.resolve().parent)
     return {str(key): value for key, value in values.items()}
 
@@ -107,7 +108,8 @@ def resolve(recipe: Path, corpora: Mapping[str, Any], folder: Path, *changes: Ma
         UserError: the recipe cannot be read, lacks a section or refers to something unknown; or a corpus that it needs
             is not listed, does not exist or, for the recipes here, has another layout.
     """
-    workers = corpora.get("workers", min(os.cpu_count() or 1, MAX_WORKERS))
+    workers = corpora.get("workers")
+    workers = min(os.cpu_count() or 1, MAX_WORKERS) if workers is None else workers
     values: dict[str, Any] = {"workers": workers, "processes": max(workers, 1)}
     for kind, name in references(recipe):
         values.setdefault(kind, {})[name] = _value(kind, name, corpora, folder, recipe)

@@ -5,25 +5,19 @@ import gc
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distiller.common.command import Failed
 from distiller.common.files import check_writable
 from downstream_recipes.adaptation import compat
-from downstream_recipes.tasks.command_checks import (
-    check_packages,
-    check_split,
-    check_upstream,
-    chosen_device,
-    read_experiment,
-)
+from downstream_recipes.tasks import command_checks
 from downstream_recipes.tasks.recipes import references, resolve, write_recipe
 from downstream_recipes.tasks.tasks import TASKS, Task, find_task
-from upstream.errors import UserError, nearest
+from upstream.errors import UserError, no_such, one_of, require
 
 LOG = "run_downstream.log"  # in the experiment folder
+MODES = ("train", "evaluate", "inference")
 
 Arguments = Mapping[str, Any]  # of s3prl's command line, by name; None and False are left out
 # their short flags
@@ -88,81 +82,52 @@ def in_one_line(error: Exception, log: Path) -> str:
     return line
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """What run_downstream.py is about to do: a run, the folder it writes to, and a recipe to be written first."""
-
-    arguments: dict[str, Any]
-    folder: Path
-    recipe: dict[str, Any] | None = None
-
-
-def plan_experiment(arguments: Arguments, corpora: Callable[[], Mapping[str, Any]]) -> Experiment:
-    """Fill in what was left out of a command line, and check all of it that can be checked without s3prl.
+def run_experiment(arguments: Arguments, corpora: Callable[[], Mapping[str, Any]]) -> None:
+    """run_downstream.py: fill in what the command line leaves out, check everything, run s3prl.
 
     Args:
+        arguments: every argument by name; None: left out.
         corpora: reads the corpora file; called if the recipe refers to one.
 
     Raises:
-        UserError: an argument is missing or wrong, or as `recipes.resolve`.
-    """
-    arguments = {**arguments, "device": chosen_device(arguments["device"])}
-    if arguments["past_exp"]:  # the checkpoint holds everything else
-        path = Path(arguments["past_exp"])
-        states = read_experiment(path)
-        arguments["mode"] = arguments["mode"] or "train"
-        downstream = getattr(states["Args"], "downstream", "")
-        check_split(arguments, downstream, states["Config"])
-        check_packages(downstream)
-        return Experiment(arguments, path if path.is_dir() else path.parent)
-    for flag, name in (("-u", "upstream"), ("-d", "downstream")):
-        if arguments[name] is None:
-            raise UserError(f"{flag} is missing: which {name}?")
-    task, name = _task(arguments)
-    folder = experiment_folder(arguments)
-    check_writable(folder)
-    recipe = Path(arguments["config"]) if arguments["config"] else _recipe_of(task, name)
-    configuration = resolve(recipe, corpora() if references(recipe) else {}, folder)
-    arguments |= {
-        "mode": arguments["mode"] or ("train" if task is None or task.trained else "evaluate"),
-        "downstream": task.downstream if task else name,
-        "config": folder / f"{name}.yaml",
-        "expdir": folder,
-    }
-    check_split(arguments, arguments["downstream"], configuration)
-    check_packages(arguments["downstream"])
-    return Experiment(arguments, folder, configuration)
-
-
-def run_experiment(experiment: Experiment) -> None:
-    """Run what `plan_experiment` made ready.
-
-    Raises:
-        UserError: no such upstream, or as `run_s3prl`.
+        UserError: an argument is missing or wrong, or as `recipes.resolve`; nothing was written then.
         Failed: as `run_s3prl`.
     """
-    check_upstream(experiment.arguments["upstream"], experiment.arguments["upstream_ckpt"])
-    if experiment.recipe is not None:
-        write_recipe(experiment.recipe, experiment.arguments["config"])
-    run_s3prl(experiment.arguments, experiment.folder / LOG)
+    mode = arguments["mode"]
+    require(mode in (None, *MODES), "-m", mode, one_of(mode, MODES))
+    arguments = {**arguments, "device": command_checks.chosen_device(arguments["device"])}
+    if arguments["past_exp"]:  # the checkpoint holds everything else
+        path = Path(arguments["past_exp"])
+        states = command_checks.read_experiment(path)
+        folder = path if path.is_dir() else path.parent
+        downstream, configuration = getattr(states["Args"], "downstream", ""), states["Config"]
+        arguments["mode"] = mode or "train"
+    else:
+        for name in ("upstream", "downstream"):
+            if arguments[name] is None:
+                raise UserError(f"{SHORT[name]} is missing: which {name}?")
+        task, name = _task(arguments)
+        default = Path("result") / "downstream" / (arguments["expname"] or f"{arguments['upstream']}_{name}")
+        folder = Path(arguments["expdir"] or default)
+        check_writable(folder)
+        if task is None and arguments["config"] is None:
+            raise no_such(f"-d {name}", name, [*TASKS, *(known.downstream for known in TASKS.values())])
+        recipe = Path(arguments["config"] or task.recipe)  # type: ignore[union-attr] - a task, then
+        configuration = resolve(recipe, corpora() if references(recipe) else {}, folder)
+        downstream = task.downstream if task else name
+        mode = mode or ("train" if task is None or task.trained else "evaluate")
+        config = folder / f"{name}.yaml"
+        arguments |= {"mode": mode, "downstream": downstream, "config": config, "expdir": folder}
+    command_checks.check_split(arguments, downstream, configuration)
+    command_checks.check_packages(downstream)
+    command_checks.check_upstream(arguments["upstream"], arguments["upstream_ckpt"])
+    if not arguments["past_exp"]:
+        write_recipe(configuration, arguments["config"])
+    run_s3prl(arguments, folder / LOG)
 
 
 def _task(arguments: Arguments) -> tuple[Task | None, str]:
-    """The task whose recipe is here, if it is one, and the name of the experiment and its recipe."""
+    """The task, if its recipe is here and wanted, and the name of the experiment and its recipe."""
     downstream = arguments["downstream"]
     task = find_task(downstream) if arguments["config"] is None or downstream in TASKS else None
     return task, task.code if task else downstream
-
-
-def experiment_folder(arguments: Arguments) -> Path:
-    """Where a new experiment writes: -p, or a folder named by -n or after upstream and task."""
-    default = arguments["expname"] or f"{arguments['upstream']}_{_task(arguments)[1]}"
-    return Path(arguments["expdir"] or Path("result") / "downstream" / default)
-
-
-def _recipe_of(task: Task | None, name: str) -> Path:
-    if task is None:
-        meant = nearest(name, [*TASKS, *(task.downstream for task in TASKS.values())])
-        hint = f"did you mean {meant}? " if meant else ""
-        raise UserError(f"-d {name} does not exist; {hint}(a task of s3prl's that has no recipe here needs -c)")
-    return task.recipe

@@ -54,7 +54,7 @@ class Task:
         metrics: its columns in the table.
         submission: the file (or folder) that s3prl leaves for the leaderboard, and its name there.
         dev_metric: what checkpoints and learning rates are chosen by on dev; default: the first of `metrics`.
-        dev_split, test_split: s3prl's names, -t.
+        dev_split, test_split: s3prl's names, -t (QbE: QUESST's; to s3prl its eval is test).
         best: the file that s3prl keeps its best checkpoint in.
         split_section: the section of the recipe that lists the folders of each split, if the recipe does so.
         folds: s3prl's variants, -v, whose mean is the score.
@@ -129,6 +129,7 @@ FOLDS = tuple(f"fold{number}" for number in range(1, 6))
 BEST_STATES = "best-states-dev.ckpt"
 SEPARATION = ("asteroid", "pesq", "pystoi")
 HYPOTHESES, MEASURES = ("test-hyp.ark", "predict.ark"), ("test_metrics.txt", "metrics.txt")  # to be submitted
+STDLIST = "benchmark.stdlist.xml"
 
 _TASKS = [
     Task("PR", "ctc", (PER,), HYPOTHESES, split_section="corpus"),
@@ -143,7 +144,7 @@ _TASKS = [
         split_section="datarc",
     ),
     Task("KS", "speech_commands", (ACCURACY,)),
-    Task("QbE", "quesst14_dtw", (MTWV,), ("benchmark.stdlist.xml", "benchmark.stdlist.xml"), "search"),
+    Task("QbE", "quesst14_dtw", (MTWV,), (STDLIST, STDLIST), "search", test_split="eval"),
     Task("SID", "voxceleb1", (ACCURACY,)),
     Task("ASV", "sv_voxceleb1", (EER,), procedure="best on test", leaderboard="sv"),
     Task("SD", "diarization", (DER,), ("scoring/predictions", ""), "diarization", FRAME_ACCURACY, best=BEST_STATES),

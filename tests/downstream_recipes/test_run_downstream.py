@@ -58,7 +58,7 @@ def test_a_refused_command_leaves_no_folder(folder, capsys, line, message):
 
 
 def test_whatever_s3prl_raises_is_one_line(folder, monkeypatch, capsys):
-    def fail(experiment):
+    def fail(arguments, corpora):
         raise Failed("ValueError: num_samples=0")
 
     monkeypatch.setattr(run_downstream, "run_experiment", fail)

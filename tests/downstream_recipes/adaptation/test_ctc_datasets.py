@@ -76,11 +76,11 @@ def test_slots_are_marked_in_the_characters(tmp_path):
     tokenizer = text.load_text_encoder(
         "character-slot", *(str(tmp_path / f"{name}.txt") for name in ("characters", "slots"))
     )
-    dataset = SnipsDataset(["valid"], tokenizer, 1, tmp_path, valid_speakers=["Amy"])
+    dataset = SnipsDataset(["valid"], tokenizer, 1, path=tmp_path, valid_speakers=["Amy"])
     decoded = {path.stem: tokenizer.decode(tokens) for path, tokens in dataset}
     assert decoded == {
         "Amy-snips-valid-0": "PLAY THE B-object SONG E-object",
         "Amy-snips-valid-1": "IN B-city NEW YORK E-city",
     }
     with pytest.raises(UserError, match="has no wav with a transcript of Emma"):
-        SnipsDataset(["valid"], tokenizer, 1, tmp_path, valid_speakers=["Emma"])
+        SnipsDataset(["valid"], tokenizer, 1, path=tmp_path, valid_speakers=["Emma"])

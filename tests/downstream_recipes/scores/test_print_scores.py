@@ -35,7 +35,7 @@ def expert(monkeypatch):
     exec(EXPERT, module.__dict__)
 
     def adapted(line, **settings):
-        print_scores._ending_with(line)(module)
+        print_scores._end_with(line, module)
         return module.DownstreamExpert(**settings)
 
     return adapted

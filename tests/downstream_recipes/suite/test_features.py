@@ -1,4 +1,4 @@
-"""Features that are heard again: the same numbers, whatever the batch, the cache's size and what it held before."""
+"""Reused features: the same numbers for any batch, any size of the cache and anything it held before."""
 
 import pytest
 import torch
@@ -63,9 +63,9 @@ def test_to_the_last_bit_neither_batch_nor_size_nor_history_matter(upstream, wav
 def test_what_was_used_last_is_kept():
     cache = FeatureCache(8)
     for key in (b"a", b"b"):
-        cache.put(key, {"last_hidden_state": [torch.zeros(1)]})
+        cache.put(key, [torch.zeros(1)])
     assert cache.get(b"a") is not None
-    cache.put(b"c", {"last_hidden_state": [torch.zeros(1)]})
+    cache.put(b"c", [torch.zeros(1)])
     assert [cache.get(key) is not None for key in (b"a", b"b", b"c")] == [True, False, True]
     assert cache.size == 8
 

@@ -10,7 +10,7 @@ import pytest
 from distiller.common.command import Failed
 from downstream_recipes import superb
 from downstream_recipes.suite.procedures import run_task
-from downstream_recipes.suite.report import write_report, write_submission_of
+from downstream_recipes.suite.report import write_report
 from downstream_recipes.suite.suite import Suite, keep, kept_result
 from downstream_recipes.tasks.recipes import read_corpora
 from downstream_recipes.tasks.tasks import TASKS
@@ -171,7 +171,6 @@ def test_real_corpora_have_overall_scores_and_published_rows(suite, tmp_path):
     assert "Overall ↑" in text
     assert "overall,score" in (real.output / "scores.csv").read_text()
     assert (real.output / "parameters.png").exists()
-    assert write_submission_of(real, real.output / "submission").exists()
 
 
 @pytest.mark.parametrize(

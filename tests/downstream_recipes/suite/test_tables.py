@@ -10,7 +10,7 @@ from downstream_recipes.suite import tables
 from downstream_recipes.suite.figures import _label_heights, layers_by_task, score_against_parameters, tasks_as_bars
 from downstream_recipes.suite.suite import Score
 
-STAR = next(row for row in references() if row.upstream == "STaRHuBERT" and row.corpus == "LS 960")
+STAR = next(row for row in references() if row.name == "STaRHuBERT (LS 960)")
 
 
 def cells(text: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +15,47 @@ from distiller.common.command import Failed
 from downstream_recipes.adaptation import compat
 from downstream_recipes.miniature.make import corpora_file
 from downstream_recipes.run_downstream import parser
-from downstream_recipes.tasks import command_checks
+from downstream_recipes.tasks import command_checks, runner
 from downstream_recipes.tasks.recipes import read_corpora, write_recipe
-from downstream_recipes.tasks.runner import Experiment, command_line, plan_experiment, run_s3prl
+from downstream_recipes.tasks.runner import command_line, run_s3prl
 from tests.downstream_recipes.laid_out import lay_out
 from upstream.errors import UserError
 
 
-def plan(line: str) -> Experiment:
-    arguments = vars(parser().parse_args(line.split()))
-    file = arguments.pop("corpora")
-    return plan_experiment(arguments, lambda: read_corpora(corpora_file(file)))
+@dataclass
+class Experiment:
+    arguments: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] | None = None
 
 
-def test_what_is_left_out_has_a_default(folder):
+@pytest.fixture
+def plan(monkeypatch) -> Callable[[str], Experiment]:
+    """What run_downstream.py would let s3prl do."""
+    experiment = Experiment()
+    monkeypatch.setattr(command_checks, "check_upstream", lambda name, checkpoint: None)
+    monkeypatch.setattr(runner, "write_recipe", lambda recipe, path: setattr(experiment, "recipe", recipe))
+    monkeypatch.setattr(runner, "run_s3prl", lambda arguments, log: setattr(experiment, "arguments", arguments))
+
+    def run(line: str) -> Experiment:
+        arguments = vars(parser().parse_args(line.split()))
+        corpora = arguments.pop("corpora")
+        runner.run_experiment(arguments, lambda: read_corpora(corpora_file(corpora)))
+        return experiment
+
+    return run
+
+
+def test_what_is_left_out_has_a_default(plan, folder):
     experiment = plan("-u starhubert -d ic --corpora corpora.yaml --seed 7 -f")
     result = Path("result/downstream/starhubert_ic")
-    assert experiment.folder == result
     assert experiment.recipe["downstream_expert"]["datarc"]["file_path"] == str(folder / "fluent")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     words = f"-m train -u starhubert -d fluent_commands -c {result}/ic.yaml -p {result} --device {device} --seed 7 -f"
     assert sorted(command_line(experiment.arguments)) == sorted(words.split())
-    assert not Path("result").exists()  # planning leaves nothing behind
+    assert not Path("result").exists()
 
 
-def test_what_is_given_is_kept(folder, monkeypatch):
+def test_what_is_given_is_kept(plan, folder, monkeypatch):
     monkeypatch.setenv("SUPERB_CORPORA", "corpora.yaml")
     recipe = folder / "own.yaml"
     recipe.write_text("runner: {}\ndownstream_expert: {}\nroot: ${corpora.fluent_commands}\n")
@@ -51,7 +69,7 @@ def test_what_is_given_is_kept(folder, monkeypatch):
     assert plan("-u a -d fluent_commands -p exp").arguments["config"] == Path("exp/ic.yaml")
 
 
-def test_query_by_example_is_evaluated_at_once(folder):
+def test_query_by_example_is_evaluated_at_once(plan, folder):
     lay_out("quesst14", folder / "quesst14")
     (folder / "corpora.yaml").write_text("quesst14: quesst14")
     assert plan("-u starhubert -d qbe --corpora corpora.yaml").arguments["mode"] == "evaluate"
@@ -65,12 +83,12 @@ def experiment(folder: Path, downstream: str = "fluent_commands", **expert) -> N
     (folder / "states-4.ckpt").write_text("an older one, which nobody opens")
 
 
-def test_a_checkpoint_brings_everything_else(folder):
+def test_a_checkpoint_brings_everything_else(plan, folder):
     experiment(folder / "exp")
     plain = plan("-m evaluate -e exp -o args.expdir=other --device cpu")
     words = "-m evaluate -e exp -o args.expdir=other --device cpu"
     assert sorted(command_line(plain.arguments)) == sorted(words.split())
-    assert (plain.folder, plain.recipe) == (Path("exp"), None)
+    assert plain.recipe is None
     assert plan("-m evaluate -t dev -e exp/states-20.ckpt").arguments["evaluate_split"] == "dev"
 
 
@@ -88,7 +106,7 @@ def test_a_checkpoint_brings_everything_else(folder):
         ("asr -t test-clean", "-t is 'test-clean', but it must be one of train, dev-clean"),
     ],
 )
-def test_what_cannot_be_evaluated_is_a_one_line_error(folder, given, message):
+def test_what_cannot_be_evaluated_is_a_one_line_error(plan, folder, given, message):
     (folder / "empty").mkdir()
     torch.save(torch.zeros(3), folder / "tensor.ckpt")
     experiment(folder / "exp")
@@ -133,7 +151,7 @@ def test_what_cannot_be_evaluated_is_a_one_line_error(folder, given, message):
         ("-u a -d ic -c corpora.yaml", r"corpora\.yaml has no section runner; every recipe needs"),
     ],
 )
-def test_a_wrong_command_line_is_a_one_line_error(folder, monkeypatch, given, message):
+def test_a_wrong_command_line_is_a_one_line_error(plan, folder, monkeypatch, given, message):
     monkeypatch.delenv("SUPERB_CORPORA", raising=False)
     (folder / "empty.yaml").touch()
     (folder / "list.yaml").write_text("- a\n")
