@@ -1,15 +1,9 @@
-"""From a teacher and some audio to clusters of its layers: SKILL's first stage (arXiv 2402.16830, section 3).
+"""From a teacher and some audio to clusters of its layers: SKILL's first stage (arXiv 2402.16830, section 3)."""
 
-Its outcome is three files that appear whole: cka.csv, similarity.png and, last, clusters.json.
-"""
-
-import json
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +12,9 @@ from distiller.audio.batch import Batch
 from distiller.audio.dataset import validation_batches
 from distiller.audio.decoding import Decoder
 from distiller.clustering.cka import StateBatch, stream_cka
-from distiller.clustering.figure import similarity_figure
-from distiller.clustering.tree import Clustering, automatic_count, cut_tree, layer_tree, representative, separation
-from distiller.common.files import lock_folder, write_json, write_text
+from distiller.clustering.files import CLUSTERS, MATRIX, Similarity, read_clusters, write_clusters, write_matrix
+from distiller.clustering.tree import automatic_count, cut_tree, layer_tree, separation
+from distiller.common.files import lock_folder
 from distiller.common.progress import progress
 from distiller.corpora.config import CorpusConfig
 from distiller.corpora.corpus import open_audio, open_corpus
@@ -30,17 +24,7 @@ from upstream.config import SAMPLE_RATE
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError
 
-CLUSTERS, MATRIX, FIGURE = "clusters.json", "cka.csv", "similarity.png"
 ENOUGH = 20  # frames per channel; below, chance similarity shows in the plain estimator (0.06 at 16 per channel)
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """CKA between layers of a teacher, and what it was measured on."""
-
-    layers: list[int]
-    cka: np.ndarray  # (layer, layer), in the order of `layers`
-    calibration: dict[str, Any]  # for clusters.json
 
 
 def cluster_layers(
@@ -52,17 +36,17 @@ def cluster_layers(
     device: torch.device | str = "cpu",
     title: str = "",
 ) -> ClustersConfig:
-    """`config` with clusters and their representatives: those set by hand, those of an earlier call, or found now.
+    """`config` with clusters and their representatives: set by hand, from an earlier call, or computed now.
 
-    Processes that start together find them once; OUTPUT/clusters.json says that they are found.
+    Processes that start together compute them once; OUTPUT/clusters.json marks them as complete.
 
     Args:
-        corpus: of the recipe, whose training part is taken unless `config.calibration.corpus` names another, which is
-            taken whole, what is longer than a batch in windows.
+        corpus: of the recipe. Its training part is used, unless `config.calibration.corpus` names another: then all of
+            that, in chunks where it is longer than a batch.
         seed: of the choice of utterances.
 
     Raises:
-        UserError: more clusters than layers, too little audio, or whatever keeps the corpus from being opened.
+        UserError: more clusters than layers, too little audio, or the corpus cannot be opened.
     """
     if config.clusters is not None:
         return config
@@ -85,7 +69,7 @@ def calibrate(
     seed: int = 1,
     device: torch.device | str = "cpu",
 ) -> Similarity:
-    """CKA between the teacher's layers, on as much of the audio as `config.calibration` asks for.
+    """CKA between the teacher's layers, on as much audio as `config.calibration` asks for.
 
     Args:
         corpus: as `cluster_layers`.
@@ -175,61 +159,3 @@ def _check_frames(frames: int, width: int, calibration: CalibrationConfig) -> No
         f"so that CKA is too high; {remedy}",
         stacklevel=3,
     )
-
-
-def layer_names(layers: Sequence[int], zeroth: Zeroth) -> list[str]:
-    """As figures and tables call them: P or F⁰, then numbers."""
-    first = "P" if zeroth == "projected" else "F⁰"
-    return [str(layer) if layer else first for layer in layers]
-
-
-def write_matrix(path: Path, similarity: Similarity, zeroth: Zeroth) -> None:
-    """CKA as CSV, a row and a column per layer."""
-    names = layer_names(similarity.layers, zeroth)
-    rows = [[name, *(f"{value:.8f}" for value in row)] for name, row in zip(names, similarity.cka, strict=True)]
-    write_text(path, "".join(",".join(row) + "\n" for row in [["layer", *names], *rows]))
-
-
-def write_clusters(
-    output: Path,
-    similarity: Similarity,
-    tree: np.ndarray,
-    clustering: Clustering,
-    config: ClustersConfig,
-    title: str = "",
-    ending: str = "",
-) -> None:
-    """similarity.png, then clusters.json, of one clustering; `ending` goes into both names."""
-    names = layer_names(similarity.layers, config.zeroth)
-    figure, record = (output / name.replace(".", f"{ending}.") for name in (FIGURE, CLUSTERS))
-    title = ", ".join(part for part in (title, f"{len(clustering.clusters)} clusters") if part)
-    similarity_figure(figure, similarity.cka, tree, clustering.clusters, names, title)
-    numbers = {key: getattr(clustering, key) for key in ("silhouette", "within", "between")}
-    write_json(
-        record,
-        {
-            "layers": similarity.layers,
-            "cka": similarity.cka.tolist(),
-            "linkage": config.linkage,
-            "contiguous": config.contiguous,
-            "clusters": [[similarity.layers[place] for place in cluster] for cluster in clustering.clusters],
-            "separation": {key: None if math.isnan(value) else value for key, value in numbers.items()},
-            "calibration": similarity.calibration,
-        },
-    )
-
-
-def read_clusters(path: Path, config: ClustersConfig) -> ClustersConfig:
-    """`config` with the clusters of a clusters.json, and the representative of each.
-
-    Raises:
-        UserError: the file is not what `write_clusters` wrote.
-    """
-    try:
-        values = json.loads(path.read_text())
-        layers, clusters, cka = values["layers"], values["clusters"], np.array(values["cka"], dtype=float)
-        places = [[layers.index(layer) for layer in cluster] for cluster in clusters]
-        representatives = [layers[representative(cka, cluster)] for cluster in places]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path} cannot be read: {type(error).__name__} {error}") from error
-    return replace(config, clusters=clusters, representatives=representatives)
