@@ -55,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace) -> int:
     for method in options.methods:
         require(method in METHODS, "--methods", method, one_of(method, list(METHODS)))
+    for name, targets in (("--targets", options.targets), ("--paired", [options.paired])):
+        for target in targets:
+            require(0 < target < 1, name, target, "a share between 0 and 1")
+    for seed in options.seeds:
+        require(0 <= seed < 2**32, "--seeds", seed, "an integer from 0 to 4294967295")
     require(options.jobs >= 1, "--jobs", options.jobs, "an integer of at least 1")
     for folder in (options.output, options.table.parent):
         check_writable(folder)

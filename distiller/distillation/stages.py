@@ -30,7 +30,7 @@ from distiller.distillation.distillation_module import Distillation, JointDistil
 from distiller.objectives.config import ClustersConfig
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import Recipe
-from distiller.reports.report import outcome
+from distiller.reports.report import pruning_summary
 from distiller.students.lagrangian import SparsityLagrangian, gate
 from distiller.students.narrow import build_student
 from distiller.students.prune import cut
@@ -144,7 +144,7 @@ def joint(run: Run) -> Cut:
     if first:
         written = replace(left, facts=left.facts | {"seconds": module.progress.seconds()})
         save(left.encoder, run.output / PRUNED, written_files(written))
-        print(outcome(left.facts))
+        print(pruning_summary(left.facts))
     return left
 
 

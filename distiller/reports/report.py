@@ -99,7 +99,7 @@ def print_report(output: Path) -> None:
     facts += [] if held_out is None else [f"held-out loss {held_out:.4g}"]
     facts += [f"{result['skipped']} files skipped, see {output / 'skipped.csv'}"] if result["skipped"] else []
     if "pruning" in result:
-        print(outcome(result["pruning"]))
+        print(pruning_summary(result["pruning"]))
     figures = ", ".join(name for name in FIGURES if (output / name).exists())
     print(", ".join(facts))
     print(f"\nStudent  {output / 'student'}\nFigures  {figures} in {output}\nNumbers  {output / 'report.json'}")
@@ -143,7 +143,7 @@ def _probe_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def outcome(facts: Mapping[str, Any]) -> str:
+def pruning_summary(facts: Mapping[str, Any]) -> str:
     """Whether a cut met its target, in a sentence; `facts` are those of pruning.json."""
     said = f"pruned {facts['sparsity']:.1%} of the teacher's parameters (target {facts['target']:.1%})"
     if not facts["met"]:

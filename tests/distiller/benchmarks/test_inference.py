@@ -58,7 +58,7 @@ def test_a_larger_encoder_takes_longer(in_threads, tiny_teacher, tmp_path) -> No
 
 @pytest.mark.parametrize("target", ["absent/folder/here", "transformers:absent/folder/here"])
 def test_a_target_that_does_not_exist_is_named(target: str, in_threads) -> None:
-    with pytest.raises(UserError, match="^absent/folder/here: no such file or folder"):
+    with pytest.raises(UserError, match=r"^absent/folder/here: no such file or folder"):
         measure([target], SETTING)
 
 
@@ -69,9 +69,9 @@ def test_a_process_answers_with_times_memory_and_errors(tiny_teacher: Path) -> N
         assert 0 < receive(encoder, "tiny") < 60
         encoder.send(None)
         assert receive(encoder, "tiny") > 50
-        with pytest.raises(UserError, match="^tiny: its process ended before it was measured"):
+        with pytest.raises(UserError, match=r"^tiny: its process ended before it was measured"):
             receive(encoder, "tiny")
-        with pytest.raises(UserError, match="^the shape after random: is 'base', but it must be one of"):
+        with pytest.raises(UserError, match=r"^the shape after random: is 'base', but it must be one of"):
             receive(wrong, "wrong")
 
 

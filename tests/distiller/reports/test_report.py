@@ -5,28 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distiller.reports.card import model_card
 from distiller.reports.report import another_run, print_report
-
-
-@pytest.fixture
-def result() -> dict:
-    row = {"phone": 50.0, "phone_unseen": 49.0, "phone_best": 51.0, "speaker": 40.0, "speaker_best": 44.0}
-    names = ("filterbank", "stacked_filterbank", "random", "teacher", "student")
-    return {
-        "recipe": {"method": "star", "seed": 1, "teacher": "facebook/hubert-base-ls960", "corpus": {"path": "/data"}}
-        | {"objective": {"name": "star", "scaling": "centred"}, "pruning": None},
-        "command": "python distiller/run.py --method star --corpus '/my data' --output=mine --overwrite seed=1",
-        "commit": "abc",
-        "seconds": 61.2,
-        "peak_rss_mb": 900,
-        "parameters": 1_234_567,
-        "macs_10s": 2_000_000_000,
-        "losses": {"train": {"step": 10, "loss": 1.0}, "held_out": {"step": 10, "loss": 0.5}},
-        "skipped": 3,
-        "probe": {name: {**row, "phone": 10.0 * index} for index, name in enumerate(names)},
-        "retention": {"phone": 0.5, "phone_unseen": None, "phone_best": 0.25},
-    }
 
 
 def test_the_table_has_every_row_the_places_and_what_comes_next(
@@ -73,10 +52,3 @@ def test_another_run_is_the_same_command_with_one_change(recipe: dict, ending: s
     result = {"recipe": {"seed": 4} | recipe, "command": f"python distiller/run.py --recipe x --teacher a/b {given}"}
     command = f"python distiller/run.py --output=exp/x-{ending} --recipe x --teacher a/b {change}"
     assert another_run(result, Path("exp/x")) == command
-
-
-def test_the_card_names_teacher_licence_corpus_and_scores(result: dict) -> None:
-    card = model_card(result, ["loss.png"])
-    assert "| teacher | facebook/hubert-base-ls960 |\n| teacher's licence | Apache-2.0 |" in card
-    assert "| student | 40.0 | 49.0 | 40.0 |" in card
-    assert "![loss.png](loss.png)" in card
