@@ -99,7 +99,7 @@ def test_a_pruned_student_from_recipe_to_report(
     assert max(float(row["lr"]) for row in final) == pytest.approx(max(float(row["lr"]) for row in joint) / 2)
     before, after = left.state_dict(), student.state_dict()
     assert sum(not torch.equal(before[key], after[key]) for key in before) > len(before) / 2  # distilled again
-    figures = {"loss.png", "left.png", "distances.png"} | ({"similarity.png"} if name == "skill" else set())
+    figures = {"loss.png", "remaining_units.png", "distances.png"} | ({"similarity.png"} if name == "skill" else set())
     assert figures <= {path.name for path in (tmp_path / "student").iterdir()}
     distances = rows(tmp_path / "distances.csv")
     assert [row["teacher_layer"] for row in distances] == ["0", "1", "2", "3"]
