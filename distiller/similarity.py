@@ -17,6 +17,7 @@ from distiller.common.command import Parser, comma_separated, complain, run_comm
 from distiller.common.files import check_writable
 from upstream.errors import UserError, require
 
+BATCH_SECONDS = 100.0  # of audio
 DESCRIPTION = """\
 Compare a teacher's layers by linear CKA, cluster them, and print how well each clustering separates. Trains nothing.
 
@@ -66,8 +67,11 @@ def _main(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
+    from distiller.audio.decoding import Decoder
+    from distiller.clustering.calibrate import CalibrationAudio
     from distiller.clustering.compare import compare, usable_device  # takes seconds
     from distiller.common.strict import typed
+    from distiller.corpora.corpus import open_audio
     from distiller.distillation.teacher import load_teacher
     from distiller.objectives.config import ClustersConfig
 
@@ -75,8 +79,11 @@ def _compare(options: argparse.Namespace) -> None:
     section = {name: getattr(options, name) for name in ("layers", "linkage", "contiguous", "zeroth")}
     config = typed(ClustersConfig, section | {"calibration": calibration}, "objective")
     device = usable_device(options.device)
+    teacher = load_teacher(options.teacher)
+    cuts = open_audio(options.corpus, BATCH_SECONDS, Decoder(teacher.config.min_samples))
+    audio = CalibrationAudio(options.corpus, cuts, BATCH_SECONDS)
     settings = (options.clusters, options.seed, device, options.output, options.teacher)
-    clusters = compare(config, load_teacher(options.teacher), *settings)
+    clusters = compare(config, teacher, audio, *settings)
     print(f"\nNext\n  {skill_command(options, clusters)}")
 
 

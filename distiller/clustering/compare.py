@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from distiller.clustering.calibrate import calibrate
+from distiller.clustering.calibrate import CalibrationAudio, calibrate
 from distiller.clustering.files import (
     CLUSTERS,
     FIGURE,
@@ -18,8 +18,7 @@ from distiller.clustering.files import (
     write_clusters,
     write_matrix,
 )
-from distiller.clustering.tree import Clustering, automatic_count, cut_tree, layer_tree, separation
-from distiller.corpora.config import CorpusConfig
+from distiller.clustering.tree import Clustering, automatic_count, layer_tree, separation, tree_clusters
 from distiller.objectives.config import ClustersConfig, Zeroth
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
@@ -28,6 +27,7 @@ from upstream.errors import UserError
 def compare(
     config: ClustersConfig,
     teacher: SpeechEncoder,
+    audio: CalibrationAudio,
     counts: Sequence[int],
     seed: int,
     device: str,
@@ -37,23 +37,23 @@ def compare(
     """Compare, write cka.csv, clusters.json and similarity.png, print the clusterings; returns the first one's layers.
 
     Args:
-        counts: of clusters, each with its files; the first has these names, those of others end in -COUNT. None: the
-            one with the highest silhouette, and all possible ones are printed.
+        counts: of clusters. The files of the first have these names, those of others end in -COUNT. If empty, the count
+            with the highest silhouette is taken and all possible ones are printed.
 
     Raises:
-        UserError: as `calibrate`, or a count that is impossible.
+        UserError: as `calibrate`, or an impossible count.
     """
-    similarity = calibrate(config, teacher, CorpusConfig(), None, seed, device)
+    similarity = calibrate(config, teacher, audio, seed, device)
     tree = layer_tree(similarity.cka, config.linkage, config.contiguous)
 
     def clustering(count: int) -> Clustering:
-        return separation(similarity.cka, cut_tree(tree, count))
+        return separation(similarity.cka, tree_clusters(tree, count))
 
     chosen = [clustering(count) for count in counts or [automatic_count(similarity.cka, tree)]]
     write_matrix(output / MATRIX, similarity, config.zeroth)
-    for place, one in enumerate(chosen):
-        ending = f"-{len(one.clusters)}" if place else ""
-        write_clusters(output, similarity, tree, one, config, title, ending)
+    write_clusters(output, similarity, tree, chosen[0], config, title)
+    for further in chosen[1:]:
+        write_clusters(output, similarity, tree, further, config, title, f"-{len(further.clusters)}")
     shown = [clustering(count) for count in counts or range(2, len(similarity.layers))] or chosen
     print_table(similarity, shown, chosen[0], config.zeroth)
     print(f"\n{similarity.calibration['frames']:,} frames of {similarity.calibration['seconds']:,.0f} s")
@@ -62,15 +62,15 @@ def compare(
 
 
 def print_table(similarity: Similarity, clusterings: Sequence[Clustering], chosen: Clustering, zeroth: Zeroth) -> None:
-    """Each clustering with its silhouette and its CKA within and between clusters; a mark at the chosen one."""
+    """Each clustering with its silhouette and its CKA within and between clusters; an asterisk at the chosen one."""
     names = layer_names(similarity.layers, zeroth)
     table = Table(title="Clusterings of the teacher's layers")
     for title in ("", "clusters", "silhouette", "CKA within", "CKA between", "layers"):
         table.add_column(title, justify="left" if title in ("", "layers") else "right")
-    for one in clusterings:
-        numbers = ["" if math.isnan(value) else f"{value:.3f}" for value in (one.silhouette, one.within, one.between)]
-        layers = " | ".join(" ".join(names[place] for place in cluster) for cluster in one.clusters)
-        table.add_row("*" if one.clusters == chosen.clusters else "", str(len(one.clusters)), *numbers, layers)
+    for row in clusterings:
+        numbers = ["" if math.isnan(value) else f"{value:.3f}" for value in (row.silhouette, row.within, row.between)]
+        layers = " | ".join(" ".join(names[place] for place in cluster) for cluster in row.clusters)
+        table.add_row("*" if row.clusters == chosen.clusters else "", str(len(row.clusters)), *numbers, layers)
     Console(soft_wrap=False).print(table)
 
 

@@ -93,8 +93,8 @@ def test_script_finds_the_count_itself(audio, teacher, tmp_path, capsys):
     ("options", "line"),
     [
         (["--clusters", "many"], "--clusters: invalid int list value: 'many'"),
-        (["--clusters", "0"], "0 clusters cannot be made of 5 layers"),
-        (["--clusters", "7"], "7 clusters cannot be made of 5 layers; between 1 and 5 can"),
+        (["--clusters", "0"], "5 layers cannot be divided into 0 clusters"),
+        (["--clusters", "7"], "5 layers cannot be divided into 7 clusters, only into 1 to 5"),
         (
             ["--linkage", "ward"],
             "error: --linkage is 'ward', but it must be one of average, complete, single, weighted",
@@ -149,5 +149,5 @@ def test_all_of_a_corpus_is_used_however_long_its_files(seconds, tiny_teacher, t
     assert calibration["seconds"] == pytest.approx(sum(seconds))
     frames = calibration["frames"]
     assert capsys.readouterr().err.splitlines() == [
-        f"warning: the calibration set gives {frames} frames, fewer than the 99999 asked for: there is no more audio"
+        f"warning: the calibration set gives {frames} frames, fewer than the 99999 requested: there is no more audio"
     ]

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from distiller.audio.batch import Batch
-from distiller.clustering.calibrate import calibrate, cluster_layers, measure
-from distiller.corpora.config import CorpusConfig
+from distiller.audio.decoding import Decoder
+from distiller.clustering.calibrate import CalibrationAudio, calibrate, cluster_layers, measure
+from distiller.corpora.corpus import open_audio
 from distiller.objectives.config import CalibrationConfig, ClustersConfig
 from distiller.objectives.registry import build
 from upstream.config import EncoderConfig
@@ -103,7 +104,7 @@ def test_few_frames_warn_and_fewer_are_refused():
 @pytest.mark.parametrize("debiased", [False, True])
 def test_fewer_frames_than_asked_for_warn(debiased):
     asked = ClustersConfig(calibration=CalibrationConfig(frames=400, debiased=debiased))
-    with pytest.warns(UserWarning, match="gives 360 frames, fewer than the 400 asked for") as caught:
+    with pytest.warns(UserWarning, match="gives 360 frames, fewer than the 400 requested") as caught:
         measure(asked, Planted(), planted_batches())
     assert len(caught) == 1
     with pytest.warns(UserWarning, match="90 frames, fewer than") as caught:
@@ -117,22 +118,30 @@ def test_as_many_frames_as_asked_for_do_not_warn():
     measure(ClustersConfig(), Planted(), planted_batches())
 
 
+def opened(folder, longest: float = 2.0) -> CalibrationAudio:
+    return CalibrationAudio(str(folder), open_audio(str(folder), longest, Decoder(CONFIG.min_samples)), longest)
+
+
+def not_opened() -> CalibrationAudio:
+    raise AssertionError("the audio was opened")
+
+
 def test_calibration_takes_as_much_audio_as_is_wanted(audio):
-    encoder, corpus = SpeechEncoder(CONFIG), CorpusConfig(path=str(audio), batch_seconds=2.0)
-    few = calibrate(ClustersConfig(calibration=CalibrationConfig(frames=200)), encoder, corpus)
+    encoder, files = SpeechEncoder(CONFIG), opened(audio)
+    few = calibrate(ClustersConfig(calibration=CalibrationConfig(frames=200)), encoder, files)
     assert 200 <= few.calibration["frames"] < 400
     assert few.calibration["corpus"] == str(audio)
-    again = calibrate(ClustersConfig(calibration=CalibrationConfig(frames=200)), encoder, corpus)
+    again = calibrate(ClustersConfig(calibration=CalibrationConfig(frames=200)), encoder, files)
     np.testing.assert_array_equal(few.cka, again.cka)
-    other = calibrate(ClustersConfig(calibration=CalibrationConfig(frames=200)), encoder, corpus, seed=2)
+    other = calibrate(ClustersConfig(calibration=CalibrationConfig(frames=200)), encoder, files, seed=2)
     assert not np.array_equal(few.cka, other.cka)
 
 
 def test_clusters_are_found_once_and_go_into_the_objective(audio, tmp_path):
     torch.manual_seed(0)
-    encoder, corpus = SpeechEncoder(CONFIG), CorpusConfig(path=str(audio), batch_seconds=2.0)
+    encoder = SpeechEncoder(CONFIG)
     config = ClustersConfig(count=3, target="representative")
-    found = cluster_layers(config, encoder, corpus, tmp_path)
+    found = cluster_layers(config, encoder, lambda: opened(audio), tmp_path)
     assert len(found.clusters) == 3
     assert sorted(layer for cluster in found.clusters for layer in cluster) == [0, 1, 2, 3, 4]
     written = json.loads((tmp_path / "clusters.json").read_text())
@@ -145,7 +154,7 @@ def test_clusters_are_found_once_and_go_into_the_objective(audio, tmp_path):
     assert rows[0] == ["layer", "P", "1", "2", "3", "4"]
     np.testing.assert_allclose(np.array([row[1:] for row in rows[1:]], dtype=float), written["cka"], atol=1e-8)
 
-    again = cluster_layers(config, encoder, CorpusConfig(path="/nowhere"), tmp_path)  # nothing is read again
+    again = cluster_layers(config, encoder, not_opened, tmp_path)
     assert again == found
     objective = build(found, CONFIG, CONFIG)
     assert [match.teacher for match in objective.matches] == [(layer,) for layer in found.representatives]
@@ -153,22 +162,10 @@ def test_clusters_are_found_once_and_go_into_the_objective(audio, tmp_path):
 
 def test_clusters_by_hand_need_no_audio(tmp_path):
     config = ClustersConfig(clusters=[[0, 1], [2, 3, 4]])
-    assert cluster_layers(config, SpeechEncoder(CONFIG), CorpusConfig(path="/nowhere"), tmp_path) is config
+    assert cluster_layers(config, SpeechEncoder(CONFIG), not_opened, tmp_path) is config
     assert not list(tmp_path.iterdir())
 
 
-def test_another_domain_to_calibrate_on(audio, tmp_path):
-    config = ClustersConfig(count=2, calibration=CalibrationConfig(corpus=str(audio)))
-    elsewhere = CorpusConfig(path="/nowhere", subsets=["a"], min_seconds=0.2, max_seconds=0.3, batch_seconds=0.3)
-    encoder = SpeechEncoder(CONFIG)
-    assert len(cluster_layers(config, encoder, elsewhere, tmp_path).clusters) == 2  # files of 0.5 s and more
-    missing = ClustersConfig(calibration=CalibrationConfig(corpus="/none"))
-    with pytest.raises(UserError, match=r"^objective.calibration.corpus is '/none', which does not exist$"):
-        calibrate(missing, encoder, elsewhere)
-    with pytest.raises(UserError, match=r"^objective.calibration.corpus is '', but it must be embedded, a folder"):
-        CalibrationConfig(corpus="").validate()
-
-
 def test_more_clusters_than_layers(audio, tmp_path):
-    with pytest.raises(UserError, match="9 clusters cannot be made of 5 layers"):
-        cluster_layers(ClustersConfig(count=9), SpeechEncoder(CONFIG), CorpusConfig(path=str(audio)), tmp_path)
+    with pytest.raises(UserError, match="5 layers cannot be divided into 9 clusters"):
+        cluster_layers(ClustersConfig(count=9), SpeechEncoder(CONFIG), lambda: opened(audio), tmp_path)

@@ -277,3 +277,14 @@ def test_the_papers_two_stages(teacher: str) -> None:
         assert one.corpus.batch_seconds * one.trainer.accumulate == 4 * 160
         assert (one.corpus.min_seconds, one.corpus.max_seconds) == (2, 15.6)
         assert (one.method, one.objective.name, one.student.name) == ("skill", "clusters", "pruned")
+
+
+def test_all_of_another_corpus_is_calibrated_on(material: Path, tmp_path: Path) -> None:
+    """Whatever the bounds on the durations of training are; files longer than a batch are divided."""
+    noise = material / "noise"  # 24 files of 0.25 to 0.61 s
+    bounds = ["corpus.min_seconds=0.2", "corpus.batch_seconds=0.3", f"objective.calibration.corpus={noise}"]
+    run = stages.Run(recipe(material, "skill", *bounds), tmp_path, load(material / "teacher"))
+    audio = run.calibration_audio()
+    assert audio.corpus == str(noise)
+    assert sum(cut.duration for cut in audio.cuts) == pytest.approx(sum(4000 + 250 * i for i in range(24)) / 16_000)
+    assert max(cut.duration for cut in audio.cuts) <= audio.batch_seconds == 0.3
