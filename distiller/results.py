@@ -1,31 +1,39 @@
 #!/usr/bin/env python
-"""Rows of docs/results from finished runs: `python distiller/results.py --table docs/results/star.csv exp/star ...`.
+"""The command distiller/results.py: rows of docs/results from finished runs."""
 
-A run that the table has (same command, commit and time) has its row brought up to date. All is copied from report.json.
-"""
-
-import argparse
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # runs uninstalled and from any directory
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from distiller.reports.results import append, row
-from upstream.errors import UserError
+from collections.abc import Sequence
+
+from distiller.common.command import Parser, run_command
+from distiller.reports.results import collect
+
+DESCRIPTION = """\
+Copy finished runs into a table, a row each; everything comes from report.json.
+
+A run that the table already has (same command, commit and time) has its row updated.
+"""
+
+EPILOG = """\
+example:
+  python distiller/results.py --table docs/results/star.csv exp/star exp/star-raw
+"""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("outputs", type=Path, nargs="+", help="folders of finished runs")
-    parser.add_argument("--table", type=Path, required=True, help="CSV file that gets a row for each")
-    options = parser.parse_args()
-    try:
-        added = append(options.table, [row(output) for output in options.outputs])
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    print(f"{added} of {len(options.outputs)} runs added to {options.table}")
+def parser() -> Parser:
+    built = Parser(prog="distiller/results.py", description=DESCRIPTION, epilog=EPILOG)
+    built.add_argument("outputs", metavar="DIR", type=Path, nargs="+", help="folders of finished runs")
+    built.add_argument("--table", metavar="CSV", type=Path, required=True, help="gets a row for each")
+    return built
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(lambda: print(collect(**vars(parser().parse_args(argv)))))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,147 +1,120 @@
-"""Encoders side by side: each in a process of its own, asked in turns, so that all meet the same machine."""
+"""Encoders side by side: each in its own process, running in turns, so that all meet the same machine."""
 
-import json
-import multiprocessing
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
-from distiller.benchmarks.shapes import RANDOM, random_encoder
+from distiller.benchmarks.encoders import open_target, weights_mb
+from distiller.benchmarks.processes import process_of, receive
+from distiller.benchmarks.tables import write_table
 from distiller.common.progress import progress
-from distiller.common.provenance import parameter_count, peak_memory_mb
-from upstream.checkpoint import load
-from upstream.config import SAMPLE_RATE, EncoderConfig
+from distiller.common.provenance import peak_memory_mb
+from upstream.config import SAMPLE_RATE
 from upstream.cost import count_macs
-from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
-from upstream.formats import huggingface_writing
 
-TRANSFORMERS = "transformers:"  # in front of a folder or hub name: run it with `transformers`' own classes
-WEIGHTS = (".safetensors", ".bin", ".onnx", ".ckpt", ".pth", ".pt", ".pt2")
-
-Run = Callable[[Tensor, Tensor], Any]  # (waveforms, lengths)
-
-
-@dataclass
-class Measured:
-    """One encoder's row; times per batch size, memory in MB of the whole process (on a GPU: what torch took there)."""
-
-    name: str
-    kind: str  # "ours", "onnx" or "transformers"
-    device: str
-    parameters: int | None
-    macs_per_second: float | None  # multiply-accumulates per second of audio
-    file_mb: float | None
-    real_time_factor: dict[int, float] = field(default_factory=dict)  # seconds of work per second of audio
-    peak_mb: float = 0.0
+Row = dict[str, Any]  # of benchmark.csv
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What every encoder is asked to do."""
+    """What every encoder runs, and how often."""
 
-    seconds: float = 10.0
-    batches: tuple[int, ...] = (1, 8)
+    seconds: float = 10.0  # of audio per wav
+    batches: Sequence[int] = (1, 8)  # sizes
     threads: int = 1
     rounds: int = 7
     device: str = "cpu"
 
 
-def measure(targets: Sequence[str], setting: Setting) -> list[Measured]:
-    """
+def benchmark(targets: Sequence[str], setting: Setting, output: Path) -> None:
+    """Measure, print a table, write benchmark.csv and benchmark.png.
+
     Raises:
-        UserError: a target that cannot be opened, or does not run on the device.
+        UserError: there is no GPU for `device` cuda, or as `measure`.
+    """
+    if setting.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device is cuda, but this machine has only a cpu")
+    rows = measure(targets, setting)
+    print_table(rows, setting)
+    write_table(output / "benchmark.csv", rows)
+    draw(output / "benchmark.png", rows, setting)
+
+
+def measure(targets: Sequence[str], setting: Setting) -> list[Row]:
+    """A row for every encoder and batch size; speed-ups are over the first encoder at the same size.
+
+    real_time_factor: median seconds of work per second of audio; peak_mb: memory of the whole process, on a GPU what
+    torch allocated there.
+
+    Raises:
+        UserError: a target cannot be opened, or does not run on the device.
     """
     with ExitStack() as stack:
         connections = [stack.enter_context(process_of(_work, target, setting)) for target in targets]
-        rows: list[Measured] = [receive(here, target) for here, target in zip(connections, targets, strict=True)]
+        known = [receive(connection, target) for connection, target in zip(connections, targets, strict=True)]
         times = _in_turns(connections, targets, setting)
-        for here, row, by_batch in zip(connections, rows, times, strict=True):
-            here.send(None)
-            row.peak_mb = receive(here, row.name)
-            row.real_time_factor = {
-                batch: median(taken) / (batch * setting.seconds) for batch, taken in by_batch.items()
-            }
-        return rows
-
-
-@contextmanager
-def process_of(work: Callable[..., None], *arguments: Any) -> Iterator[Connection]:
-    """A fresh process for `work(connection, *arguments)`, and the other end of that connection.
-
-    It ends with the block. Ctrl-C, which a terminal sends to it too, is left to this process.
-    """
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=work, args=(there, *arguments), daemon=True)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits
-    try:
-        process.start()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    there.close()
-    try:
-        yield here
-        process.join(5)
-    finally:
-        process.kill()
-        here.close()
+        rows: list[Row] = []
+        asked = {"seconds": setting.seconds, "threads": setting.threads, "rounds": setting.rounds}
+        for connection, target, columns, taken in zip(connections, targets, known, times, strict=True):
+            connection.send(None)
+            peak_mb = receive(connection, target)
+            for size in setting.batches:
+                factor, first = (median(of[size]) / (size * setting.seconds) for of in (taken, times[0]))
+                speed = {"real_time_factor": round(factor, 6), "speed_up": round(first / factor, 3)}
+                rows.append(columns | {"batch": size} | speed | {"peak_mb": round(peak_mb, 1)} | asked)
+    return rows
 
 
 def _in_turns(
     connections: Sequence[Connection], targets: Sequence[str], setting: Setting
 ) -> list[dict[int, list[float]]]:
-    times: list[dict[int, list[float]]] = [{batch: [] for batch in setting.batches} for _ in connections]
-    turns: Iterable[tuple[int, int]] = [
-        (turn, batch) for turn in range(setting.rounds + 1) for batch in setting.batches
-    ]
-    for turn, batch in progress(turns, "Measuring"):
+    """Seconds of every round by batch size, for each encoder."""
+    times: list[dict[int, list[float]]] = [{size: [] for size in setting.batches} for _ in connections]
+    turns = [(turn, size) for turn in range(setting.rounds + 1) for size in setting.batches]
+    for turn, size in progress(turns, "Measuring"):
         for connection, target, taken in zip(connections, targets, times, strict=True):
-            connection.send(batch)
-            elapsed = receive(connection, target)
+            connection.send(size)
+            seconds = receive(connection, target)
             if turn:  # the first is warm-up
-                taken[batch].append(elapsed)
+                taken[size].append(seconds)
     return times
 
 
-def receive(connection: Connection, target: str) -> Any:
-    """What the process of `target` sends next.
-
-    Raises:
-        UserError: what it raised, or that it has ended.
-    """
-    try:
-        answer = connection.recv()
-    except EOFError:
-        raise UserError(f"{target}: its process ended before it was measured (out of memory?)") from None
-    if isinstance(answer, UserError):
-        raise answer
-    return answer
-
-
 def _work(connection: Connection, target: str, setting: Setting) -> None:
-    """The process of one encoder: open it, then run a batch of the size that is asked for, until None comes."""
+    """The process of one encoder: open it, then run a batch of each size that is received, until None comes."""
     try:
         torch.set_num_threads(setting.threads)
-        row, run = open_target(target, setting)
-        connection.send(row)
+        encoder = open_target(target, setting.device, setting.threads)
         samples = int(setting.seconds * SAMPLE_RATE)
+        size_mb = weights_mb(encoder.path)
+        connection.send(
+            {
+                "model": target,
+                "kind": encoder.kind,
+                "device": setting.device,
+                "parameters": encoder.parameters,
+                "macs_per_second": encoder.config and count_macs(encoder.config, samples) / setting.seconds,
+                "file_mb": size_mb and round(size_mb, 2),
+            }
+        )
         generator = torch.Generator().manual_seed(0)
-        while (batch := connection.recv()) is not None:
-            waveforms = (0.1 * torch.randn(batch, samples, generator=generator)).to(setting.device)
-            lengths = torch.full((batch,), samples)
+        while (size := connection.recv()) is not None:
+            waveforms = (0.1 * torch.randn(size, samples, generator=generator)).to(setting.device)
+            lengths = torch.full((size,), samples)
             start = time.perf_counter()
             with torch.inference_mode():
-                run(waveforms, lengths)
+                encoder.run(waveforms, lengths)
             if setting.device == "cuda":
                 torch.cuda.synchronize()
             connection.send(time.perf_counter() - start)
@@ -149,82 +122,49 @@ def _work(connection: Connection, target: str, setting: Setting) -> None:
     except UserError as error:
         connection.send(error)
     except EOFError:
-        pass  # the parent went away
+        pass  # the parent ended
 
 
-def open_target(target: str, setting: Setting) -> tuple[Measured, Run]:
-    """
-    Raises:
-        UserError: nothing there that can be opened, or an ONNX file on a GPU.
-    """
-    if target.startswith(TRANSFORMERS):
-        return _open_transformers(target, setting)
-    if target.endswith(".onnx"):
-        return _open_onnx(Path(target), setting)
-    encoder = open_encoder(target).to(setting.device)
-    return _row(target, "ours", setting, encoder.config, parameter_count(encoder), Path(target)), encoder
+def print_table(rows: Sequence[Row], setting: Setting) -> None:
+    """A row for each encoder. RTF: seconds of work per second of audio; speed-up: at the first batch size."""
+    caption = f"{setting.seconds:g} s of audio, {setting.threads} thread(s), {setting.device}"
+    table = Table(box=box.SIMPLE, caption=caption)
+    table.add_column("model", overflow="fold")
+    factors = [f"RTF x{size}" for size in setting.batches]
+    for title in ("M parameters", "G MACs/s", "file MB", *factors, "speed-up", "peak MB"):
+        table.add_column(title, justify="right")
+    for start in range(0, len(rows), len(setting.batches)):
+        encoder = rows[start : start + len(setting.batches)]
+        first = encoder[0]
+        table.add_row(
+            first["model"],
+            "-" if first["parameters"] is None else f"{first['parameters'] / 1e6:.2f}",
+            "-" if first["macs_per_second"] is None else f"{first['macs_per_second'] / 1e9:.3f}",
+            "-" if first["file_mb"] is None else f"{first['file_mb']:.1f}",
+            *(f"{row['real_time_factor']:.4f}" for row in encoder),
+            f"{first['speed_up']:.2f}",
+            f"{first['peak_mb']:.0f}",
+        )
+    Console().print(table)
 
 
-def open_encoder(target: str) -> SpeechEncoder:
-    """A checkpoint, or `random:SHAPE`.
+def draw(path: Path, rows: Sequence[Row], setting: Setting) -> None:
+    """A bar of the real-time factor for every row."""
+    from matplotlib import pyplot as plt  # not at the top: the measured process would import it too
 
-    Raises:
-        UserError: nothing there that can be opened.
-    """
-    return random_encoder(target.removeprefix(RANDOM)) if target.startswith(RANDOM) else load(target)
+    from distiller.common.plotting import save_figure
 
-
-def _open_transformers(target: str, setting: Setting) -> tuple[Measured, Run]:
-    name = target.removeprefix(TRANSFORMERS)
-    if name.startswith(RANDOM):
-        return _open_random_transformers(target, name, setting)
-    config = load(name).config  # for the cost, and to say in one sentence what is wrong with it
-    from transformers import AutoModel
-
-    from distiller.exporters.transformers import has_only_our_code
-
-    try:
-        model = AutoModel.from_pretrained(name, trust_remote_code=has_only_our_code(Path(name)))
-    except ValueError:  # it would have to run what is there
-        raise UserError(f"{name}: its Python files are not those of our export, so they are not run") from None
-    model = model.to(setting.device).eval()
-    row = _row(target, "transformers", setting, config, parameter_count(model), Path(name))
-    return row, lambda waveforms, lengths: model(waveforms, output_hidden_states=True)
-
-
-def _open_random_transformers(target: str, name: str, setting: Setting) -> tuple[Measured, Run]:
-    """The same weights in `transformers`' own class, as far as it has the shape."""
-    from transformers import HubertConfig, HubertModel
-
-    encoder = open_encoder(name)
-    values, _, state = huggingface_writing.write(encoder)
-    model = HubertModel(HubertConfig.from_dict(values))
-    model.load_state_dict(state, strict=False)
-    model.to(torch.device(setting.device)).eval()  # type: ignore[arg-type]  # its decorator hides the signature
-    row = _row(target, "transformers", setting, encoder.config, parameter_count(model), Path(name))
-    return row, lambda waveforms, lengths: model(waveforms, output_hidden_states=True)
-
-
-def _open_onnx(path: Path, setting: Setting) -> tuple[Measured, Run]:
-    from distiller.exporters.onnx import metadata, session
-
-    if setting.device != "cpu":
-        raise UserError(f"{path}: ONNX files are measured on the CPU, not on {setting.device}")
-    facts = metadata(path)
-    config = EncoderConfig.from_dict(json.loads(facts["encoder"]), str(path)) if "encoder" in facts else None
-    parameters = int(facts["parameters"]) if "parameters" in facts else None
-    return _row(str(path), "onnx", setting, config, parameters, path), session(path, setting.threads)
-
-
-def _row(
-    name: str, kind: str, setting: Setting, config: EncoderConfig | None, parameters: int | None, path: Path
-) -> Measured:
-    samples = int(setting.seconds * SAMPLE_RATE)
-    macs = None if config is None else count_macs(config, samples) / setting.seconds
-    return Measured(name, kind, setting.device, parameters, macs, _file_mb(path))
-
-
-def _file_mb(path: Path) -> float | None:
-    """What the weights take on disk; None for a hub name."""
-    files = [path] if path.is_file() else [file for file in path.glob("*") if file.suffix in WEIGHTS]
-    return sum(file.stat().st_size for file in files) / 1e6 if files else None
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.5 * len(names)), layout="constrained")
+    height = 0.8 / len(setting.batches)
+    for number, size in enumerate(sorted(setting.batches)):
+        factors = {row["model"]: row["real_time_factor"] for row in rows if row["batch"] == size}
+        places = [place + number * height for place in range(len(names))]
+        axes.barh(places, [factors[name] for name in names], height, label=f"batch of {size}")
+    axes.set_yticks([place + 0.4 - height / 2 for place in range(len(names))], names)
+    axes.invert_yaxis()
+    axes.set_xlabel("real-time factor (seconds of work per second of audio)")
+    axes.set_title(f"{setting.device}, {setting.threads} thread(s)")
+    axes.grid(axis="x", alpha=0.25)
+    axes.legend(frameon=False)
+    save_figure(figure, path)

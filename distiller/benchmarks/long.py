@@ -1,15 +1,18 @@
-"""Long wavs: how far chunks with overlap are from the whole, and the memory that each takes."""
+"""Long wavs: how much overlapping chunks differ from the wav in one piece, and the memory that each way takes."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distiller.benchmarks.inference import open_encoder, process_of, receive
+from distiller.benchmarks.encoders import open_encoder
+from distiller.benchmarks.processes import process_of, receive
+from distiller.benchmarks.tables import write_table
 from distiller.common.provenance import peak_memory_mb
 from upstream.chunked import chunks
 from upstream.config import SAMPLE_RATE
@@ -23,28 +26,38 @@ class LongSetting:
 
     seconds: float = 600.0
     chunk: float = 30.0  # new audio of a chunk
-    overlap: float = 5.0  # context beside it
+    overlap: float = 5.0  # context on either side
     threads: int = 1
 
 
-def measure_long(targets: Sequence[str], setting: LongSetting) -> list[dict[str, Any]]:
-    """A row for each encoder: memory and time of both ways, each in a fresh process, and the error of the chunks.
+def benchmark_long(targets: Sequence[str], setting: LongSetting, output: Path) -> None:
+    """Measure, print a line for each encoder, write long.csv.
 
     Raises:
-        UserError: a target that cannot be opened.
+        UserError: a target cannot be opened.
     """
-    rows = []
-    for target in targets:
-        in_chunks = _in_a_process(_chunks, target, setting)
-        whole = _in_a_process(_against_the_whole, target, setting)
-        rows.append({"model": target} | vars(setting) | in_chunks | whole)
-    return rows
+    rows = [measure_long(target, setting) for target in targets]
+    for row in rows:
+        print(
+            f"{row['model']}: {setting.seconds:g} s in chunks of {setting.chunk:g} s with {setting.overlap:g} s of "
+            f"overlap take {row['chunks_mb']:.0f} MB and {row['chunks_seconds']:.1f} s, in one piece "
+            f"{row['whole_mb']:.0f} MB and {row['whole_seconds']:.1f} s ({row['loaded_mb']:.0f} MB before); relative "
+            f"error {row['largest_error']:.2g} at worst, {row['last_error']:.2g} of the last hidden state"
+        )
+    write_table(output / "long.csv", rows)
 
 
-def _in_a_process(work: Callable[..., Any], target: str, setting: LongSetting) -> dict[str, float]:
-    """In a fresh process, so that its peak is that of this work alone."""
-    with process_of(_answer, work, target, setting) as connection:
-        return receive(connection, target)
+def measure_long(target: str, setting: LongSetting) -> dict[str, Any]:
+    """Memory and time of both ways, each in a fresh process, and the error of the chunks.
+
+    Raises:
+        UserError: the target cannot be opened.
+    """
+    row: dict[str, Any] = {"model": target} | vars(setting)
+    for work in (_in_chunks, _in_one_piece):
+        with process_of(_answer, work, target, setting) as connection:
+            row |= receive(connection, target)
+    return row
 
 
 def _answer(connection: Connection, work: Callable[..., Any], target: str, setting: LongSetting) -> None:
@@ -55,29 +68,29 @@ def _answer(connection: Connection, work: Callable[..., Any], target: str, setti
         connection.send(error)
 
 
-def _chunks(encoder: SpeechEncoder, waveform: Tensor, setting: LongSetting) -> dict[str, float]:
-    before, start = peak_memory_mb("cpu"), time.perf_counter()
+def _in_chunks(encoder: SpeechEncoder, waveform: Tensor, setting: LongSetting) -> dict[str, float]:
+    before, start = peak_memory_mb(), time.perf_counter()
     frames = sum(len(states[0]) for states in chunks(encoder, waveform, setting.chunk, setting.overlap))
     seconds = time.perf_counter() - start
-    return {"frames": frames, "loaded_mb": before, "chunks_mb": peak_memory_mb("cpu"), "chunks_seconds": seconds}
+    return {"frames": frames, "loaded_mb": before, "chunks_mb": peak_memory_mb(), "chunks_seconds": seconds}
 
 
-def _against_the_whole(encoder: SpeechEncoder, waveform: Tensor, setting: LongSetting) -> dict[str, float]:
-    """Errors relative to the whole's own norm: of the worst hidden state, and of the last."""
+def _in_one_piece(encoder: SpeechEncoder, waveform: Tensor, setting: LongSetting) -> dict[str, float]:
+    """Errors of the chunks are relative to the norm of these states: of the worst hidden state, and of the last."""
     start = time.perf_counter()
     with torch.inference_mode():
-        whole = encoder(waveform[None]).hidden_states
-    seconds, peak = time.perf_counter() - start, peak_memory_mb("cpu")
-    squares, norms, done = torch.zeros(len(whole)), torch.zeros(len(whole)), 0
-    for states in chunks(encoder, waveform, setting.chunk, setting.overlap):
-        span = slice(done, done + len(states[0]))
-        for layer, (found, expected) in enumerate(zip(states, whole, strict=True)):
-            squares[layer] += (found - expected[0, span]).square().sum()
-            norms[layer] += expected[0, span].square().sum()
+        expected = encoder(waveform[None]).hidden_states
+    seconds, peak_mb = time.perf_counter() - start, peak_memory_mb()
+    squares, norms, done = torch.zeros(len(expected)), torch.zeros(len(expected)), 0
+    for chunk in chunks(encoder, waveform, setting.chunk, setting.overlap):
+        span = slice(done, done + len(chunk[0]))
+        for layer, (states, whole) in enumerate(zip(chunk, expected, strict=True)):
+            squares[layer] += (states - whole[0, span]).square().sum()
+            norms[layer] += whole[0, span].square().sum()
         done = span.stop
     errors = (squares / norms).sqrt()
     return {
-        "whole_mb": peak,
+        "whole_mb": peak_mb,
         "whole_seconds": seconds,
         "largest_error": float(errors.max()),
         "last_error": float(errors[-1]),

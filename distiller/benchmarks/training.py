@@ -1,26 +1,30 @@
 """Training steps at paper scale, against the time that their multiplications alone would take on this machine.
 
 The floor of a step is its floating-point operations over the rate of large matrix products, measured in turns with the
-steps, so that a busy machine slows both. Teachers have random weights: nothing is downloaded.
+steps, so that a busy machine slows both. Teachers have random weights, so nothing is downloaded.
 """
 
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
 from torch import nn
 
 from distiller.audio.batch import Batch
-from distiller.benchmarks.inference import process_of, receive
-from distiller.benchmarks.shapes import HUBERT_BASE
+from distiller.benchmarks.encoders import HUBERT_BASE
+from distiller.benchmarks.processes import process_of, receive
+from distiller.benchmarks.tables import write_table
 from distiller.common.progress import progress
-from distiller.common.provenance import peak_memory_mb
+from distiller.common.provenance import parameter_count, peak_memory_mb
 from distiller.distillation.distillation_module import Distillation, JointDistillation
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import load_recipe
@@ -32,12 +36,12 @@ from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
 
 MATRIX = 2048  # rows and columns of the products whose rate makes the floor
-CLUSTERS = [[0], [1, 2, 3], [4, 5, 6, 7], [8, 9, 10], [11, 12]]  # of SKILL's step; how many costs nothing to speak of
+CLUSTERS = [[0], [1, 2, 3], [4, 5, 6, 7], [8, 9, 10], [11, 12]]  # of SKILL's step; their number hardly matters
 STEPS = 25_000  # of the whole run, for schedules
-# what the loss adds to the encoders' multiplications: STaR's whole step at paper scale is put at 435 GFLOP, 427 of them
-# the encoders'
+# what the loss adds to the encoders' multiplications: STaR's step at paper scale takes 435 GFLOP, 427 of them for the
+# encoders
 LOSS = {"star": 435 / 427}
-KINDS = {  # operators by what they do; the first whose part stands in the name counts
+KINDS = {  # operators by what they do; the first kind with a part in the operator's name counts
     "attention": ("attention", "softmax"),
     "random numbers": ("bernoulli", "random", "uniform", "dropout"),
     "convolutions": ("conv",),
@@ -48,35 +52,26 @@ KINDS = {  # operators by what they do; the first whose part stands in the name 
     "copies": ("copy", "cat", "stack", "clone", "fill", "zero", "contiguous", "empty", "resize"),
 }
 ELSE = "element-wise and else"
+SHOWN = (  # rows of the printed table
+    ("share of the floor's speed", "share_of_floor", "{:.3f}"),
+    ("seconds", "step_seconds", "{:.2f}"),
+    ("CPU seconds", "cpu_seconds", "{:.2f}"),
+    ("matrix products, GFLOP/s", "matrix_gflop_per_second", "{:.0f}"),
+    ("peak memory, MB", "peak_mb", "{:.0f}"),
+)
+DIGITS = {"gflop": 1, "matrix_gflop_per_second": 1, "peak_mb": None}  # after the point in train.csv; 4 in others
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TrainSetting:
-    """What a step is made of, and how often it is taken."""
+    """The audio of a step, and how often it is taken."""
 
     seconds: float = 8.0
     utterances: int = 2
     threads: int = 2
     rounds: int = 7
-
-
-@dataclass
-class MeasuredStep:
-    """One method's row; every time is the median over the rounds."""
-
-    method: str
-    gflop: float
-    parameters: int  # of the student
-    step_seconds: float = 0.0
-    cpu_seconds: float = 0.0  # of all threads together
-    matrix_gflops: float = 0.0  # rate of the products between the steps, per second
-    peak_mb: float = 0.0  # of the whole process
-    operators: dict[str, float] = field(default_factory=dict)  # kind -> share of a step's time
-
-    @property
-    def share(self) -> float:
-        """Of the floor's speed: 1 would be nothing but matrix products."""
-        return self.gflop / self.matrix_gflops / self.step_seconds
 
 
 def star(teacher: SpeechEncoder) -> Distillation:
@@ -90,7 +85,7 @@ def skill(teacher: SpeechEncoder) -> JointDistillation:
     """SKILL's first stage: a copy of the teacher with gates, clusters, the Lagrangian."""
     recipe = load_recipe("skill-hubert-100h", ["corpus.path=none"])
     student = build_student(recipe.student, teacher)
-    parameters = sum(parameter.numel() for parameter in teacher.parameters())
+    parameters = parameter_count(teacher)
     pruning = SparsityLagrangian(recipe.pruning, student.config, parameters, STEPS)
     objective = build(replace(recipe.objective, clusters=CLUSTERS), teacher.config, student.config)
     return JointDistillation(teacher, gate(student, recipe.pruning), objective, recipe, pruning)
@@ -99,34 +94,33 @@ def skill(teacher: SpeechEncoder) -> JointDistillation:
 METHODS: dict[str, Callable[[SpeechEncoder], Distillation]] = {"star": star, "skill": skill}
 
 
-def measure_steps(
-    methods: Sequence[str], setting: TrainSetting, teacher: EncoderConfig | None = None
-) -> list[MeasuredStep]:
-    """A step of each method, each in a fresh process, one after the other; the teacher is HuBERT Base if left out."""
-    rows = []
+def benchmark_training(methods: Sequence[str], setting: TrainSetting, output: Path) -> None:
+    """Measure a step of each method, each in a fresh process; print a table, write train.csv and train.png."""
+    rows: list[Row] = []
     for method in progress(methods, "Measuring"):
-        with process_of(_work, method, setting, teacher or HUBERT_BASE) as connection:
+        with process_of(_work, method, setting) as connection:
             rows.append(receive(connection, method))
-    return rows
+    print_steps(rows, setting)
+    draw_steps(output / "train.png", rows)
+    write_table(output / "train.csv", [written(row) for row in rows])
 
 
-def _work(connection: Connection, method: str, setting: TrainSetting, teacher: EncoderConfig) -> None:
+def _work(connection: Connection, method: str, setting: TrainSetting) -> None:
     torch.set_num_threads(setting.threads)
-    connection.send(measure_step(method, setting, teacher))
+    connection.send(measure_step(method, setting, HUBERT_BASE))
 
 
-def measure_step(method: str, setting: TrainSetting, teacher_config: EncoderConfig) -> MeasuredStep:
-    """One method's step in this process."""
+def measure_step(method: str, setting: TrainSetting, teacher: EncoderConfig) -> Row:
+    """One method's step in this process; times are medians over the rounds, cpu_seconds those of all threads together.
+
+    share_of_floor: of the floor's speed; 1 would be nothing but matrix products.
+    """
     torch.manual_seed(0)
-    module = METHODS[method](SpeechEncoder(teacher_config))
+    module = METHODS[method](SpeechEncoder(teacher))
     step = step_of(module, setting)
     student = module.student.encoder if isinstance(module.student, GatedEncoder) else module.student
     assert isinstance(student, SpeechEncoder)
-    parameters = sum(parameter.numel() for parameter in student.parameters())
-    work = LOSS.get(method, 1.0) * gflop(teacher_config, student.config, setting)
-    row = MeasuredStep(method, work, parameters)
     step()  # warm-up: optimiser states, kernels
-    row.peak_mb = peak_memory_mb("cpu")
     times, cpu_times, rates = [], [], []
     for _ in range(setting.rounds):
         rates.append(matrix_rate())
@@ -134,10 +128,22 @@ def measure_step(method: str, setting: TrainSetting, teacher_config: EncoderConf
         step()
         times.append(time.perf_counter() - start)
         cpu_times.append(time.process_time() - cpu_start)
-        row.peak_mb = peak_memory_mb("cpu")
-    row.step_seconds, row.cpu_seconds, row.matrix_gflops = median(times), median(cpu_times), median(rates)
-    row.operators = operators(step)
-    return row
+    peak_mb = peak_memory_mb()  # before the profiler's own
+    work = LOSS.get(method, 1.0) * gflop(teacher, student.config, setting)
+    floor = work / median(rates)
+    return {
+        "method": method,
+        "share_of_floor": floor / median(times),
+        "step_seconds": median(times),
+        "cpu_seconds": median(cpu_times),
+        "floor_seconds": floor,
+        "gflop": work,
+        "matrix_gflop_per_second": median(rates),
+        "peak_mb": peak_mb,
+        "student_parameters": parameter_count(student),
+        **vars(setting),
+        "operators": operators(step),
+    }
 
 
 def step_of(module: Distillation, setting: TrainSetting) -> Callable[[], None]:
@@ -191,59 +197,40 @@ def operators(step: Callable[[], Any]) -> dict[str, float]:
     return {kind: time / total for kind, time in sorted(taken.items(), key=lambda item: -item[1])}
 
 
-def rows_of(measured: Sequence[MeasuredStep], setting: TrainSetting) -> list[dict[str, Any]]:
-    """A row of train.csv for every method; the shares of its operators in one column, as JSON."""
-    return [
-        {
-            "method": one.method,
-            "share_of_floor": round(one.share, 4),
-            "step_seconds": round(one.step_seconds, 4),
-            "cpu_seconds": round(one.cpu_seconds, 4),
-            "floor_seconds": round(one.gflop / one.matrix_gflops, 4),
-            "gflop": round(one.gflop, 1),
-            "matrix_gflop_per_second": round(one.matrix_gflops, 1),
-            "peak_mb": round(one.peak_mb),
-            "student_parameters": one.parameters,
-            **vars(setting),
-            "operators": json.dumps({kind: round(share, 4) for kind, share in one.operators.items()}),
-        }
-        for one in measured
-    ]
+def written(row: Row) -> Row:
+    """A row as train.csv has it: numbers rounded, the shares of the operators as JSON."""
+    rounded = {key: round(value, DIGITS.get(key, 4)) for key, value in row.items() if isinstance(value, float)}
+    shares = {kind: round(share, 4) for kind, share in row["operators"].items()}
+    return row | rounded | {"operators": json.dumps(shares)}
 
 
-def print_steps(measured: Sequence[MeasuredStep], setting: TrainSetting) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+def print_steps(rows: Sequence[Row], setting: TrainSetting) -> None:
     caption = f"{setting.utterances} x {setting.seconds:g} s, {setting.threads} thread(s), fp32, medians"
     table = Table(box=box.SIMPLE, caption=caption)
-    for name in ("step", *(one.method for one in measured)):
-        table.add_column(name, justify="left" if name == "step" else "right")
-    table.add_row("share of the floor's speed", *(f"{one.share:.3f}" for one in measured))
-    table.add_row("seconds", *(f"{one.step_seconds:.2f}" for one in measured))
-    table.add_row("CPU seconds", *(f"{one.cpu_seconds:.2f}" for one in measured))
-    table.add_row("matrix products, GFLOP/s", *(f"{one.matrix_gflops:.0f}" for one in measured))
-    table.add_row("peak memory, MB", *(f"{one.peak_mb:.0f}" for one in measured), end_section=True)
+    table.add_column("step")
+    for row in rows:
+        table.add_column(row["method"], justify="right")
+    for title, column, form in SHOWN:
+        table.add_row(title, *(form.format(row[column]) for row in rows), end_section=column == "peak_mb")
     for kind in (*KINDS, ELSE):
-        table.add_row(kind, *(f"{one.operators.get(kind, 0.0):.1%}" for one in measured))
+        table.add_row(kind, *(f"{row['operators'].get(kind, 0.0):.1%}" for row in rows))
     Console().print(table)
 
 
-def draw_steps(measured: Sequence[MeasuredStep], path: Path) -> None:
+def draw_steps(path: Path, rows: Sequence[Row]) -> None:
     """Where each step's time goes, beside the time that its multiplications alone would take."""
-    from matplotlib import pyplot as plt
+    from matplotlib import pyplot as plt  # not at the top: the measured process would import it too
 
     from distiller.common.plotting import save_figure
 
-    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.8 * len(measured)), layout="constrained")
-    done = [0.0] * len(measured)
+    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.8 * len(rows)), layout="constrained")
+    done = [0.0] * len(rows)
     for kind in (*KINDS, ELSE):
-        widths = [one.operators.get(kind, 0.0) * one.step_seconds for one in measured]
-        axes.barh([one.method for one in measured], widths, 0.6, done, label=kind)
-        done = [left + width for left, width in zip(done, widths, strict=True)]
-    for place, one in enumerate(measured):
-        axes.vlines(one.gflop / one.matrix_gflops, place - 0.4, place + 0.4, "black", "dashed")
+        widths = [row["operators"].get(kind, 0.0) * row["step_seconds"] for row in rows]
+        axes.barh([row["method"] for row in rows], widths, 0.6, done, label=kind)
+        done = [start + width for start, width in zip(done, widths, strict=True)]
+    for place, row in enumerate(rows):
+        axes.vlines(row["floor_seconds"], place - 0.4, place + 0.4, "black", "dashed")
     axes.invert_yaxis()
     axes.set(xlabel="seconds of a step (dashed: its multiplications at the rate of matrix products)")
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.25))

@@ -2,13 +2,13 @@
 
 CKA(X, Y) = HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y)), frames as samples (Kornblith et al. 2019, arXiv 1905.00414).
 For linear kernels both the plain estimator, ||Yc' Xc||_F^2 with one mean over all frames, and the debiased one (Song
-et al. 2012) are functions of second moments alone, so frames never have to be kept.
+et al. 2012) are functions of second moments alone, so frames need not be kept.
 
 Memory. The moments of one pair of d-wide layers are (d + 2)^2 doubles, whatever the number of frames: 4.7 MB at d =
 768, 8.4 MB at d = 1024. Every pair of 13 Base layers fits in 0.43 GB and one pass; the 325 pairs of 25 Large layers
 would be 2.7 GB, so `stream_cka` splits the pairs into passes of at most `memory` bytes over the same batches (3
-passes at the default 1 GiB). The alternatives are worse: keeping the frames costs N L d floats (2.1 GB at the
-smallest sensible N = 20 d, and grows with it), a random projection or a sample of frames is not exact.
+passes at the default 1 GiB). The alternatives are worse: keeping the frames takes N L d floats (2.1 GB at the smallest
+sensible N = 20 d, and growing with N); a random projection or a sample of frames is not exact.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +28,7 @@ DEFAULT_MEMORY = 1 << 30
 
 
 def every_pair(count: int) -> list[Pair]:
-    """Pairs (i, j), i <= j, of `count` representations: what a full matrix needs."""
+    """All pairs (i, j), i <= j, of `count` representations."""
     return [(i, j) for i in range(count) for j in range(i, count)]
 
 
@@ -51,12 +51,12 @@ class PairMoments:
     @torch.no_grad()
     def update(self, states: Sequence[Tensor], frame_mask: Tensor) -> None:
         """Add a batch: states[i] (batch, frame, channel), frame_mask (batch, frame), True on valid frames, a prefix."""
-        chosen = frame_mask.clone()
-        chosen[:, torch.arange(frame_mask.shape[1], device=frame_mask.device) % self.stride != 0] = False
-        if not chosen.any():
+        mask = frame_mask.clone()
+        mask[:, torch.arange(frame_mask.shape[1], device=frame_mask.device) % self.stride != 0] = False
+        if not mask.any():
             return
-        extended = {index: self._extend(index, states[index][chosen]) for index in self._used}
-        self.frames += int(chosen.sum())
+        extended = {index: self._extend(index, states[index][mask]) for index in self._used}
+        self.frames += int(mask.sum())
         for i, j in self.pairs:
             if (i, j) not in self._moments:
                 self._moments[i, j] = extended[i].new_zeros(extended[i].shape[1], extended[j].shape[1])
@@ -121,14 +121,16 @@ def stream_cka(
     stride: int = FRAME_STRIDE,
     memory: int = DEFAULT_MEMORY,
 ) -> tuple[np.ndarray, int]:
-    """CKA matrix (symmetric, NaN at pairs not asked for) and the number of frames behind it.
+    """CKA matrix (symmetric, NaN at pairs that are not compared) and the number of frames.
 
-    `batches()` starts one pass over the calibration set and must give the same utterances each time, in any order
-    and batching. `widths` are the channels of each representation; `pairs` defaults to all. Memory: see the module's
-    text.
+    Args:
+        batches: starts one pass over the calibration set; each must give the same utterances, in any order and batches.
+        widths: channels of each representation.
+        pairs: to compare; all by default.
+        memory: bytes of a pass's moments (see the module's docstring).
 
-    Raises UserError when fewer than 4 frames are given, a representation is constant or not finite, or the passes
-    differ.
+    Raises:
+        UserError: fewer than 4 frames, a representation is constant or not finite, or the passes differ.
     """
     count = len(widths)
     diagonal = [(i, i) for i in range(count)]

@@ -1,4 +1,4 @@
-"""The figure of a teacher's layers: CKA heat map, dendrogram beside it, clusters marked."""
+"""The figure of a teacher's layers: CKA heat map, a dendrogram beside it, clusters marked."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from distiller.common.plotting import save_figure
 MAP = "viridis"
 BRANCH = "#8a8a8a"  # above the clusters
 MARK = "#ffffff"
-WRITTEN = 16  # layers up to which every cell carries its number
+WRITTEN = 16  # up to so many layers every cell shows its number
 
 
 def similarity_figure(
@@ -27,34 +27,34 @@ def similarity_figure(
 
     Args:
         cka: (layer, layer).
-        tree: their linkage matrix, from `clustering.layer_tree`.
-        clusters: positions in `cka`, a cut of the tree.
+        tree: their linkage matrix, from `layer_tree`.
+        clusters: positions in `cka`, from `tree_clusters`.
         labels: of the layers.
     """
     count = len(cka)
     side = 2.8 + 0.33 * count
-    figure, (left, right) = plt.subplots(
+    figure, (tree_axes, axes) = plt.subplots(
         1, 2, figsize=(side * 1.42, side), width_ratios=(0.34, 1), layout="constrained", sharey=True
     )
     figure.suptitle(title)
     colours = _colours(len(clusters))
-    order = _draw_tree(left, tree, clusters, colours)
-    image = _draw_matrix(right, cka[np.ix_(order, order)])
-    _mark(right, order, clusters)
-    right.set_xticks(range(count), [labels[layer] for layer in order])
-    right.set_yticks(range(count), [labels[layer] for layer in order])
-    right.set(xlabel="layer", ylim=(count - 0.5, -0.5))
-    right.tick_params(length=0, labelleft=True)
+    order = _draw_tree(tree_axes, tree, clusters, colours)
+    image = _draw_matrix(axes, cka[np.ix_(order, order)])
+    _mark(axes, order, clusters)
+    axes.set_xticks(range(count), [labels[layer] for layer in order])
+    axes.set_yticks(range(count), [labels[layer] for layer in order])
+    axes.set(xlabel="layer", ylim=(count - 0.5, -0.5))
+    axes.tick_params(length=0, labelleft=True)
     cluster_of = {layer: index for index, cluster in enumerate(clusters) for layer in cluster}
-    for axis in (right.get_xticklabels(), right.get_yticklabels()):
+    for axis in (axes.get_xticklabels(), axes.get_yticklabels()):
         for tick, layer in zip(axis, order, strict=True):
             tick.set(color=colours[cluster_of[layer]], fontweight="bold")
-    figure.colorbar(image, ax=right, label="linear CKA", shrink=0.82, pad=0.02)
+    figure.colorbar(image, ax=axes, label="linear CKA", shrink=0.82, pad=0.02)
     save_figure(figure, path)
 
 
 def _colours(count: int) -> list[Any]:
-    """Colours that neighbours tell apart, dark enough for text."""
+    """Colours that differ between neighbours, dark enough for text."""
     base = [colour for index, colour in enumerate(colormaps["tab10"].colors) if index not in (7, 8)]  # type: ignore[attr-defined]
     return [base[index % len(base)] for index in range(count)]
 
@@ -64,8 +64,8 @@ def _draw_tree(axes: Any, tree: np.ndarray, clusters: Sequence[Sequence[int]], c
     count = len(tree) + 1
     sets = [set(cluster) for cluster in clusters]
     members: list[set[int]] = [{layer} for layer in range(count)]
-    for left, right in tree[:, :2].astype(int):
-        members.append(members[left] | members[right])
+    for first, second in tree[:, :2].astype(int):
+        members.append(members[first] | members[second])
 
     def colour(node: int) -> str:
         inside = [index for index, cluster in enumerate(sets) if members[node] <= cluster]
@@ -104,7 +104,7 @@ def _draw_matrix(axes: Any, cka: np.ndarray) -> Any:
 
 
 def _mark(axes: Any, order: Sequence[int], clusters: Sequence[Sequence[int]]) -> None:
-    """A frame around each cluster: as a cut of the tree it is a run of its leaves."""
+    """A frame around each cluster, which is a run of the tree's leaves."""
     for cluster in clusters:
         first, side = min(order.index(layer) for layer in cluster) - 0.46, len(cluster) - 0.08  # inside its cells
         frame = Rectangle((first, first), side, side, fill=False, edgecolor=MARK, linewidth=2.2, joinstyle="round")

@@ -41,11 +41,11 @@ class Parser(argparse.ArgumentParser):
         )
 
 
-def comma_separated(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """An argparse type: "4,6,8" as a list of `kind`."""
+def comma_separated(kind: Callable[[str], Any], **words: Any) -> Callable[[str], Any]:
+    """An argparse type: "4,6,8" as a list of `kind`, and each of `words` as its value."""
 
-    def parse(text: str) -> list[Any]:
-        return [kind(part) for part in text.split(",")]
+    def parse(text: str) -> Any:
+        return words[text] if text in words else [kind(part) for part in text.split(",")]
 
     parse.__name__ = f"{kind.__name__} list"  # argparse names it: invalid int list value: '4,x'
     return parse

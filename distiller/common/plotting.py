@@ -1,11 +1,13 @@
-"""What all figures share."""
+"""What all figures share: a backend without windows, colours, atomic files."""
 
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
+import matplotlib
 
 from distiller.common.files import write_with
+
+matplotlib.use("Agg")
 
 COLOURS = {
     "filterbank": "#9a9a9a",
@@ -18,6 +20,8 @@ COLOURS = {
 
 def save_figure(figure: Any, path: Path) -> Path:
     """Write a PNG atomically and close the figure; returns `path`."""
+    from matplotlib import pyplot as plt
+
     write_with(path, lambda temporary: figure.savefig(temporary, dpi=150))
     plt.close(figure)
     return path

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 TEN_SECONDS = 10 * SAMPLE_RATE  # in samples
+ORIGIN = "origin.json"  # in a student's folder: its teacher
+# What a teacher's own card says about its weights; a student's card repeats it.
+LICENCES = {
+    "embedded": "Apache-2.0 (this project's own weights, trained on synthetic speech)",
+    "facebook/hubert": "Apache-2.0",
+    "facebook/wav2vec2": "Apache-2.0",
+    "microsoft/wavlm": "see the licence that microsoft/wavlm's own card names",
+}
 
 
 def commit() -> str:
@@ -55,3 +63,8 @@ def peak_memory_mb(device: str = "cpu", children: bool = False) -> float:
 def parameter_count(module: "nn.Module") -> int:
     """Number of parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def teacher_licence(teacher: str) -> str:
+    """The licence of a teacher's weights, as a student's card gives it."""
+    return next((text for prefix, text in LICENCES.items() if teacher.startswith(prefix)), "as the teacher's")

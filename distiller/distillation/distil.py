@@ -43,4 +43,4 @@ def distil(recipe: Recipe, output: Path) -> None:
     if probe is not None:
         phone_accuracy(output, probe)
     save(student, output / "student", extra_files=card.files(output, result))
-    report.finish(output, result)
+    report.write_report(output, result)

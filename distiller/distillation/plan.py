@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from distiller.common.files import expanded
-from distiller.common.provenance import TEN_SECONDS
+from distiller.common.provenance import TEN_SECONDS, parameter_count
 from distiller.corpora.config import EMBEDDED
 from distiller.corpora.corpus import hours, open_corpus
 from distiller.distillation.teacher import EMBEDDED_TEACHER
@@ -102,7 +102,7 @@ def _in_hub_cache(name: str) -> Path | None:
 def parameters(config: EncoderConfig) -> int:
     """Trainable numbers of an encoder, counted without making any."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in SpeechEncoder(config).parameters())
+        return parameter_count(SpeechEncoder(config))
 
 
 def _length(recipe: Recipe, min_samples: int) -> Iterator[tuple[str, str]]:

@@ -139,7 +139,7 @@ def pretrain(output: Path, steps: int, batch_seconds: float, lr: float, seed: in
     trainer = TrainerConfig(steps=steps, accelerator=accelerator, checkpoint_every=200)  # type: ignore[arg-type]
     dataset = AudioDataset(cuts, Decoder(TEACHER.min_samples), seed)
     if Training(module, dataset, sampler, trainer, output).fit():
-        labelled = Probe.embedded(TEACHER.frame_count)
+        labelled = Probe.synthetic(TEACHER.frame_count)
         represent = encoder_layers(module.kept_student().eval())
         rows = {
             "stacked_filterbank": labelled.run(filterbank(CONTEXT), "stacked_filterbank"),

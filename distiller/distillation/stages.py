@@ -24,13 +24,14 @@ from distiller.audio.dataset import AudioDataset, validation_batches
 from distiller.audio.decoding import Decoder
 from distiller.audio.sampler import StepBatchSampler
 from distiller.audio.skipped import SkippedLog
-from distiller.clustering.calibrate import cluster_layers
-from distiller.corpora.corpus import Corpus, open_corpus
+from distiller.clustering.calibrate import CalibrationAudio, cluster_layers
+from distiller.common.provenance import parameter_count
+from distiller.corpora.corpus import Corpus, open_audio, open_corpus
 from distiller.distillation.distillation_module import Distillation, JointDistillation
 from distiller.objectives.config import ClustersConfig
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import Recipe
-from distiller.reports.report import outcome
+from distiller.reports.report import pruning_summary
 from distiller.students.lagrangian import SparsityLagrangian, gate
 from distiller.students.narrow import build_student
 from distiller.students.prune import cut
@@ -76,7 +77,16 @@ class Run:
         accelerator = self.recipe.trainer.accelerator
         device = accelerator if accelerator in ("cuda", "mps") else "cpu"
         title = f"Layers of {Path(self.recipe.teacher).name}"
-        return cluster_layers(section, self.teacher, self.recipe.corpus, self.output, self.recipe.seed, device, title)
+        seed = self.recipe.seed
+        return cluster_layers(section, self.teacher, self.calibration_audio, self.output, seed, device, title)
+
+    def calibration_audio(self) -> CalibrationAudio:
+        """The audio on which teacher layers are compared: that of the training, or all of another corpus."""
+        corpus, other = self.recipe.corpus, self.recipe.objective.calibration.corpus
+        if other is None:
+            return CalibrationAudio(corpus.path, self.corpus.train, corpus.batch_seconds)
+        cuts = open_audio(other, corpus.batch_seconds, self.decoder, self.output / "corpus")
+        return CalibrationAudio(other, cuts, corpus.batch_seconds)
 
 
 @dataclass
@@ -134,8 +144,7 @@ def joint(run: Run) -> Cut:
     """The first stage of pruning and the cut; the first rank writes OUTPUT/pruned."""
     recipe, teacher = run.recipe, run.teacher
     student = build_student(recipe.student, teacher)
-    before = sum(parameter.numel() for parameter in teacher.parameters())
-    pruning = SparsityLagrangian(recipe.pruning, student.config, before, steps=1)
+    pruning = SparsityLagrangian(recipe.pruning, student.config, parameter_count(teacher), steps=1)
     objective = build(run.objective, teacher.config, student.config)
     recipe = replace(recipe, trainer=replace(recipe.trainer, ema=0.0))  # averaged gates would be off the target
     module = JointDistillation(teacher, gate(student, recipe.pruning), objective, recipe, pruning)
@@ -144,7 +153,7 @@ def joint(run: Run) -> Cut:
     if first:
         written = replace(left, facts=left.facts | {"seconds": module.progress.seconds()})
         save(left.encoder, run.output / PRUNED, written_files(written))
-        print(outcome(left.facts))
+        print(pruning_summary(left.facts))
     return left
 
 

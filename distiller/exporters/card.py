@@ -1,63 +1,80 @@
-"""The model card of an exported folder: how to open it, what it is, what its own card and scores say."""
+"""The model card of an exported folder: how to open it, what it is, and what its own card and scores say."""
 
-import csv
+import json
 import re
 from pathlib import Path
 
 import yaml
 
-from distiller.common.provenance import TEN_SECONDS
+from distiller.common.files import read_csv
+from distiller.common.provenance import ORIGIN, TEN_SECONDS, parameter_count, teacher_licence
 from upstream.config import EncoderConfig
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
 from upstream.formats.huggingface_writing import obstacles
 
-TASKS = ("pr", "asr", "ks", "qbe", "sid", "asv", "sd", "ic", "sf", "er", "se", "ss", "overall", "generalizability")
-UNKNOWN_LICENCE = "other"
+CARD = """\
+---
+{head}---
+
+# Speech encoder, {parameters:,} parameters
+
+{layers} layers, {width} channels, a frame every {hop} samples at 16 kHz; {gmacs:.2f} G multiply-accumulates \
+for 10 s of audio.
+
+```python
+from transformers import AutoFeatureExtractor, AutoModel
+
+prepare = AutoFeatureExtractor.from_pretrained(FOLDER)
+model = AutoModel.from_pretrained(FOLDER{trust})
+inputs = prepare(waveform, sampling_rate=16000, return_tensors="pt")  # waveform: mono, 16 kHz
+states = model(**inputs, output_hidden_states=True).hidden_states     # F^0..F^L, (batch, frame, channel)
+```
+
+{notes}
+
+{scores}{origin}
+"""
 
 
 def transformers_card(student: SpeechEncoder, source: str, own_code: bool) -> str:
-    """README.md of a folder for `transformers`, its head in the hub's own terms.
+    """README.md of a folder for `transformers`, with the hub's metadata at its head.
 
     Args:
         student: the exported encoder.
-        source: the checkpoint that it came from; its README.md and scores.csv are taken over when they are there.
+        source: the checkpoint that it came from; its README.md, its teacher and scores.csv are used if they are there.
         own_code: whether the folder needs its own modelling file.
     """
-    found = _source_card(Path(source))
-    return "\n".join(
-        [
-            "---",
-            yaml.safe_dump(_head(found, student.config), sort_keys=False).rstrip(),
-            "---",
-            "",
-            f"# Speech encoder, {sum(parameter.numel() for parameter in student.parameters()):,} parameters",
-            "",
-            *_facts(student.config),
-            "",
-            *_usage(own_code),
-            "",
-            *_notes(student.config, own_code),
-            "",
-            *_scores(Path(source)),
-            *(["## Where it comes from", "", _demoted(found)] if found else [f"Exported from `{Path(source).name}`."]),
-            "",
-        ]
+    config, folder = student.config, Path(source)
+    card = (folder / "README.md").read_text() if (folder / "README.md").is_file() else ""
+    return CARD.format(
+        head=yaml.safe_dump(_metadata(_teacher(folder), config), sort_keys=False),
+        parameters=parameter_count(student),
+        layers=config.num_layers,
+        width=config.embed_dim,
+        hop=config.samples_per_frame,
+        gmacs=count_macs(config, TEN_SECONDS) / 1e9,
+        trust=", trust_remote_code=True" if own_code else "",
+        notes="\n".join(f"- {note}" for note in _notes(config, own_code)),
+        scores=_scores(folder),
+        origin=f"## Where it comes from\n\n{_demoted(card)}" if card else f"Exported from `{folder.name}`.",
     )
 
 
-def _source_card(source: Path) -> str:
-    path = source / "README.md"
-    return path.read_text() if path.is_file() else ""
+def _teacher(student: Path) -> str:
+    """The teacher that a student's folder names; '' if there is none."""
+    if (path := student / ORIGIN).is_file():
+        return json.loads(path.read_text())["teacher"]
+    if (path := student.parent / "report.json").is_file():  # a student from before that file, still in its run
+        return json.loads(path.read_text())["recipe"]["teacher"]
+    return ""
 
 
-def _head(card: str, config: EncoderConfig) -> dict[str, object]:
-    """The hub's metadata; licence and teacher from the student's own card."""
-    licence = _cell(card, "teacher's licence").partition(" ")[0].lower()
-    teacher = _cell(card, "teacher")
+def _metadata(teacher: str, config: EncoderConfig) -> dict[str, object]:
+    licence = teacher_licence(teacher).partition(" ")[0].lower()
     head: dict[str, object] = {
         "library_name": "transformers",
-        "license": licence if licence in ("apache-2.0", "mit") else UNKNOWN_LICENCE,
+        "license": licence if licence == "apache-2.0" else "other",
         "tags": ["speech", "audio", "distillation", config.family],
         "pipeline_tag": "feature-extraction",
     }
@@ -66,73 +83,36 @@ def _head(card: str, config: EncoderConfig) -> dict[str, object]:
     return head
 
 
-def _cell(card: str, name: str) -> str:
-    """The value beside `name` in a card's table, '' where there is none."""
-    match = re.search(rf"^\| *{re.escape(name)} *\| *(.*?) *\|$", card, flags=re.MULTILINE)
-    return match[1] if match else ""
-
-
-def _facts(config: EncoderConfig) -> list[str]:
-    return [
-        f"{config.num_layers} layers, {config.embed_dim} channels, a frame every {config.samples_per_frame} samples at "
-        f"16 kHz; {count_macs(config, TEN_SECONDS) / 1e9:.2f} G multiply-accumulates for 10 s of audio.",
-    ]
-
-
-def _usage(own_code: bool) -> list[str]:
-    trust = ", trust_remote_code=True" if own_code else ""
-    return [
-        "```python",
-        "from transformers import AutoFeatureExtractor, AutoModel",
-        "",
-        "prepare = AutoFeatureExtractor.from_pretrained(FOLDER)",
-        f"model = AutoModel.from_pretrained(FOLDER{trust})",
-        'inputs = prepare(waveform, sampling_rate=16000, return_tensors="pt")  # waveform: mono, 16 kHz',
-        "states = model(**inputs, output_hidden_states=True).hidden_states     # F^0..F^L, (batch, frame, channel)",
-        "```",
-    ]
-
-
 def _notes(config: EncoderConfig, own_code: bool) -> list[str]:
     notes = []
     if own_code:
         notes.append(
-            f"- The classes of `transformers` cannot hold it ({', '.join(obstacles(config))}): the folder brings its "
+            f"The classes of `transformers` cannot hold it ({', '.join(obstacles(config))}): the folder contains its "
             "own modelling file, hence `trust_remote_code`."
         )
-        notes.append("- A wav's states do not depend on what it is batched with; pass the `attention_mask`.")
+        notes.append("A wav's states do not depend on the rest of its batch; pass the `attention_mask`.")
     elif config.conv_norm == "group":
         notes.append(
-            "- Hidden states equal the original encoder's to 1e-4 for single utterances. In a padded batch the group "
+            "Hidden states equal the original encoder's to 1e-4 for single utterances. In a padded batch the group "
             "norm of `transformers` averages over the padding, so that shorter wavs come out differently: encode them "
             "one by one, or in batches of equal length."
         )
     else:
-        notes.append(
-            "- Hidden states equal the original encoder's to 1e-4; in a padded batch pass the `attention_mask`."
-        )
+        notes.append("Hidden states equal the original encoder's to 1e-4; in a padded batch pass the `attention_mask`.")
     if config.normalizes_with_other_eps:
-        notes.append("- The model normalises waveforms itself: give them as they are.")
+        notes.append("The model normalises waveforms itself: pass them as they are.")
     elif config.normalize_waveform:
-        notes.append("- Waveforms must have zero mean and unit variance; the feature extractor sees to it.")
+        notes.append("Waveforms must have zero mean and unit variance; the feature extractor ensures it.")
     if not own_code:
-        notes.append("- For recognition, fine-tuning starts from this folder with the family's `...ForCTC` class.")
+        notes.append("For recognition, fine-tuning starts from this folder with the family's `...ForCTC` class.")
     return notes
 
 
-def _scores(source: Path) -> list[str]:
-    """SUPERB scores beside the student or its run, as a table; nothing where there are none."""
-    path = next(
-        (folder / "scores.csv" for folder in (source, source.parent) if (folder / "scores.csv").is_file()), None
-    )
-    if path is None:
-        return []
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("task") in TASKS]
-    if not rows:
-        return []
-    table = [f"| {row['task']} | {row['metric']} | {row['value']} |" for row in rows]
-    return ["## SUPERB", "", "| task | metric | value |", "|---|---|---|", *table, ""]
+def _scores(student: Path) -> str:
+    """SUPERB scores beside the student or its run, as a section; '' if there are none."""
+    rows = read_csv(student / "scores.csv") or read_csv(student.parent / "scores.csv")
+    lines = [f"| {row['task']} | {row['metric']} | {row['value']} |\n" for row in rows if row.get("task")]
+    return "## SUPERB\n\n| task | metric | value |\n|---|---|---|\n" + "".join(lines) + "\n" if lines else ""
 
 
 def _demoted(card: str) -> str:

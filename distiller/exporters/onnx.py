@@ -1,4 +1,4 @@
-"""A student as one ONNX file: waveforms and lengths in, hidden states out, batch and time of any size."""
+"""A student as one ONNX file or `torch.export` program: waveforms and lengths in, hidden states out, of any size."""
 
 import importlib.util
 import json
@@ -20,19 +20,19 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from distiller.common.files import writing
-from distiller.exporters.transformers import LENGTHS, TOLERANCE, farthest, test_waveforms
+from distiller.common.provenance import parameter_count
+from distiller.exporters.checks import LENGTHS, checked, farthest, wavs
 from upstream.config import SAMPLE_RATE
 from upstream.encoder import EncoderOutput, SpeechEncoder
-from upstream.errors import UserError
+from upstream.errors import UserError, require
 
 OPSET = 18
-STATES = ("all", "weighted", "last")
 QUANTIZED = ["MatMul", "Gemm"]  # linear layers; 8-bit convolutions are slower than 32-bit ones in onnxruntime
-LONGEST = 2**24  # samples that the graph declares it can take, 17 minutes
+LONGEST = 2**24  # samples that the graph declares as its limit, 17 minutes
 
 
 class StatesGraph(nn.Module):
-    """What the file computes: (waveforms, lengths) -> (states, frame_lengths).
+    """The computation of the file: (waveforms, lengths) -> (states, frame_lengths).
 
     states: "all": F^0..F^L, (layer, batch, frame, channel); "weighted": their sum with `weights`; "last": the last
     hidden state; the latter two (batch, frame, channel). Padded frames hold arbitrary finite values.
@@ -44,7 +44,7 @@ class StatesGraph(nn.Module):
         self.weights = tuple(weights)
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        # with maps attention is spelled out in matrix products, which every runtime has and quantisation leaves alone
+        # with maps, attention consists of matrix products, which every runtime has and quantisation leaves alone
         output = self.encoder(waveforms, lengths, attention_maps=True)
         return self.select(output), output.frame_lengths
 
@@ -53,10 +53,8 @@ class StatesGraph(nn.Module):
             return torch.stack(output.hidden_states)
         if self.states == "last":
             return output.last_hidden_state
-        weighted = (
-            weight * states for weight, states in zip(self.weights, output.hidden_states, strict=True) if weight
-        )
-        return torch.stack(list(weighted)).sum(dim=0)
+        pairs = zip(self.weights, output.hidden_states, strict=True)
+        return torch.stack([weight * states for weight, states in pairs if weight]).sum(dim=0)
 
     @property
     def output_name(self) -> str:
@@ -64,19 +62,20 @@ class StatesGraph(nn.Module):
 
 
 def graph_of(student: SpeechEncoder, states: str, weights: Sequence[float] | None) -> StatesGraph:
-    """
+    """The graph of a student.
+
+    Args:
+        states: "all", "weighted" or "last".
+        weights: of F^0..F^L for weighted states; equal ones by default.
+
     Raises:
-        UserError: weights that do not fit the student's layers, or are no finite numbers.
+        UserError: weights that do not fit the student's layers, or are not finite.
     """
     count = student.config.num_layers + 1
-    if weights is None:
-        weights = [1 / count] * count
-    if states == "weighted" and (len(weights) != count or not any(weights)):
-        raise UserError(
-            f"{len(weights)} weights for {count} hidden states (F^0..F^{count - 1}); one for each is needed"
-        )
-    if not all(math.isfinite(weight) for weight in weights):
-        raise UserError(f"weights are {','.join(str(weight) for weight in weights):.80}; all must be finite numbers")
+    weights = [1 / count] * count if weights is None else weights
+    usable = len(weights) == count and any(weights) and all(map(math.isfinite, weights))
+    allowed = f"{count} finite numbers, one for each of F^0..F^{count - 1}, not all 0"
+    require(usable or states != "weighted", "--weights", weights, allowed)
     return StatesGraph(student.eval(), states, weights).eval()
 
 
@@ -94,12 +93,12 @@ def export_program(graph: StatesGraph) -> torch.export.ExportedProgram:
 
 
 def to_onnx(graph: StatesGraph, path: Path) -> float:
-    """Write the file, run and checked before it is kept; returns the largest difference from PyTorch.
+    """Write the file, run and check it before it is kept; returns the largest difference from PyTorch.
 
     Raises:
-        UserError: a deviation above 1e-4, no onnx here, or what the disk refuses.
+        UserError: a deviation above 1e-4, a missing package, or a disk that refuses.
     """
-    require("onnx", "onnxscript", "onnxruntime")
+    check_packages("onnx", "onnxscript", "onnxruntime")
     with _quietly(), torch.no_grad():
         program = torch.onnx.export(
             export_program(graph),
@@ -110,36 +109,31 @@ def to_onnx(graph: StatesGraph, path: Path) -> float:
             opset_version=OPSET,
             verbose=False,
         )
-    assert program is not None  # it is, with dynamo=True
-    config = graph.encoder.config
-    program.model.metadata_props["encoder"] = json.dumps(config.to_dict())
-    program.model.metadata_props["parameters"] = str(sum(value.numel() for value in graph.encoder.parameters()))
+    assert program is not None  # with dynamo=True it never is
+    program.model.metadata_props["encoder"] = json.dumps(graph.encoder.config.to_dict())
+    program.model.metadata_props["parameters"] = str(parameter_count(graph.encoder))
     with writing(path) as temporary:
         program.save(temporary, external_data=False)
-        difference = compare(graph, session(temporary)).largest
-        if not difference < TOLERANCE:
-            raise UserError(f"{path}: not written, its states differ from PyTorch's by {difference:.2g}")
-    return difference
+        return checked(compare(graph, session(temporary)).largest, path, "its states", "PyTorch's")
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far one graph's states are from the student's, over valid frames of three wavs, alone and in a batch."""
+    """Deviation of a graph's states from the student's, over valid frames of three wavs, alone and in a batch."""
 
-    largest: float  # infinite where a state is no finite number
+    largest: float  # infinite where a state is not finite
     relative: float  # |difference| / |states|, Euclidean over everything
     cosine: float  # lowest mean over a wav's frames
 
 
 def compare(graph: StatesGraph, run: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Deviation:
-    """How far `run`, (waveforms, lengths) -> (states, frame lengths), is from the encoder: wavs in a batch, and alone.
+    """Deviation of `run`, (waveforms, lengths) -> (states, frame lengths), from the encoder, in a batch and alone.
 
     Raises:
-        UserError: other frame lengths than the encoder's.
+        UserError: frame lengths differ from the encoder's.
     """
-    wavs = test_waveforms()
-    batch = (pad_sequence(wavs, batch_first=True), torch.tensor(LENGTHS))
-    alone = [(wav[None], torch.tensor([len(wav)])) for wav in wavs]
+    batch = (pad_sequence(wavs(), batch_first=True), torch.tensor(LENGTHS))
+    alone = [(wav[None], torch.tensor([len(wav)])) for wav in wavs()]
     largest, squares, norm, cosines = 0.0, 0.0, 0.0, []
     for waveforms, lengths in [batch, *alone]:
         with torch.no_grad():
@@ -158,45 +152,43 @@ def compare(graph: StatesGraph, run: Callable[[Tensor, Tensor], tuple[Tensor, Te
 
 
 def to_program(graph: StatesGraph, path: Path) -> float:
-    """Write a `torch.export` program (.pt2), loaded and checked before it is kept; returns the largest difference.
+    """Write a `torch.export` program (.pt2), load and check it before it is kept; returns the largest difference.
 
     Raises:
-        UserError: a deviation above 1e-4, or what the disk refuses.
+        UserError: a deviation above 1e-4, or a disk that refuses.
     """
     program = export_program(graph)
     with writing(path) as temporary:
         with _quietly():
             torch.export.save(program, temporary)
             run = torch.export.load(temporary).module()
-        difference = compare(graph, run).largest
-        if not difference < TOLERANCE:
-            raise UserError(f"{path}: not written, its states differ from the student's by {difference:.2g}")
-    return difference
+        return checked(compare(graph, run).largest, path, "its states", "the student's")
 
 
 def quantized(graph: StatesGraph, path: Path) -> str:
-    """Write the file with its linear layers in 8 bits: weights per channel beforehand, activations by their range as
-    they come. Returns the sentence that says how far its states are from the student's and how fast it is.
+    """Write the file with linear layers in 8 bits: weights quantised per channel, activations at run time.
+
+    Returns:
+        A line with its deviation from the student and its speed.
 
     Raises:
-        UserError: states that are no finite numbers, no onnxruntime here, or what the disk refuses.
+        UserError: states that are not finite, a missing package, or a disk that refuses.
     """
-    require("onnx", "onnxscript", "onnxruntime")
+    check_packages("onnx", "onnxscript", "onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "whole.onnx"
-        to_onnx(graph, whole)
+        full_precision = Path(folder) / "fp32.onnx"
+        to_onnx(graph, full_precision)
         with writing(path) as temporary:
             with _quietly():
-                quantize_dynamic(
-                    whole, temporary, op_types_to_quantize=QUANTIZED, per_channel=True, weight_type=QuantType.QInt8
-                )
+                kinds = {"op_types_to_quantize": QUANTIZED, "weight_type": QuantType.QInt8}
+                quantize_dynamic(full_precision, temporary, per_channel=True, **kinds)
             run = session(temporary, threads=1)
             deviation = compare(graph, run)
             if not math.isfinite(deviation.largest):
-                raise UserError(f"{path}: not written, in 8 bits its states are no finite numbers")
-            full, eight_bit = seconds_each([session(whole, threads=1), run])
+                raise UserError(f"{path} is not written: in 8 bits its states are not finite")
+            full, eight_bit = seconds_each([session(full_precision, threads=1), run])
     return (
         f"{path}: relative error {deviation.relative:.3f}, mean cosine of a wav at least {deviation.cosine:.4f}, "
         f"largest difference {deviation.largest:.2g}; 10 s of audio in {eight_bit:.3f} s on one thread "
@@ -205,7 +197,7 @@ def quantized(graph: StatesGraph, path: Path) -> str:
 
 
 def _open(path: Path, threads: int) -> Any:
-    require("onnxruntime")
+    check_packages("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -213,20 +205,20 @@ def _open(path: Path, threads: int) -> Any:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own kinds, one per thing that can be wrong with a file
-        raise UserError(f"{path}: onnxruntime cannot open it ({str(error).splitlines()[0]:.120})") from None
+    except Exception as error:  # onnxruntime raises kinds of its own
+        raise UserError(f"{path} cannot be opened by onnxruntime: {str(error).splitlines()[0]:.120}") from None
 
 
 def session(path: Path, threads: int = 0) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """onnxruntime over a file, on the CPU: (waveforms, lengths) -> (states, frame lengths); 0 threads: all cores.
 
     Raises:
-        UserError: onnxruntime cannot open the file, or it is no export of this project.
+        UserError: onnxruntime cannot open the file, or it is not an export of this project.
     """
     opened = _open(path, threads)
     names = {value.name for value in opened.get_inputs()}
     if names != {"waveforms", "lengths"}:
-        raise UserError(f"{path}: its inputs are {', '.join(sorted(names))}, not waveforms and lengths")
+        raise UserError(f"{path} has the inputs {', '.join(sorted(names))}, but they must be waveforms and lengths")
 
     def run(waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         states, frame_lengths = opened.run(None, {"waveforms": waveforms.numpy(), "lengths": lengths.numpy()})
@@ -236,10 +228,10 @@ def session(path: Path, threads: int = 0) -> Callable[[Tensor, Tensor], tuple[Te
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """What `to_onnx` wrote beside the graph: the encoder's configuration and its number of parameters.
+    """The encoder's configuration and its number of parameters, which `to_onnx` wrote beside the graph.
 
     Raises:
-        UserError: no onnxruntime here, or no ONNX file there.
+        UserError: onnxruntime is missing or cannot open the file.
     """
     return _open(path, threads=1).get_modelmeta().custom_metadata_map
 
@@ -247,7 +239,7 @@ def metadata(path: Path) -> dict[str, str]:
 def seconds_each(
     runs: Sequence[Callable[[Tensor, Tensor], Any]], seconds: float = 10.0, rounds: int = 7
 ) -> list[float]:
-    """Median time of each for one wav, taken in turns so that all meet the same machine."""
+    """Median time of each for one wav, in turns so that all meet the same machine."""
     waveforms = 0.1 * torch.randn(1, int(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(0))
     lengths = torch.tensor([waveforms.shape[1]])
     taken: list[list[float]] = [[] for _ in runs]
@@ -260,16 +252,12 @@ def seconds_each(
     return [median(times) for times in taken]
 
 
-def require(*packages: str) -> None:
-    """
-    Raises:
-        UserError: a package that exports need is not installed; says how to get it.
-    """
+def check_packages(*packages: str) -> None:
+    """Raises: UserError: a package that exports need is not installed."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise UserError(
-            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: uv sync --group export"
-        )
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{' and '.join(missing)} {verb} not installed; run uv sync --group export")
 
 
 def _example() -> tuple[Tensor, Tensor]:
@@ -278,14 +266,14 @@ def _example() -> tuple[Tensor, Tensor]:
 
 def _dynamic_shapes(graph: StatesGraph) -> dict[str, Any]:
     batch = torch.export.Dim("batch", min=1, max=4096)
-    config = graph.encoder.config  # tracing takes a single frame for a special case: it is told of two or more
+    config = graph.encoder.config  # a single frame is a special case for tracing, so it gets two or more
     sample = torch.export.Dim("sample", min=config.min_samples + config.samples_per_frame, max=LONGEST)
     return {"waveforms": {0: batch, 1: sample}, "lengths": {0: batch}}
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Exporters say much that no user can act on."""
+    """Silences warnings of the exporters that no user can act on."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from distiller.exporters.checks import checked, farthest, wavs
 from upstream import attention, config, encoder, errors, extractor
 from upstream.checkpoint import write_folder
 from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
-from upstream.errors import UserError
 from upstream.formats import huggingface, huggingface_writing
 
 MODELING = "modeling_speech_encoder"
@@ -24,20 +23,18 @@ AUTO_MAP = {
     "AutoModel": f"{MODELING}.SpeechEncoderModel",
     "AutoModelForCTC": f"{MODELING}.SpeechEncoderForCTC",
 }
-TOLERANCE = 1e-4
-LENGTHS = (16_000, 11_231, 7_040)  # of the wavs that an export is checked with, in samples
 
 
 def needs_own_code(student: SpeechEncoder) -> bool:
-    """Whether the folder must bring its own modelling file (`trust_remote_code`)."""
+    """Whether the folder must contain its own modelling file (`trust_remote_code`)."""
     return bool(huggingface_writing.obstacles(student.config))
 
 
 def to_transformers(student: SpeechEncoder, directory: Path, card: str) -> float:
-    """Write the folder, opened and checked before it is kept; returns the largest difference of any hidden state.
+    """Write the folder, open and check it before it is kept; returns the largest difference of any hidden state.
 
     Raises:
-        UserError: a deviation above 1e-4, or what the disk refuses.
+        UserError: a deviation above 1e-4, or a disk that refuses.
     """
     own_code = needs_own_code(student)
     files = _own_files(student) if own_code else _plain_files(student)
@@ -46,10 +43,7 @@ def to_transformers(student: SpeechEncoder, directory: Path, card: str) -> float
         trial = Path(folder) / "export"
         write_folder(trial, files)
         difference = _difference(student, trial, own_code)
-    if not difference < TOLERANCE:
-        raise UserError(
-            f"{directory}: not written, transformers' hidden states differ from the student's by {difference:.2g}"
-        )
+    checked(difference, directory, "transformers' hidden states", "the student's")
     write_folder(directory, files)
     return difference
 
@@ -72,14 +66,14 @@ def _own_files(student: SpeechEncoder) -> dict[str, bytes | str]:
 
 
 def _own_code() -> dict[str, str]:
-    """The Python files that an export with code of its own brings along."""
+    """The Python files of an export that needs its own code."""
     modules = (attention, config, encoder, errors, extractor)
     code = {Path(inspect.getfile(module)).name: inspect.getsource(module) for module in modules}
     return code | {f"{MODELING}.py": (Path(__file__).parent / f"{MODELING}.py").read_text()}
 
 
 def has_only_our_code(folder: Path) -> bool:
-    """Whether a folder that can be opened names and holds the Python files of such an export, which may be run."""
+    """Whether a folder names and contains exactly the Python files of such an export, so that they may be run."""
     code = {str(path.relative_to(folder)): path.read_text(errors="replace") for path in folder.rglob("*.py")}
     return code == _own_code() and json.loads((folder / "config.json").read_text()).get("auto_map") == AUTO_MAP
 
@@ -91,21 +85,6 @@ def _files(values: dict[str, Any], preprocessor: dict[str, Any], state: dict[str
         "preprocessor_config.json": json.dumps(preprocessor, indent=1) + "\n",
         "model.safetensors": to_safetensors(cpu, metadata={"format": "pt"}),
     }
-
-
-def test_waveforms() -> list[Tensor]:
-    """Three wavs of different lengths, (sample,) each: noise of speech's loudness that swells and fades."""
-    generator = torch.Generator().manual_seed(0)
-    return [
-        0.1 * torch.randn(length, generator=generator) * torch.sin(torch.linspace(0.1, 9.0, length)).abs()
-        for length in LENGTHS
-    ]
-
-
-def farthest(ours: Tensor, theirs: Tensor) -> float:
-    """Largest absolute difference; infinite where either holds no finite number, which `max` would pass over."""
-    difference = float((ours - theirs).abs().max())
-    return difference if math.isfinite(difference) else math.inf
 
 
 def _difference(student: SpeechEncoder, folder: Path, own_code: bool) -> float:
@@ -124,7 +103,7 @@ def _difference(student: SpeechEncoder, folder: Path, own_code: bool) -> float:
     largest = 0.0
     student.eval()
     with torch.no_grad():
-        for waveform in test_waveforms():
+        for waveform in wavs():
             inputs = prepare(waveform.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
             theirs = model(**inputs, output_hidden_states=True)
             ours = student(waveform[None])

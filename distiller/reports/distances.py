@@ -1,6 +1,5 @@
 """How far a student's layers are from the teacher's, on held-out audio (SKILL's analysis; the measures are ours)."""
 
-import csv
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 
 from distiller.audio.batch import Batch
 from distiller.clustering.cka import PairMoments
-from distiller.common.files import writing
+from distiller.common.files import write_csv
 from distiller.common.progress import progress
 from distiller.objectives.layer_map import resolve_layer_map
 from upstream.encoder import EncoderOutput, SpeechEncoder
@@ -25,15 +24,11 @@ def write_distances(
 ) -> None:
     """A CSV with a row per layer: teacher_layer, student_layer, l2, cosine, cka; layer 0 is P.
 
-    l2: root of sum |T - S|^2 / sum |T|^2 over frames; cosine: 1 - cosine similarity, mean over frames; both only where
-    the widths agree. cka: 1 - linear CKA over all frames. States are as they come, without the objective's
-    projections; student layers meet the teacher's at even spacing.
+    l2: root of sum |T - S|^2 / sum |T|^2 over frames; cosine: 1 - cosine similarity, mean over frames; both only if the
+    widths agree. cka: 1 - linear CKA over all frames. States are compared without the objective's projections; the
+    student's layers are matched to evenly spaced ones of the teacher.
     """
-    rows = layer_distances(teacher, student, batches)
-    with writing(path) as temporary, temporary.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
+    write_csv(path, layer_distances(teacher, student, batches))
 
 
 @torch.no_grad()
@@ -53,7 +48,7 @@ def layer_distances(
     sums = torch.zeros(len(layers), 3, dtype=torch.float64)  # |T - S|^2, |T|^2, cosine
     device = next(teacher.parameters()).device
     student.to(device)
-    order = np.random.default_rng(0).permutation(len(batches))  # they come sorted by duration
+    order = np.random.default_rng(0).permutation(len(batches))  # they are sorted by duration
     for index in progress(order, "Comparing student and teacher", len(batches)):
         batch = batches[index]().to(device)
         outputs = [encoder(batch.waveforms, batch.lengths) for encoder in (teacher, student)]
@@ -65,10 +60,12 @@ def layer_distances(
         if moments.frames >= ENOUGH * teacher.config.embed_dim:
             break
     rows = []
-    for (teacher_layer, student_layer), pair, (apart, norm, cosine) in zip(layers, pairs, sums.tolist(), strict=True):
+    for (teacher_layer, student_layer), pair, (difference, norm, cosine) in zip(
+        layers, pairs, sums.tolist(), strict=True
+    ):
         row: dict[str, float] = {"teacher_layer": teacher_layer, "student_layer": student_layer}
         if same_width:
-            row |= {"l2": math.sqrt(apart / norm), "cosine": 1 - cosine / moments.frames}
+            row |= {"l2": math.sqrt(difference / norm), "cosine": 1 - cosine / moments.frames}
         rows.append(row | {"cka": _cka_distance(moments, pair)})
     return rows
 

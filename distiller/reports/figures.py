@@ -4,10 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -15,9 +11,9 @@ from distiller.common.files import read_columns
 from distiller.common.plotting import COLOURS, save_figure
 from upstream.config import EncoderConfig
 
-FIGURES = ("loss.png", "phones.png", "similarity.png", "left.png", "distances.png")  # that a run may leave
-NOT_TERMS = ("step", "lr", "gradient_norm", "loss", "audio_seconds", "step_seconds")
-NOT_TERMS += ("target", "sparsity", "lambda1", "lambda2")  # of pruning
+FIGURES = ("loss.png", "phones.png", "similarity.png", "remaining_units.png", "distances.png")  # that a run may leave
+TERM = "term/"  # prefix of a loss term's column in metrics.csv and held_out.csv
+LEGEND = {"frameon": False, "fontsize": "small"}
 
 
 def loss_curves(output: Path, folders: Sequence[Path]) -> None:
@@ -27,12 +23,14 @@ def loss_curves(output: Path, folders: Sequence[Path]) -> None:
     for folder, (losses, terms) in zip(folders, rows, strict=True):
         stage = f", {folder.name} stage" if len(folders) > 1 else ""
         steps, held_out = read_columns(folder / "metrics.csv"), read_columns(folder / "held_out.csv")
-        losses.plot(steps["step"], steps["loss"], color="#c8412b", alpha=0.25, linewidth=0.8)
-        losses.plot(steps["step"], smooth(steps["loss"]), color="#c8412b", label="training")
+        losses.plot(steps["step"], steps["loss"], color=COLOURS["student"], alpha=0.25, linewidth=0.8)
+        losses.plot(steps["step"], smooth(steps["loss"]), color=COLOURS["student"], label="training")
         if held_out:
-            losses.plot(held_out["step"], held_out["loss"], "o-", color="#2b6ca3", markersize=4, label="held out")
-        for name in (name for name in steps if name not in NOT_TERMS):
-            terms.plot(steps["step"], smooth(steps[name]), label=name.replace("_", " "))
+            losses.plot(
+                held_out["step"], held_out["loss"], "o-", color=COLOURS["teacher"], markersize=4, label="held out"
+            )
+        for name in (name for name in steps if name.startswith(TERM)):
+            terms.plot(steps["step"], smooth(steps[name]), label=name.removeprefix(TERM).replace("_", " "))
         for axes, title in ((losses, f"Loss{stage}"), (terms, f"Terms (unweighted){stage}")):
             positive = all(value > 0 for line in axes.lines for value in line.get_ydata())
             axes.set(title=title, xlabel="optimiser step", yscale="log" if positive else "linear")
@@ -50,12 +48,11 @@ def phone_accuracy(output: Path, probe: dict[str, dict[str, Any]]) -> None:
             axes.axhline(values[0], color=COLOURS[name], linestyle="--", linewidth=1.2, label=label)
         else:
             axes.plot(range(1, len(values) + 1), values, "o-", color=COLOURS[name], markersize=4, label=label)
-    axes.set(
-        xlabel="layer", ylabel="phone accuracy per frame (%)", title="Linear phone probe, seen speakers", ylim=(0, 100)
-    )
+    axes.set(xlabel="layer", ylabel="phone accuracy per frame (%)", ylim=(0, 100))
+    axes.set_title("Linear phone probe, seen speakers")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
-    figure.legend(frameon=False, fontsize="small", ncols=5, loc="outside lower center")
+    figure.legend(**LEGEND, ncols=5, loc="outside lower center")
     save_figure(figure, output / "phones.png")
 
 
@@ -78,32 +75,35 @@ def widths(config: EncoderConfig) -> dict[str, list[int]]:
 
 
 def remaining_units(output: Path, before: EncoderConfig, after: EncoderConfig, joint: Path) -> None:
-    """OUTPUT/left.png: units per layer before and after pruning; expected sparsity by step, from JOINT/metrics.csv."""
+    """OUTPUT/remaining_units.png: units per layer before and after pruning, and sparsity by step.
+
+    Args:
+        joint: the folder of the joint stage, for its metrics.csv.
+    """
     figure, panels = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained")
     sides = zip(widths(before).items(), widths(after).values(), panels.flat, strict=False)
-    for (name, whole), left, axes in sides:
-        places = range(1, len(whole) + 1)
-        axes.bar(places, whole, color="#e4e4e4", label="teacher")
-        bars = axes.bar(places, left, color=COLOURS["student"], label="student")
+    for (name, teacher), student, axes in sides:
+        places = range(1, len(teacher) + 1)
+        axes.bar(places, teacher, color="#e4e4e4", label="teacher")
+        bars = axes.bar(places, student, color=COLOURS["student"], label="student")
         axes.bar_label(bars, fontsize="small", padding=1)
-        share = sum(left) / max(1, sum(whole))
-        axes.set(title=f"{name[0].upper()}{name[1:]}: {share:.0%} left", ylim=(0, 1.3 * max([*whole, 1])))
+        share = sum(student) / max(1, sum(teacher))
+        axes.set(title=f"{name.capitalize()}: {share:.0%} remaining", ylim=(0, 1.3 * max([*teacher, 1])))
         axes.set_xlabel("convolution" if "channels" in name else "layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False, fontsize="small", loc="upper left", ncols=2)
-    steps = read_columns(joint / "metrics.csv")
-    axes = panels.flat[3]
+        axes.legend(**LEGEND, loc="upper left", ncols=2)
+    steps, axes = read_columns(joint / "metrics.csv"), panels.flat[3]
     axes.plot(steps["step"], steps["sparsity"], color=COLOURS["student"], label="expected")
     axes.plot(steps["step"], steps["target"], color="#5f5f5f", linestyle="--", linewidth=1.2, label="target")
     axes.set(title="Sparsity", xlabel="optimiser step of the joint stage", ylim=(0, 1))
     axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
-    axes.legend(frameon=False, fontsize="small", loc="lower right")
+    axes.legend(**LEGEND, loc="lower right")
     axes.grid(alpha=0.25)
-    save_figure(figure, output / "left.png")
+    save_figure(figure, output / "remaining_units.png")
 
 
 def distance_curves(output: Path) -> None:
-    """OUTPUT/distances.png: how far each layer of the student is from the teacher's, from distances.csv."""
+    """OUTPUT/distances.png: the distance of each student layer from the teacher's, from distances.csv."""
     table = read_columns(output / "distances.csv")
     titles = {"l2": "Relative L2 distance", "cosine": "1 - cosine similarity", "cka": "1 - linear CKA"}
     shown = [name for name in titles if name in table]

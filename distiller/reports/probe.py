@@ -1,9 +1,9 @@
-"""How much of phones and speakers a representation holds, by ridge regression; cheap and deterministic.
+"""How well phones and speakers can be read from a representation, by ridge regression; cheap and deterministic.
 
-Phones: one linear map per layer from a frame to its phone. Speakers: one from an utterance's mean to its speaker.
+Phones: a linear map per layer from a frame to its phone. Speakers: one from an utterance's mean to its speaker.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,8 @@ import torchaudio
 from lhotse.cut import Cut
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from distiller.common.progress import progress
 from distiller.synthesis.espeak import PHONES
 from distiller.synthesis.splits import load_split, phone_targets, speaker_of
 from upstream.config import SAMPLE_RATE
@@ -85,23 +85,20 @@ class Ridge:
 
 
 def accuracy(weights: Tensor, inputs: Tensor, classes: Tensor) -> tuple[int, int]:
-    """How many of the examples are right, and how many there are."""
+    """Number of correct examples, and of all."""
     scores = inputs.double() @ weights[:-1] + weights[-1]
     return int((scores.argmax(dim=1) == classes).sum()), len(classes)
 
 
 @dataclass
 class Probe:
-    """The labelled speech that representations are probed with, decoded once.
-
-    train and seen share their speakers; unseen has others.
-    """
+    """The labelled speech for probing, decoded once. train and seen have the same speakers, unseen has others."""
 
     splits: dict[str, list[tuple[Tensor, Tensor, int]]]  # (waveform, phone of each frame, speaker)
 
     @classmethod
-    def embedded(cls, frame_count: Callable[[int], int]) -> "Probe":
-        """The embedded corpus's probe splits."""
+    def synthetic(cls, frame_count: Callable[[int], int]) -> "Probe":
+        """The probe splits of the synthetic corpus."""
         cuts = {split: load_split(f"probe_{split}") for split in ("train", "seen", "unseen")}
         speakers = sorted({speaker_of(cut) for part in cuts.values() for cut in part})
         return cls({split: [_example(cut, speakers, frame_count) for cut in part] for split, part in cuts.items()})
@@ -109,15 +106,15 @@ class Probe:
     def run(self, represent: Representation, name: str = "") -> dict[str, object]:
         """Accuracies in percent of the last layer and of the best one (on seen speakers), and of every layer."""
         phones, speakers = self._fit(represent, name)
-        right = {key: np.zeros((len(phones), 2)) for key in ("phone", "phone_unseen", "speaker")}
+        correct = {key: np.zeros((len(phones), 2)) for key in ("phone", "phone_unseen", "speaker")}
         for split, key in (("seen", "phone"), ("unseen", "phone_unseen")):
             for layers, classes, speaker in self._stream(represent, split, name):
                 for index, layer in enumerate(layers):
-                    right[key][index] += accuracy(phones[index], layer, classes)
+                    correct[key][index] += accuracy(phones[index], layer, classes)
                     if split == "seen":
                         mean = layer.mean(dim=0, keepdim=True)
-                        right["speaker"][index] += accuracy(speakers[index], mean, torch.tensor([speaker]))
-        layers = {key: (100 * counts[:, 0] / counts[:, 1]).round(2).tolist() for key, counts in right.items()}
+                        correct["speaker"][index] += accuracy(speakers[index], mean, torch.tensor([speaker]))
+        layers = {key: (100 * counts[:, 0] / counts[:, 1]).round(2).tolist() for key, counts in correct.items()}
         best = int(np.argmax(layers["phone"]))
         row: dict[str, object] = {key: values[-1] for key, values in layers.items()}
         row |= {"phone_best": layers["phone"][best], "phone_unseen_best": layers["phone_unseen"][best]}
@@ -139,14 +136,11 @@ class Probe:
     def _stream(self, represent: Representation, split: str, name: str) -> Iterator[tuple[Layers, Tensor, int]]:
         """Every utterance's layers, phones and speaker; similar lengths together."""
         examples = sorted(self.splits[split], key=lambda example: len(example[0]))
-        bar = tqdm(total=len(examples), desc=f"probe {name} {split}", leave=False, disable=None)
-        with bar:
-            for start in range(0, len(examples), BATCH):
-                batch = examples[start : start + BATCH]
-                outputs: Iterable[Layers] = represent([waveform for waveform, _, _ in batch])
-                for layers, (_, phones, speaker) in zip(outputs, batch, strict=True):
-                    yield layers, phones[: len(layers[0])], speaker
-                bar.update(len(batch))
+        for start in progress(range(0, len(examples), BATCH), f"Probing {name}, {split}"):
+            batch = examples[start : start + BATCH]
+            outputs = represent([waveform for waveform, _, _ in batch])
+            for layers, (_, phones, speaker) in zip(outputs, batch, strict=True):
+                yield layers, phones[: len(layers[0])], speaker
 
 
 def _example(cut: Cut, speakers: list[str], frame_count: Callable[[int], int]) -> tuple[Tensor, Tensor, int]:

@@ -1,4 +1,4 @@
-"""report.json and the table that a run ends with."""
+"""report.json, and the table at the end of a run."""
 
 import json
 import shlex
@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from distiller.common.files import read_columns, write_json
-from distiller.common.provenance import TEN_SECONDS, commit, machine, peak_memory_mb
+from distiller.common.provenance import TEN_SECONDS, commit, machine, parameter_count, peak_memory_mb
 from distiller.recipes.recipe import Recipe, to_dict
-from distiller.reports.figures import FIGURES
+from distiller.reports.figures import FIGURES, TERM
 from distiller.reports.probe import CONTEXT, Probe, encoder_layers, filterbank, retention
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
@@ -25,8 +25,9 @@ ROWS = {
     "stacked_filterbank": f"log-mel, ±{CONTEXT} frames",
     "random": "random student",
     "teacher": "teacher",
-    "student": "{objective} student",
+    "student": "{method} student",
 }
+METHODS = {"star": "STaR", "clusters": "SKILL", "layers": "DPHuBERT", "predictions": "DistilHuBERT"}  # by objective
 COLUMNS = {  # accuracies in percent
     "phone": "phones",
     "phone_unseen": "unseen speakers",
@@ -38,7 +39,7 @@ COLUMNS = {  # accuracies in percent
 
 def probe_all(teacher: SpeechEncoder, random: SpeechEncoder, student: SpeechEncoder) -> dict[str, dict[str, Any]]:
     """Both filterbanks, the untrained student, the teacher and the student through the same probe."""
-    probe = Probe.embedded(student.config.frame_count)
+    probe = Probe.synthetic(student.config.frame_count)
     encoders = {"random": random, "teacher": teacher, "student": student}
     rows = {"filterbank": filterbank(), "stacked_filterbank": filterbank(CONTEXT)}
     rows |= {name: encoder_layers(encoder.cpu().eval()) for name, encoder in encoders.items()}
@@ -53,12 +54,17 @@ def summary(
     skipped: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """What report.json holds; losses are those in `folder`, the last stage's."""
+    """The content of report.json.
+
+    Args:
+        folder: of the last stage, for its losses.
+        seconds: of the whole run.
+    """
     steps, held_out = read_columns(folder / "metrics.csv"), read_columns(folder / "held_out.csv")
-    losses: dict[str, Any] = {"train": {name: values[-1] for name, values in steps.items() if name != "step_seconds"}}
+    steps.pop("step_seconds")
+    losses: dict[str, Any] = {"train": _last(steps)}
     if held_out:
-        losses["held_out"] = {name: values[-1] for name, values in held_out.items()}
-        losses["held_out_best"] = min(held_out["loss"])
+        losses |= {"held_out": _last(held_out), "held_out_best": min(held_out["loss"])}
     result = {
         "recipe": to_dict(recipe),
         "command": shlex.join(["python", "distiller/run.py", *sys.argv[1:]]),
@@ -67,7 +73,7 @@ def summary(
         "finished": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
         "seconds": round(seconds, 1),
         "peak_rss_mb": round(peak_memory_mb(children=True)),
-        "parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "parameters": parameter_count(student),
         "macs_10s": count_macs(student.config, TEN_SECONDS),
         "losses": losses,
         "skipped": skipped,
@@ -78,37 +84,41 @@ def summary(
     return result
 
 
-def finish(output: Path, result: dict[str, Any]) -> None:
-    """Write what marks the run as finished, and show it."""
+def _last(columns: dict[str, list[float]]) -> dict[str, float]:
+    return {name.removeprefix(TERM): values[-1] for name, values in columns.items()}
+
+
+def write_report(output: Path, result: dict[str, Any]) -> None:
+    """Write report.json, which marks the run as finished, and show it."""
     write_json(output / "report.json", result)
     print_report(output)
 
 
 def print_report(output: Path) -> None:
-    """The table of a finished run, where everything is, and what to try next."""
+    """Print the table of a finished run, where everything is, and what to try next."""
     result = json.loads((output / "report.json").read_text())
     if "probe" in result:
         Console(width=100).print(_probe_table(result))
     held_out = result["losses"].get("held_out", {}).get("loss")
-    facts = [
+    numbers = [
         f"{result['parameters']:,} parameters",
         f"{result['macs_10s'] / 1e9:.2f} G MACs for 10 s",
         f"{result['seconds']:.0f} s",
         f"peak {result['peak_rss_mb']} MB",
     ]
-    facts += [] if held_out is None else [f"held-out loss {held_out:.4g}"]
-    facts += [f"{result['skipped']} files skipped, see {output / 'skipped.csv'}"] if result["skipped"] else []
+    numbers += [] if held_out is None else [f"held-out loss {held_out:.4g}"]
+    numbers += [f"{result['skipped']} files skipped, see {output / 'skipped.csv'}"] if result["skipped"] else []
     if "pruning" in result:
-        print(outcome(result["pruning"]))
+        print(pruning_summary(result["pruning"]))
     figures = ", ".join(name for name in FIGURES if (output / name).exists())
-    print(", ".join(facts))
+    print(", ".join(numbers))
     print(f"\nStudent  {output / 'student'}\nFigures  {figures} in {output}\nNumbers  {output / 'report.json'}")
     code = f"from upstream.checkpoint import load; print(load({json.dumps(str(output / 'student'))}))"
     print(f"\nNext\n  python -c {shlex.quote(code)}\n  {another_run(result, output)}")
 
 
 def another_run(result: dict[str, Any], output: Path) -> str:
-    """For a shell: the command that made a run, with another output and one change."""
+    """For a shell: the command that made a run, with a new output and one change."""
     ending, change = _variant(result["recipe"])
     words, kept = iter(shlex.split(result["command"])), []
     for word in words:
@@ -120,7 +130,7 @@ def another_run(result: dict[str, Any], output: Path) -> str:
 
 
 def _variant(recipe: dict[str, Any]) -> tuple[str, str]:
-    """Another run to try: the ending of its output, and what it changes."""
+    """A run to try next: the ending of its output, and its change."""
     if pruning := recipe.get("pruning"):
         target = "0.5" if pruning["target"] > 0.7 else "0.75"
         return target, f"pruning.target={target}"
@@ -130,22 +140,23 @@ def _variant(recipe: dict[str, Any]) -> tuple[str, str]:
 
 
 def _probe_table(result: dict[str, Any]) -> Table:
-    table = Table(title="Linear probe, accuracy in percent; last layer unless said", box=box.SIMPLE_HEAD)
+    table = Table(title="Linear probe, accuracy in percent; last layer unless stated", box=box.SIMPLE_HEAD)
     table.add_column("")
     for title in COLUMNS.values():
         table.add_column(title, justify="right")
+    objective = result["recipe"]["objective"]["name"]
     for key, row in result["probe"].items():
-        title = ROWS[key].format(objective=result["recipe"]["objective"]["name"])
+        title = ROWS[key].format(method=METHODS.get(objective, objective))
         table.add_row(title, *(f"{row[column]:.1f}" for column in COLUMNS))
-    kept = (result["retention"].get(column) for column in COLUMNS)
+    shares = (result["retention"].get(column) for column in COLUMNS)
     table.add_section()
-    table.add_row("retention", *("" if share is None else f"{share:.2f}" for share in kept))
+    table.add_row("retention", *("" if share is None else f"{share:.2f}" for share in shares))
     return table
 
 
-def outcome(facts: Mapping[str, Any]) -> str:
-    """Whether a cut met its target, in a sentence; `facts` are those of pruning.json."""
-    said = f"pruned {facts['sparsity']:.1%} of the teacher's parameters (target {facts['target']:.1%})"
-    if not facts["met"]:
-        said += ": more than 1% off the target; give trainer.steps more or pruning.lr another value"
-    return said
+def pruning_summary(metadata: Mapping[str, Any]) -> str:
+    """Whether pruning met its target, in a line; `metadata` is the content of pruning.json."""
+    line = f"pruned {metadata['sparsity']:.1%} of the teacher's parameters (target {metadata['target']:.1%})"
+    if not metadata["met"]:
+        line += ": more than 1% off the target; increase trainer.steps or change pruning.lr"
+    return line

@@ -1,39 +1,51 @@
 """Rows of docs/results from finished runs; everything is copied from report.json and distances.csv."""
 
-import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from distiller.common.files import writing
+from distiller.common.files import read_columns, read_csv, write_csv
 from upstream.errors import UserError
 
 IDENTITY = ("command", "commit", "finished")
-FACTS = ("seconds", "peak_rss_mb", "parameters", "macs_10s", "skipped")
+COSTS = ("seconds", "peak_rss_mb", "parameters", "macs_10s", "skipped")
 PRUNING = ("target", "sparsity", "met")
 PROBE = ("phone", "phone_unseen", "phone_best", "speaker", "speaker_best")
 
+Row = dict[str, Any]
 
-def row(output: Path) -> dict[str, Any]:
-    """One finished run as a row.
+
+def collect(outputs: Sequence[Path], table: Path) -> str:
+    """Add finished runs to a table, a row each; returns a line that says how many were new.
+
+    Raises:
+        UserError: a folder without a finished run, or the table cannot be written.
+    """
+    added = append(table, [row(output) for output in outputs])
+    return f"{added} of {len(outputs)} runs added to {table}"
+
+
+def row(output: Path) -> Row:
+    """The row of one finished run.
 
     Raises:
         UserError: the run is not finished.
     """
     path = output / "report.json"
     if not path.exists():
-        raise UserError(f"{output} holds no finished run: there is no report.json")
+        raise UserError(f"{output} is not a finished run: it contains no report.json")
     report = json.loads(path.read_text())
-    values = {key: report[key] for key in (*IDENTITY, "machine", *FACTS)} | {"seed": report["recipe"]["seed"]}
-    values |= {"steps": int(report["losses"]["train"]["step"])}
-    values |= {"held_out_loss": report["losses"].get("held_out", {}).get("loss")}
+    values = {key: report[key] for key in (*IDENTITY, "machine", *COSTS)} | {"seed": report["recipe"]["seed"]}
+    values["steps"] = int(report["losses"]["train"]["step"])
+    values["held_out_loss"] = report["losses"].get("held_out", {}).get("loss")
     for name, accuracies in report.get("probe", {}).items():
         values |= {f"{name}_{key}": accuracies[key] for key in PROBE}
     for key, share in report.get("retention", {}).items():
         values[f"retention_{key}"] = None if share is None else round(share, 3)
     if "pruning" in report:
-        values |= {"objective": report["recipe"]["objective"]["name"]}
+        values["objective"] = report["recipe"]["objective"]["name"]
         values |= {key: report["pruning"][key] for key in PRUNING}
         values |= distances(output / "distances.csv")
     return values
@@ -41,30 +53,27 @@ def row(output: Path) -> dict[str, Any]:
 
 def distances(table: Path) -> dict[str, float]:
     """A pruned student's distances from its teacher: each measure's mean over Transformer layers, and by layer."""
-    with table.open(newline="") as file:
-        rows = [{key: float(value) for key, value in one.items()} for one in csv.DictReader(file)]
-    measures = [key for key in rows[0] if not key.endswith("_layer")]
-    means = {f"{key}_distance": fmean(one[key] for one in rows if one["student_layer"]) for key in measures}
-    layers = {f"{key}_distance_{one['student_layer']:.0f}": one[key] for key in measures for one in rows}
-    return {name: round(value, 5) for name, value in (means | layers).items()}
+    columns = read_columns(table)
+    layers = columns.pop("student_layer")
+    del columns["teacher_layer"]
+    means = {f"{key}_distance": fmean(values[1:]) for key, values in columns.items()}  # the first row is layer 0
+    by_layer = {
+        f"{key}_distance_{layer:.0f}": value
+        for key, values in columns.items()
+        for layer, value in zip(layers, values, strict=True)
+    }
+    return {name: round(value, 5) for name, value in (means | by_layer).items()}
 
 
-def append(table: Path, rows: list[dict[str, Any]]) -> int:
-    """Add the rows that the table lacks, and to those it has what they now hold; returns the number of rows added."""
+def append(table: Path, rows: Sequence[Row]) -> int:
+    """Add the rows that a CSV lacks, and update those that it has; returns the number of rows added."""
 
-    def identity(one: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(one[key] for key in IDENTITY)
+    def identity(row: Row) -> tuple[Any, ...]:
+        return tuple(row[key] for key in IDENTITY)
 
-    known: list[dict[str, Any]] = []
-    if table.exists():
-        with table.open(newline="") as file:
-            known = list(csv.DictReader(file))
-    merged = {identity(one): one for one in known}
-    for one in rows:
-        merged[identity(one)] = merged.get(identity(one), {}) | one
-    columns = list(dict.fromkeys(key for one in merged.values() for key in one))
-    with writing(table) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(merged.values())
+    known = read_csv(table)
+    merged = {identity(row): row for row in known}
+    for row in rows:
+        merged[identity(row)] = merged.get(identity(row), {}) | row
+    write_csv(table, list(merged.values()))
     return len(merged) - len(known)

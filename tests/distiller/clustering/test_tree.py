@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import fcluster
 
-from distiller.clustering.tree import automatic_count, cut_tree, layer_tree, representative, separation
+from distiller.clustering.tree import automatic_count, layer_tree, representative, separation, tree_clusters
 from upstream.errors import UserError
 
 
@@ -29,7 +29,7 @@ def test_three_planted_blocks_are_found_with_the_count_unknown(linkage, contiguo
     cka = block_cka(blocks)
     tree = layer_tree(cka, linkage, contiguous)
     assert automatic_count(cka, tree) == 3
-    assert cut_tree(tree, 3) == blocks
+    assert tree_clusters(tree, 3) == blocks
 
 
 @pytest.mark.parametrize("linkage", ["average", "complete", "single", "weighted"])
@@ -40,7 +40,7 @@ def test_every_count_is_exact_and_agrees_with_scipy(linkage):
     np.fill_diagonal(cka, 1)
     tree = layer_tree(cka, linkage)
     for count in range(1, 10):
-        clusters = cut_tree(tree, count)
+        clusters = tree_clusters(tree, count)
         assert len(clusters) == count
         labels = fcluster(tree, count, "maxclust")
         theirs = sorted(sorted(np.flatnonzero(labels == label).tolist()) for label in set(labels))
@@ -49,7 +49,7 @@ def test_every_count_is_exact_and_agrees_with_scipy(linkage):
 
 def test_ties_still_give_the_count():
     tree = layer_tree(block_cka([[0], [1], [2], [3]]))
-    assert [len(cut_tree(tree, count)) for count in (1, 2, 3, 4)] == [1, 2, 3, 4]
+    assert [len(tree_clusters(tree, count)) for count in (1, 2, 3, 4)] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("linkage", ["average", "complete", "single", "weighted"])
@@ -61,9 +61,9 @@ def test_contiguous_equals_the_free_tree_where_that_is_contiguous(linkage):
 def test_contiguous_keeps_runs_where_the_free_tree_does_not():
     blocks = [[0, 1, 6], [2, 3, 4, 5]]
     cka = block_cka(blocks)
-    assert cut_tree(layer_tree(cka), 2) == blocks
+    assert tree_clusters(layer_tree(cka), 2) == blocks
     for count in range(1, 8):
-        for cluster in cut_tree(layer_tree(cka, contiguous=True), count):
+        for cluster in tree_clusters(layer_tree(cka, contiguous=True), count):
             assert cluster == list(range(cluster[0], cluster[-1] + 1))
 
 
@@ -92,13 +92,13 @@ def test_representative_is_the_medoid():
 
 
 def test_refusals():
-    with pytest.raises(UserError, match="7 clusters cannot be made of 3 layers; between 1 and 3 can"):
-        cut_tree(layer_tree(block_cka([[0, 1], [2]])), 7)
-    with pytest.raises(UserError, match="'ward' is not one of average, complete, single, weighted"):
+    with pytest.raises(UserError, match="3 layers cannot be divided into 7 clusters, only into 1 to 3"):
+        tree_clusters(layer_tree(block_cka([[0, 1], [2]])), 7)
+    with pytest.raises(UserError, match="linkage is 'ward', but it must be one of average, complete, single, weighted"):
         layer_tree(block_cka([[0, 1], [2]]), "ward")
 
 
 def test_the_smallest_teachers():
-    assert cut_tree(layer_tree(np.ones((1, 1))), 1) == [[0]]
+    assert tree_clusters(layer_tree(np.ones((1, 1))), 1) == [[0]]
     two = np.array([[1.0, 0.5], [0.5, 1.0]])
     assert automatic_count(two, layer_tree(two)) == 2

@@ -99,7 +99,7 @@ def test_a_pruned_student_from_recipe_to_report(
     assert max(float(row["lr"]) for row in final) == pytest.approx(max(float(row["lr"]) for row in joint) / 2)
     before, after = left.state_dict(), student.state_dict()
     assert sum(not torch.equal(before[key], after[key]) for key in before) > len(before) / 2  # distilled again
-    figures = {"loss.png", "left.png", "distances.png"} | ({"similarity.png"} if name == "skill" else set())
+    figures = {"loss.png", "remaining_units.png", "distances.png"} | ({"similarity.png"} if name == "skill" else set())
     assert figures <= {path.name for path in (tmp_path / "student").iterdir()}
     distances = rows(tmp_path / "distances.csv")
     assert [row["teacher_layer"] for row in distances] == ["0", "1", "2", "3"]
@@ -277,3 +277,14 @@ def test_the_papers_two_stages(teacher: str) -> None:
         assert one.corpus.batch_seconds * one.trainer.accumulate == 4 * 160
         assert (one.corpus.min_seconds, one.corpus.max_seconds) == (2, 15.6)
         assert (one.method, one.objective.name, one.student.name) == ("skill", "clusters", "pruned")
+
+
+def test_all_of_another_corpus_is_calibrated_on(material: Path, tmp_path: Path) -> None:
+    """Whatever the bounds on the durations of training are; files longer than a batch are divided."""
+    noise = material / "noise"  # 24 files of 0.25 to 0.61 s
+    bounds = ["corpus.min_seconds=0.2", "corpus.batch_seconds=0.3", f"objective.calibration.corpus={noise}"]
+    run = stages.Run(recipe(material, "skill", *bounds), tmp_path, load(material / "teacher"))
+    audio = run.calibration_audio()
+    assert audio.corpus == str(noise)
+    assert sum(cut.duration for cut in audio.cuts) == pytest.approx(10.3, abs=0.05)
+    assert max(cut.duration for cut in audio.cuts) <= audio.batch_seconds == 0.3

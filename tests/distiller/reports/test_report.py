@@ -5,28 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from distiller.reports.card import model_card
-from distiller.reports.report import another_run, print_report
-
-
-@pytest.fixture
-def result() -> dict:
-    row = {"phone": 50.0, "phone_unseen": 49.0, "phone_best": 51.0, "speaker": 40.0, "speaker_best": 44.0}
-    names = ("filterbank", "stacked_filterbank", "random", "teacher", "student")
-    return {
-        "recipe": {"method": "star", "seed": 1, "teacher": "facebook/hubert-base-ls960", "corpus": {"path": "/data"}}
-        | {"objective": {"name": "star", "scaling": "centred"}, "pruning": None},
-        "command": "python distiller/run.py --method star --corpus '/my data' --output=mine --overwrite seed=1",
-        "commit": "abc",
-        "seconds": 61.2,
-        "peak_rss_mb": 900,
-        "parameters": 1_234_567,
-        "macs_10s": 2_000_000_000,
-        "losses": {"train": {"step": 10, "loss": 1.0}, "held_out": {"step": 10, "loss": 0.5}},
-        "skipped": 3,
-        "probe": {name: {**row, "phone": 10.0 * index} for index, name in enumerate(names)},
-        "retention": {"phone": 0.5, "phone_unseen": None, "phone_best": 0.25},
-    }
+from distiller.common.provenance import parameter_count
+from distiller.recipes.recipe import load_recipe
+from distiller.reports.report import another_run, print_report, summary
+from upstream.config import EncoderConfig
+from upstream.encoder import SpeechEncoder
 
 
 def test_the_table_has_every_row_the_places_and_what_comes_next(
@@ -37,7 +20,7 @@ def test_the_table_has_every_row_the_places_and_what_comes_next(
     print_report(tmp_path)
     printed = capsys.readouterr().out
     lines = {line.split("  ")[1].strip(): line.split() for line in printed.splitlines() if line.startswith("  ")}
-    assert lines["star student"][-5:] == ["40.0", "49.0", "51.0", "40.0", "44.0"]
+    assert lines["STaR student"][-5:] == ["40.0", "49.0", "51.0", "40.0", "44.0"]
     assert lines["log-mel, ±12 frames"][-5:] == ["10.0", "49.0", "51.0", "40.0", "44.0"]
     assert lines["retention"][-2:] == ["0.50", "0.25"]
     assert (
@@ -75,8 +58,41 @@ def test_another_run_is_the_same_command_with_one_change(recipe: dict, ending: s
     assert another_run(result, Path("exp/x")) == command
 
 
-def test_the_card_names_teacher_licence_corpus_and_scores(result: dict) -> None:
-    card = model_card(result, ["loss.png"])
-    assert "| teacher | facebook/hubert-base-ls960 |\n| teacher's licence | Apache-2.0 |" in card
-    assert "| student | 40.0 | 49.0 | 40.0 |" in card
-    assert "![loss.png](loss.png)" in card
+@pytest.mark.parametrize(
+    ("objective", "title"),
+    [
+        ("star", "STaR student"),
+        ("clusters", "SKILL student"),
+        ("layers", "DPHuBERT student"),
+        ("predictions", "DistilHuBERT student"),
+        ("mine", "mine student"),
+    ],
+)
+def test_the_table_names_the_method(
+    objective: str, title: str, result: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result["recipe"]["objective"] = {"name": objective, "scaling": "none"}
+    (tmp_path / "report.json").write_text(json.dumps(result))
+    print_report(tmp_path)
+    assert f"  {title} " in capsys.readouterr().out
+
+
+def test_the_report_has_the_last_losses_by_the_names_of_their_terms(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(
+        "step,lr,loss,term/layer_wise,term/target,step_seconds\n1,0.1,3,2,1,9\n2,0.05,2.5,1.5,1,9\n"
+    )
+    (tmp_path / "held_out.csv").write_text("step,loss,term/layer_wise\n1,4,3\n2,5,4\n")
+    config = EncoderConfig(embed_dim=16, num_heads=1, head_dim=16, attention_heads=((0,),), ffn_dims=(8,))
+    student = SpeechEncoder(config)
+    summarised = summary(load_recipe("star"), tmp_path, student, None, skipped=2, seconds=1.26)
+    assert summarised["losses"] == {
+        "train": {"step": 2, "lr": 0.05, "loss": 2.5, "layer_wise": 1.5, "target": 1},
+        "held_out": {"step": 2, "loss": 5, "layer_wise": 4},
+        "held_out_best": 4,
+    }
+    assert (summarised["parameters"], summarised["skipped"], summarised["seconds"]) == (
+        parameter_count(student),
+        2,
+        1.3,
+    )
+    assert "probe" not in summarised

@@ -39,6 +39,6 @@ def test_runs_become_rows_once(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_is_no_row(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no finished run"):
+    with pytest.raises(UserError, match="is not a finished run"):
         row(tmp_path)
     assert read_columns(tmp_path / "metrics.csv") == {}

@@ -1,0 +1,128 @@
+"""What can be measured: checkpoints, ONNX files, models run by `transformers`, and published shapes without weights."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distiller.common.provenance import parameter_count
+from distiller.distillation.teacher import load_teacher
+from distiller.students.config import NarrowConfig
+from distiller.students.narrow import narrow_config
+from upstream.config import BASE_CONV_LAYERS, EncoderConfig
+from upstream.encoder import SpeechEncoder
+from upstream.errors import UserError, one_of, require
+from upstream.formats import huggingface_writing
+
+TRANSFORMERS = "transformers:"  # before a folder or hub name: run it with the classes of `transformers`
+RANDOM = "random:"  # before the name of a shape: random weights, so nothing is downloaded
+WEIGHTS = (".safetensors", ".bin", ".onnx", ".ckpt", ".pth", ".pt", ".pt2")
+
+HUBERT_BASE = EncoderConfig(
+    embed_dim=768, num_heads=12, head_dim=64, attention_heads=(tuple(range(12)),) * 12, ffn_dims=(3072,) * 12
+)
+SHAPES = {
+    "hubert-base": HUBERT_BASE,
+    "starhubert": narrow_config(NarrowConfig(dropout=0.0, feature_dropout=0.0), HUBERT_BASE),
+    # about DPHuBERT's parameters and multiply-accumulates, spread evenly: 23.5 M and a third of the teacher's
+    "skill": replace(
+        HUBERT_BASE,
+        attention_heads=((0, 4, 8),) * 12,
+        ffn_dims=(488,) * 12,
+        conv_layers=tuple((384, kernel, stride) for _, kernel, stride in BASE_CONV_LAYERS),
+        unpruned_channels=(512,) * 7,
+        feature_scale=True,
+    ),
+}
+
+Run = Callable[[Tensor, Tensor], Any]  # (waveforms, lengths)
+
+
+class Opened(NamedTuple):
+    """An encoder ready to run, and what is known about it."""
+
+    run: Run
+    kind: str  # "ours", "onnx" or "transformers"
+    config: EncoderConfig | None
+    parameters: int | None
+    path: Path  # of its weights; may not exist
+
+
+def open_target(target: str, device: str, threads: int) -> Opened:
+    """
+    Raises:
+        UserError: the target cannot be opened, or is an ONNX file for a GPU.
+    """
+    if target.startswith(TRANSFORMERS):
+        return _open_transformers(target.removeprefix(TRANSFORMERS), device)
+    if target.endswith(".onnx"):
+        return _open_onnx(Path(target), device, threads)
+    encoder = open_encoder(target).to(device)
+    return Opened(encoder, "ours", encoder.config, parameter_count(encoder), Path(target))
+
+
+def open_encoder(target: str) -> SpeechEncoder:
+    """A checkpoint, the bundled teacher, or `random:SHAPE`, in eval mode.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    if not target.startswith(RANDOM):
+        return load_teacher(target)
+    name = target.removeprefix(RANDOM)
+    require(name in SHAPES, "the shape after random:", name, one_of(name, list(SHAPES)))
+    torch.manual_seed(0)
+    return SpeechEncoder(SHAPES[name]).eval()
+
+
+def _open_transformers(name: str, device: str) -> Opened:
+    encoder = open_encoder(name)  # for the cost, and for a one-line error if it cannot be opened
+    model = _random_hubert(encoder) if name.startswith(RANDOM) else _from_pretrained(name)
+    model.to(torch.device(device)).eval()
+
+    def run(waveforms: Tensor, lengths: Tensor) -> Any:
+        return model(waveforms, output_hidden_states=True)
+
+    return Opened(run, "transformers", encoder.config, parameter_count(model), Path(name))
+
+
+def _from_pretrained(name: str) -> nn.Module:
+    from transformers import AutoModel
+
+    from distiller.exporters.transformers import has_only_our_code
+
+    try:
+        return AutoModel.from_pretrained(name, trust_remote_code=has_only_our_code(Path(name)))
+    except ValueError:  # it would have to run code from the folder
+        raise UserError(f"{name}: its Python files are not those of our export, so they are not run") from None
+
+
+def _random_hubert(encoder: SpeechEncoder) -> nn.Module:
+    """The same weights in the class of `transformers`, as far as it has the shape."""
+    from transformers import HubertConfig, HubertModel
+
+    values, _, state = huggingface_writing.write(encoder)
+    model = HubertModel(HubertConfig.from_dict(values))
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def _open_onnx(path: Path, device: str, threads: int) -> Opened:
+    from distiller.exporters.onnx import metadata, session
+
+    if device != "cpu":
+        raise UserError(f"{path}: ONNX files are measured on the CPU, not on {device}")
+    known = metadata(path)
+    config = EncoderConfig.from_dict(json.loads(known["encoder"]), str(path)) if "encoder" in known else None
+    parameters = int(known["parameters"]) if "parameters" in known else None
+    return Opened(session(path, threads), "onnx", config, parameters, path)
+
+
+def weights_mb(path: Path) -> float | None:
+    """Size of the weights on disk in MB (10^6 bytes); None for a hub name."""
+    files = [path] if path.is_file() else [file for file in path.glob("*") if file.suffix in WEIGHTS]
+    return sum(file.stat().st_size for file in files) / 1e6 if files else None

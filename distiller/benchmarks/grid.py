@@ -1,0 +1,176 @@
+"""Pruning to several sizes by several methods, with seeds: every run, a table of them, and what differs by how much."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distiller.common.files import write_json
+from distiller.distillation.run_folder import check_same_recipe, is_finished
+from distiller.recipes.command_line import with_absolute_paths
+from distiller.recipes.recipe import Recipe, resolve
+from distiller.reports.results import append, row
+from upstream.errors import UserError
+
+RUN = Path(__file__).parents[1] / "run.py"
+METHODS: dict[str, tuple[str, ...]] = {  # --method of distiller/run.py, and overrides
+    "skill": ("skill",),
+    "dphubert": ("dphubert",),
+    "star-pruned": ("skill", "objective=star"),
+}
+POLL = 0.2  # seconds between looks at the runs
+SPEEDS = "speeds.json"  # below the output: what was measured for each run's student
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    method: str
+    target: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.target:g}-{self.seed}"
+
+    @property
+    def overrides(self) -> list[str]:
+        return [*METHODS[self.method][1:], f"pruning.target={self.target:g}", f"seed={self.seed}"]
+
+    def recipe(self, more: Sequence[str]) -> Recipe:
+        """What distiller/run.py makes of the cell and `more` overrides."""
+        return with_absolute_paths(resolve(METHODS[self.method][0], overrides=[*self.overrides, *more]))
+
+    def argv(self, output: Path, more: Sequence[str]) -> list[str]:
+        """Arguments of distiller/run.py."""
+        method = METHODS[self.method][0]
+        return ["--method", method, "--output", str(output / self.name), *self.overrides, *more]
+
+
+def cells_of(methods: Sequence[str], targets: Sequence[float], paired: float, seeds: Sequence[int]) -> list[Cell]:
+    """The first seed at every target, then the other seeds at the paired one, all methods of a seed together."""
+    cells = [Cell(method, target, seeds[0]) for target in (paired, *targets) for method in methods]
+    cells += [Cell(method, paired, seed) for seed in seeds[1:] for method in methods]
+    return list(dict.fromkeys(cells))
+
+
+def run_grid(
+    cells: Sequence[Cell], output: Path, table: Path, paired: float, jobs: int, overrides: Sequence[str], report: bool
+) -> bool:
+    """Make the runs, then their table, summary and figure; returns whether all runs ended well.
+
+    Args:
+        paired: the target at which seeds are compared.
+        report: train nothing, report what is finished.
+
+    Raises:
+        UserError: a recipe is wrong, a finished run has another recipe, or no run is finished.
+    """
+    teacher = check(cells, output, overrides)
+    failed = {} if report else run_cells(cells, output, overrides, jobs)
+    finished = [cell for cell in cells if is_finished(output / cell.name)]
+    if not finished:
+        raise UserError(f"{output} contains no finished run, so there is nothing to report")
+    measured = speeds(finished, output, teacher)
+    rows = [
+        {"cell": cell.name, "method": cell.method} | row(output / cell.name) | measured[cell.name] for cell in finished
+    ]
+    say(f"{append(table, rows)} rows added to {table}")
+    missing = {cell.name: failed.get(cell, "not finished") for cell in cells if cell not in finished}
+    command = shlex.join(["python", "distiller/grid.py", *sys.argv[1:]])
+
+    from distiller.reports.grid_summary import summarise  # takes a second
+
+    for path in summarise(table, rows, paired, command, missing):
+        say(f"{path}")
+    return not failed
+
+
+def check(cells: Sequence[Cell], output: Path, overrides: Sequence[str]) -> str:
+    """The teacher of all cells.
+
+    Raises:
+        UserError: a recipe is wrong, or a finished run has another recipe.
+    """
+    recipes = {cell: cell.recipe(overrides) for cell in cells}
+    for cell, recipe in recipes.items():
+        if is_finished(output / cell.name):
+            check_same_recipe(output / cell.name, recipe)
+    return recipes[cells[0]].teacher
+
+
+def run_cells(cells: Sequence[Cell], output: Path, overrides: Sequence[str], jobs: int) -> dict[Cell, str]:
+    """Make the runs that are not finished, `jobs` at a time; returns those that failed, and the last line of each."""
+    waiting = [cell for cell in cells if not is_finished(output / cell.name)]
+    running: dict[Cell, tuple[subprocess.Popen, float]] = {}
+    failed: dict[Cell, str] = {}
+    done = len(cells) - len(waiting)
+    say(f"{len(cells)} runs, {done} of them finished before, {jobs} at a time")
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.pop(0)
+                running[cell] = (_start(cell, output, overrides, jobs), time.monotonic())
+            time.sleep(POLL)
+            for cell, (process, start) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[cell]
+                done += 1
+                log = output / f"{cell.name}.log"
+                if process.returncode or not is_finished(output / cell.name):
+                    failed[cell] = last_line(log) or f"exit code {process.returncode}"
+                ending = f"failed: {failed[cell]} ({log})" if cell in failed else "finished"
+                say(f"[{done}/{len(cells)}] {cell.name}: {ending} after {time.monotonic() - start:.0f} s")
+    finally:  # interrupted: each run keeps its checkpoints and continues from them the next time
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.wait()
+    return failed
+
+
+def _start(cell: Cell, output: Path, overrides: Sequence[str], jobs: int) -> subprocess.Popen:
+    output.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    path = output / f"{cell.name}.log"
+    say(f"{cell.name}: started, output in {path}")
+    with path.open("ab") as log:
+        command = [sys.executable, str(RUN), *cell.argv(output, overrides)]
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that is not empty."""
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def speeds(cells: Sequence[Cell], output: Path, teacher: str) -> dict[str, dict[str, float]]:
+    """Real-time factor of each cell's student on one thread and its speed-up over the teacher, by the cell's name.
+
+    Those not measured before are measured in one go with the teacher, in turns.
+    """
+    path = output / SPEEDS
+    known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    missing = [cell.name for cell in cells if cell.name not in known]
+    if missing:
+        from distiller.benchmarks.inference import Setting, measure
+
+        say(f"measuring the speed of {len(missing)} students")
+        targets = [teacher, *(str(output / name / "student") for name in missing)]
+        for name, measured in zip(missing, measure(targets, Setting(batches=(1,)))[1:], strict=True):
+            known[name] = {key: measured[key] for key in ("real_time_factor", "speed_up")}
+        write_json(path, known)
+    return known
+
+
+def say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,50 @@
+"""The command distiller/export.py: wrong options are refused before any work."""
+
+from pathlib import Path
+
+import pytest
+
+from distiller import export
+
+
+def refused(capsys, *argv: str) -> str:
+    assert export.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["absent", "--to", "onnx", "--output", "o"], "absent: no such file or folder"),
+        (["s", "--to", "keras", "--output", "o"], "invalid choice: 'keras'"),
+        (["s", "--output", "o"], "the following arguments are required: --to"),
+        (["s", "--to", "transformers", "--output", "o", "--quantize", "int8"], "--quantize int8 goes with --to onnx"),
+        (["s", "--to", "onnx", "--output", "o", "--weights", "1,2"], "--weights goes with --states weighted"),
+        (
+            ["s", "--to", "onnx", "--output", "o", "--states", "weighted", "--weights", "1,x"],
+            "--weights: invalid float list value: '1,x'",
+        ),
+        (["s", "--to", "transformers", "--output", "o", "--states", "last"], "--states and --weights are for graphs"),
+    ],
+)
+def test_a_wrong_command_is_one_line(argv, said, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--to", "onnx", "--output", "file/x.onnx"],
+        ["--to", "torch-export", "--output", "file/x.pt2"],
+        ["--to", "transformers", "--output", "file"],
+    ],
+)
+def test_an_output_below_a_file_is_refused_before_any_work(argv, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert "cannot be written: file is a file" in refused(capsys, "not/even/opened", *argv)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
