@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,13 +50,17 @@ def test_ctrl_c_is_one_line(mode, tiny_teacher, tmp_path) -> None:
         process = subprocess.Popen(
             [sys.executable, benchmark.__file__, *argv], stdout=log, stderr=log, start_new_session=True
         )
-    deadline = time.monotonic() + 60
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while not children.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=30) == 130
+    try:
+        deadline = time.monotonic() + 60
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not children.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
     assert log.splitlines()[-1] == "interrupted; nothing is kept of what was measured"
