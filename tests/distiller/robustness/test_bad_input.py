@@ -120,7 +120,11 @@ REFUSED: dict[str, tuple[Callable[[], object], list[str], list[str]]] = {  # wha
         ["--corpus=corpus/list.txt", *WHOLE],
         ["corpus/train/gone does not exist"],
     ),
-    "one utterance": (lambda: noise(Path("one/a.wav")), ["--corpus=one", *WHOLE], ["one has too little", "0 and 1"]),
+    "one utterance": (
+        lambda: noise(Path("one/a.wav")),
+        ["--corpus=one", *WHOLE],
+        ["not enough audio", "1 for validation"],
+    ),
     "nothing but zeroed audio": (spoil(zeroed, "train"), [], ["corpus/train/0.wav", "Format not recognised"]),
     "many zeroed files": (spoil(zeroed, "train", 2), [], ["2 of 12", "corpus.max_skipped", "corpus/train/0.wav"]),
     "many NaN files": (spoil(nan, "train", 3), [], ["corpus.max_skipped", "run/skipped.csv says why"]),
