@@ -74,7 +74,3 @@ def test_identifiers(page: Path, words: set[str]) -> None:
 def test_architecture_names_every_room() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
     assert [room for room in ROOMS if f"`{room.replace('.', '/')}/`" not in text] == []
-
-
-def test_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) < 150
