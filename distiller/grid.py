@@ -19,8 +19,9 @@ from typing import Any
 
 from distiller import run
 from distiller.common.command import Parser, run_command
-from distiller.distillation.run_folder import check_same_recipe, is_finished
-from distiller.recipes.command_line import recipe_of, with_absolute_paths
+from distiller.distillation.run_folder import check_same_recipe, is_complete
+from distiller.recipes.command_line import with_absolute_paths
+from distiller.recipes.recipe import Recipe, resolve
 from upstream.errors import UserError, one_of
 
 EPILOG = """\
@@ -54,6 +55,11 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.method}-{self.target:g}-{self.seed}"
+
+    def recipe(self, overrides: Sequence[str]) -> Recipe:
+        """What distiller/run.py makes of the cell."""
+        _, method, *more = METHODS[self.method]
+        return resolve(method, overrides=[*more, f"pruning.target={self.target:g}", f"seed={self.seed}", *overrides])
 
     def argv(self, output: Path, overrides: Sequence[str]) -> list[str]:
         """Options of distiller/run.py."""
@@ -106,16 +112,16 @@ def check(cells: Iterable[Cell], output: Path, overrides: Sequence[str]) -> str:
     Raises:
         UserError: a recipe that cannot be, or a finished run of another recipe.
     """
-    recipes = {cell: with_absolute_paths(recipe_of(run.parse(cell.argv(output, overrides)))) for cell in cells}
+    recipes = {cell: with_absolute_paths(cell.recipe(overrides)) for cell in cells}
     for cell, recipe in recipes.items():
-        if is_finished(output / cell.name):
+        if is_complete(output / cell.name):
             check_same_recipe(output / cell.name, recipe)
     return next(iter(recipes.values())).teacher
 
 
 def run_cells(cells: Sequence[Cell], output: Path, overrides: Sequence[str], jobs: int) -> dict[Cell, str]:
     """Make the runs that are not finished, `jobs` at a time; returns those that failed, and what each said last."""
-    waiting = [cell for cell in cells if not is_finished(output / cell.name)]
+    waiting = [cell for cell in cells if not is_complete(output / cell.name)]
     running: dict[Cell, tuple[subprocess.Popen, float]] = {}
     failed: dict[Cell, str] = {}
     say(f"{len(cells)} runs, {len(cells) - len(waiting)} of them finished before, {jobs} at a time")
@@ -132,7 +138,7 @@ def run_cells(cells: Sequence[Cell], output: Path, overrides: Sequence[str], job
                 del running[cell]
                 done += 1
                 log = output / f"{cell.name}.log"
-                if process.returncode or not is_finished(output / cell.name):
+                if process.returncode or not is_complete(output / cell.name):
                     failed[cell] = last_line(log) or f"exit code {process.returncode}"
                 outcome = f"failed: {failed[cell]} ({log})" if cell in failed else "finished"
                 say(f"[{done}/{len(cells)}] {cell.name}: {outcome} after {time.monotonic() - start:.0f} s")
@@ -171,10 +177,10 @@ def speeds(cells: Sequence[Cell], output: Path, teacher: str) -> dict[str, dict[
     if missing:
         from distiller.benchmarks.inference import Setting, measure
         from distiller.common.files import write_json
-        from distiller.distillation.teacher import EMBEDDED_TEACHER
+        from distiller.distillation.teacher import BUNDLED_TEACHER
 
         say(f"measuring the speed of {len(missing)} students")
-        targets = [str(EMBEDDED_TEACHER) if teacher == "embedded" else teacher]
+        targets = [str(BUNDLED_TEACHER) if teacher == "bundled" else teacher]
         targets += [str(output / name / "student") for name in missing]
         first, *students = (row.real_time_factor[1] for row in measure(targets, Setting(batches=(1,))))
         for name, factor in zip(missing, students, strict=True):
@@ -191,7 +197,7 @@ def carry_out(options: argparse.Namespace) -> int:
     cells = cells_of(options.methods, options.targets, options.paired, options.seeds)
     teacher = check(cells, options.output, options.overrides)
     failed = {} if options.report else run_cells(cells, options.output, options.overrides, options.jobs)
-    finished = [cell for cell in cells if is_finished(options.output / cell.name)]
+    finished = [cell for cell in cells if is_complete(options.output / cell.name)]
     if not finished:
         raise UserError(f"{options.output} holds no finished run, so there is nothing to report")
 

@@ -12,16 +12,18 @@ import math
 import shlex
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from distiller.common.command import Parser, complain, run_command
 from distiller.common.files import check_writable
+from distiller.recipes.yaml_files import todays_word
 from upstream.errors import UserError, require
 
 if TYPE_CHECKING:
     from distiller.clustering.calibrate import Similarity
     from distiller.clustering.tree import Clustering
-    from distiller.objectives.config import Zeroth
+    from distiller.objectives.config import LayerZero
 
 DESCRIPTION = """\
 Compare a teacher's layers by linear CKA, cluster them, and say how well each clustering separates. Trains nothing.
@@ -31,7 +33,7 @@ Writes cka.csv, clusters.json and similarity.png; of several counts the first ha
 
 EPILOG = """\
 examples:
-  python distiller/similarity.py --teacher embedded --corpus embedded
+  python distiller/similarity.py --teacher bundled --corpus synthetic
   python distiller/similarity.py --teacher microsoft/wavlm-base-plus --corpus /data/LibriSpeech --clusters 4,6,8
 """
 
@@ -39,18 +41,24 @@ examples:
 def parser() -> Parser:
     built = Parser(prog="distiller/similarity.py", description=DESCRIPTION, epilog=EPILOG)
     built.add_argument(
-        "--teacher", default="embedded", help="embedded, a hub name, a folder or file (default: embedded)"
+        "--teacher",
+        type=partial(todays_word, "teacher"),
+        default="bundled",
+        help="bundled, a hub name, a folder or file (default: bundled)",
     )
     built.add_argument(
         "--corpus",
-        default="embedded",
-        help="embedded, a folder or a manifest, of which all is taken (default: embedded)",
+        type=partial(todays_word, "corpus.path"),
+        default="synthetic",
+        help="synthetic, a folder or a manifest, all of which is used (default: synthetic)",
     )
     built.add_argument("--clusters", default="auto", metavar="4,6,8|auto", help="counts (default: the best silhouette)")
     built.add_argument("--linkage", default="average", help="average, complete, single or weighted (default: average)")
     built.add_argument("--contiguous", action="store_true", help="only clusters that are runs of layers")
     built.add_argument("--layers", metavar="1,2,...", help="of the teacher (default: all, layer 0 included)")
-    built.add_argument("--zeroth", default="projected", help="what layer 0 is: projected (P) or layer_input (F^0)")
+    word = partial(todays_word, "objective.layer_zero")
+    layer_zero = "what layer 0 is: feature_projection (P, the default) or transformer_input (F^0)"
+    built.add_argument("--layer-zero", "--zeroth", type=word, default="feature_projection", help=layer_zero)
     built.add_argument("--frames", type=int, help="at least so many (default: 20 for each channel of the teacher)")
     built.add_argument("--stride", type=int, default=5, help="take every n-th frame (default: 5)")
     built.add_argument("--debiased", action="store_true", help="the debiased estimator, for few frames")
@@ -85,20 +93,20 @@ def _compare(options: argparse.Namespace, counts: list[int], layers: list[int] |
 
     estimator = {name: getattr(options, name) for name in ("corpus", "frames", "stride", "debiased")}
     section = {"layers": layers, "linkage": options.linkage, "contiguous": options.contiguous}
-    config = typed(ClustersConfig, section | {"zeroth": options.zeroth, "calibration": estimator}, "objective")
+    config = typed(ClustersConfig, section | {"layer_zero": options.layer_zero, "calibration": estimator}, "objective")
     device = _device(options.device)
     teacher = load_teacher(options.teacher)
     similarity = calibrate(config, teacher, CorpusConfig(), None, options.seed, device)
     tree = layer_tree(similarity.cka, config.linkage, config.contiguous)
     counts = counts or [automatic_count(similarity.cka, tree)]
     chosen = [separation(similarity.cka, cut_tree(tree, count)) for count in counts]
-    write_matrix(options.output / MATRIX, similarity, config.zeroth)
+    write_matrix(options.output / MATRIX, similarity, config.layer_zero)
     for place, clustering in enumerate(chosen):
         ending = f"-{len(clustering.clusters)}" if place else ""
         write_clusters(options.output, similarity, tree, clustering, config, options.teacher, ending)
     others = range(2, len(similarity.layers)) if options.clusters == "auto" else counts
     shown = [separation(similarity.cka, cut_tree(tree, count)) for count in others] or chosen
-    print_table(similarity, shown, chosen[0], config.zeroth)
+    print_table(similarity, shown, chosen[0], config.layer_zero)
     print(f"\n{similarity.calibration['frames']:,} frames of {similarity.calibration['seconds']:,.0f} s")
     print(", ".join(str(options.output / name) for name in (CLUSTERS, MATRIX, FIGURE)))
     best = [[similarity.layers[place] for place in cluster] for cluster in chosen[0].clusters]
@@ -111,7 +119,7 @@ def skill_command(options: argparse.Namespace, layers: list[int] | None, cluster
     changed = [name for name in ("teacher", "corpus") if getattr(options, name) != getattr(defaults, name)]
     words = [f"--{name}={getattr(options, name)}" for name in changed]
     values = {
-        "zeroth": options.zeroth if options.zeroth != defaults.zeroth else None,
+        "layer_zero": options.layer_zero if options.layer_zero != defaults.layer_zero else None,
         "layers": layers,
         "count": len(clusters),  # the recipe's own may be above the number of layers
         "clusters": clusters,
@@ -122,7 +130,7 @@ def skill_command(options: argparse.Namespace, layers: list[int] | None, cluster
 
 
 def print_table(
-    similarity: "Similarity", clusterings: Sequence["Clustering"], chosen: "Clustering", zeroth: "Zeroth"
+    similarity: "Similarity", clusterings: Sequence["Clustering"], chosen: "Clustering", layer_zero: "LayerZero"
 ) -> None:
     """Each clustering with its silhouette and its CKA within and between clusters; a mark at the chosen one."""
     from rich.console import Console
@@ -130,7 +138,7 @@ def print_table(
 
     from distiller.clustering.calibrate import layer_names
 
-    names = layer_names(similarity.layers, zeroth)
+    names = layer_names(similarity.layers, layer_zero)
     table = Table(title="Clusterings of the teacher's layers")
     for title in ("", "clusters", "silhouette", "CKA within", "CKA between", "layers"):
         table.add_column(title, justify="left" if title in ("", "layers") else "right")

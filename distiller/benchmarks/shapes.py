@@ -5,7 +5,6 @@ from dataclasses import replace
 import torch
 
 from distiller.students.config import NarrowConfig
-from distiller.students.narrow import narrow_config
 from upstream.config import BASE_CONV_LAYERS, EncoderConfig
 from upstream.encoder import SpeechEncoder
 from upstream.errors import one_of, require
@@ -17,7 +16,7 @@ HUBERT_BASE = EncoderConfig(
 )
 SHAPES = {
     "hubert-base": HUBERT_BASE,
-    "starhubert": narrow_config(NarrowConfig(dropout=0.0, feature_dropout=0.0), HUBERT_BASE),
+    "starhubert": NarrowConfig(dropout=0.0, feature_dropout=0.0).shape(HUBERT_BASE),
     # about DPHuBERT's parameters and multiply-accumulates, spread evenly: 23.5 M and a third of the teacher's
     "skill": replace(
         HUBERT_BASE,

@@ -6,13 +6,14 @@ Its outcome is three files that appear whole: cka.csv, similarity.png and, last,
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lhotse.cut.data import DataCut
 
 from distiller.audio.batch import Batch
 from distiller.audio.dataset import validation_batches
@@ -24,10 +25,10 @@ from distiller.common.files import lock_folder, write_json, write_text
 from distiller.common.progress import progress
 from distiller.corpora.config import CorpusConfig
 from distiller.corpora.corpus import open_audio, open_corpus
-from distiller.objectives.config import CalibrationConfig, ClustersConfig, Zeroth
+from distiller.objectives.config import CalibrationConfig, ClustersConfig, LayerZero
 from distiller.objectives.layer_map import check_layers
 from upstream.config import SAMPLE_RATE
-from upstream.encoder import EncoderOutput, SpeechEncoder
+from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
 CLUSTERS, MATRIX, FIGURE = "clusters.json", "cka.csv", "similarity.png"
@@ -51,6 +52,7 @@ def cluster_layers(
     seed: int = 1,
     device: torch.device | str = "cpu",
     title: str = "",
+    training_cuts: Callable[[], Iterable[DataCut]] | None = None,
 ) -> ClustersConfig:
     """`config` with clusters and their representatives: those set by hand, those of an earlier call, or found now.
 
@@ -60,6 +62,7 @@ def cluster_layers(
         corpus: of the recipe, whose training part is taken unless `config.calibration.corpus` names another, which is
             taken whole, what is longer than a batch in windows.
         seed: of the choice of utterances.
+        training_cuts: the training part of the corpus; opened here when left out.
 
     Raises:
         UserError: more clusters than layers, too little audio, or whatever keeps the corpus from being opened.
@@ -68,11 +71,11 @@ def cluster_layers(
         return config
     with lock_folder(output / "calibration", ".busy", wait=True):
         if not (output / CLUSTERS).exists():
-            similarity = calibrate(config, teacher, corpus, output / "corpus", seed, device)
+            similarity = calibrate(config, teacher, corpus, output / "corpus", seed, device, training_cuts)
             tree = layer_tree(similarity.cka, config.linkage, config.contiguous)
             count = automatic_count(similarity.cka, tree) if config.count == "auto" else int(config.count)
             clustering = separation(similarity.cka, cut_tree(tree, count))
-            write_matrix(output / MATRIX, similarity, config.zeroth)
+            write_matrix(output / MATRIX, similarity, config.layer_zero)
             write_clusters(output, similarity, tree, clustering, config, title)
     return read_clusters(output / CLUSTERS, config)
 
@@ -84,11 +87,12 @@ def calibrate(
     cache: Path | None = None,
     seed: int = 1,
     device: torch.device | str = "cpu",
+    training_cuts: Callable[[], Iterable[DataCut]] | None = None,
 ) -> Similarity:
     """CKA between the teacher's layers, on as much of the audio as `config.calibration` asks for.
 
     Args:
-        corpus: as `cluster_layers`.
+        corpus, training_cuts: as `cluster_layers`.
 
     Raises:
         UserError: as `cluster_layers`.
@@ -96,7 +100,7 @@ def calibrate(
     calibration, shape = config.calibration, teacher.config
     decoder = Decoder(shape.min_samples)
     if calibration.corpus is None:
-        cuts = open_corpus(corpus, decoder, cache).train
+        cuts = list(training_cuts()) if training_cuts else open_corpus(corpus, decoder, cache).train
     else:
         cuts = open_audio(calibration.corpus, corpus.batch_seconds, decoder, cache)
     wanted = calibration.frames if calibration.frames is not None else ENOUGH * shape.embed_dim
@@ -141,18 +145,13 @@ def measure(
             with torch.no_grad():
                 output = teacher(batch.waveforms, batch.lengths)
             mask = output.frame_mask()
-            yield [representation(output, layer, config.zeroth) for layer in layers], mask
+            yield [output.layer(layer, config.layer_zero) for layer in layers], mask
 
     cka, frames = stream_cka(states, [width] * len(layers), None, calibration.debiased, calibration.stride)
     _check_frames(frames, width, calibration)
     facts = {"frames": frames, "seconds": round(sum(seconds), 1)}
-    settings = {"stride": calibration.stride, "debiased": calibration.debiased, "zeroth": config.zeroth}
+    settings = {"stride": calibration.stride, "debiased": calibration.debiased, "layer_zero": config.layer_zero}
     return Similarity(layers, cka, facts | settings)
-
-
-def representation(output: EncoderOutput, layer: int, zeroth: Zeroth) -> torch.Tensor:
-    """F^l, (batch, frame, channel); for layer 0 P or F^0."""
-    return output.projected if layer == 0 and zeroth == "projected" else output.hidden_states[layer]
 
 
 def _check_frames(frames: int, width: int, calibration: CalibrationConfig) -> None:
@@ -177,15 +176,15 @@ def _check_frames(frames: int, width: int, calibration: CalibrationConfig) -> No
     )
 
 
-def layer_names(layers: Sequence[int], zeroth: Zeroth) -> list[str]:
+def layer_names(layers: Sequence[int], layer_zero: LayerZero) -> list[str]:
     """As figures and tables call them: P or F⁰, then numbers."""
-    first = "P" if zeroth == "projected" else "F⁰"
+    first = "P" if layer_zero == "feature_projection" else "F⁰"
     return [str(layer) if layer else first for layer in layers]
 
 
-def write_matrix(path: Path, similarity: Similarity, zeroth: Zeroth) -> None:
+def write_matrix(path: Path, similarity: Similarity, layer_zero: LayerZero) -> None:
     """CKA as CSV, a row and a column per layer."""
-    names = layer_names(similarity.layers, zeroth)
+    names = layer_names(similarity.layers, layer_zero)
     rows = [[name, *(f"{value:.8f}" for value in row)] for name, row in zip(names, similarity.cka, strict=True)]
     write_text(path, "".join(",".join(row) + "\n" for row in [["layer", *names], *rows]))
 
@@ -200,7 +199,7 @@ def write_clusters(
     ending: str = "",
 ) -> None:
     """similarity.png, then clusters.json, of one clustering; `ending` goes into both names."""
-    names = layer_names(similarity.layers, config.zeroth)
+    names = layer_names(similarity.layers, config.layer_zero)
     figure, record = (output / name.replace(".", f"{ending}.") for name in (FIGURE, CLUSTERS))
     title = ", ".join(part for part in (title, f"{len(clustering.clusters)} clusters") if part)
     similarity_figure(figure, similarity.cka, tree, clustering.clusters, names, title)

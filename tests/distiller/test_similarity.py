@@ -16,13 +16,14 @@ import soundfile
 import torch
 from torch import nn
 
+from distiller import run
 from distiller.audio.batch import Batch
 from distiller.clustering.calibrate import calibrate, cluster_layers, measure, read_clusters
+from distiller.common.strict import typed
 from distiller.corpora.config import CorpusConfig
 from distiller.objectives.config import CalibrationConfig, ClustersConfig
 from distiller.objectives.registry import build
 from distiller.recipes.command_line import recipe_of
-from distiller.run import parse
 from distiller.similarity import main
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
@@ -97,7 +98,7 @@ def test_layers_and_what_layer_zero_is():
     assert similarity.layers == [1, 3]
     assert similarity.cka.shape == (2, 2)
     with pytest.raises(UserError, match="constant or not finite"):
-        measure(ClustersConfig(zeroth="layer_input"), Planted(), planted_batches())  # the planted F^0 is NaN
+        measure(ClustersConfig(layer_zero="transformer_input"), Planted(), planted_batches())  # the planted F^0 is NaN
     with pytest.raises(UserError, match=r"objective.layers is \[9\]"):
         measure(ClustersConfig(layers=[9]), Planted(), planted_batches())
 
@@ -197,8 +198,8 @@ def test_another_domain_to_calibrate_on(audio, tmp_path):
     missing = ClustersConfig(calibration=CalibrationConfig(corpus="/none"))
     with pytest.raises(UserError, match=r"^/none does not exist$"):
         calibrate(missing, encoder, elsewhere)
-    with pytest.raises(UserError, match=r"^objective.calibration.corpus is '', but it must be embedded, a folder"):
-        CalibrationConfig(corpus="").validate()
+    with pytest.raises(UserError, match=r"^objective.calibration.corpus is '', but it must be synthetic, a folder"):
+        typed(CalibrationConfig, {"corpus": ""}, "objective.calibration")
 
 
 def test_a_damaged_clusters_file_is_named(tmp_path):
@@ -232,13 +233,14 @@ def test_the_line_to_try_next_is_skill_on_what_was_compared(audio, tiny_teacher,
     assert main([*arguments, "--debiased"]) == 0
     python, script, *words = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert (python, script) == ("python", "distiller/run.py")
-    options = parse(words)
+    options = run.parser().parse_intermixed_args(words)
     recipe = recipe_of(options)
     clusters = json.loads((tmp_path / "out" / "clusters.json").read_text())["clusters"]
     assert options.output == tmp_path / "out-skill"
     assert (recipe.method, recipe.teacher, recipe.corpus.path) == ("skill", str(tiny_teacher), str(corpus))
     objective = recipe.objective
-    assert (objective.clusters, objective.layers, objective.zeroth) == (clusters, [0, 1, 2], "layer_input")
+    assert (objective.clusters, objective.layers) == (clusters, [0, 1, 2])
+    assert objective.layer_zero == "transformer_input"
     assert objective.count == 2  # the recipe's four are more than there are layers
 
 
@@ -260,7 +262,7 @@ def test_script_finds_the_count_itself(audio, teacher, tmp_path, capsys):
         (["--clusters", "0"], "0 clusters cannot be made of 5 layers"),
         (["--clusters", "7"], "7 clusters cannot be made of 5 layers; between 1 and 5 can"),
         (["--linkage", "ward"], "objective.linkage is 'ward'"),
-        (["--zeroth", "first"], "objective.zeroth is 'first'"),
+        (["--zeroth", "first"], "objective.layer_zero is 'first'"),
         (["--layers", "1,9"], "objective.layers is [1, 9]"),
         (["--stride", "0"], "objective.calibration.stride is 0"),
         (["--device", "tpu"], "--device is 'tpu'"),

@@ -29,7 +29,6 @@ from distiller.distillation.distillation_module import Distillation
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import Recipe, load_recipe
 from distiller.students.config import NarrowConfig
-from distiller.students.narrow import narrow_config
 from distiller.training import loop
 from distiller.training.config import OptimizerConfig
 from distiller.training.loop import Training, optimiser_step
@@ -198,7 +197,7 @@ def run_fit(noise: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Disti
         section = CorpusConfig(path=str(noise), batch_seconds=1.0, buckets=3, validation_share=0.2, workers=0)
         decoder = Decoder(TEACHER.min_samples)
         corpus = open_corpus(section, decoder)
-        module = distillation(recipe, narrow_config(NarrowConfig(size="teacher", dropout=0.2), TEACHER))
+        module = distillation(recipe, NarrowConfig(size="teacher", dropout=0.2).shape(TEACHER))
 
         def sampler(rank: int, world_size: int) -> StepBatchSampler:
             return StepBatchSampler(corpus.train, 1.0, 3, recipe.seed, rank, world_size, accumulate=2)
