@@ -22,14 +22,14 @@ EPILOG = """\
 examples:
   python distiller/benchmark.py exp/star/student exp/star/student.onnx exp/star/student-int8.onnx
   python distiller/benchmark.py transformers:facebook/hubert-base-ls960 facebook/hubert-base-ls960 exp/star-960h/student
-  python distiller/benchmark.py embedded exp/star/student --threads 4 --batches 1,8,32 --device cuda
+  python distiller/benchmark.py bundled exp/star/student --threads 4 --batches 1,8,32 --device cuda
 
   python distiller/benchmark.py transformers:random:hubert-base random:hubert-base random:starhubert random:skill
   python distiller/benchmark.py --train star,skill --threads 2
   python distiller/benchmark.py exp/star/student --long 600
 
 PATH is a student folder, any checkpoint that upstream.checkpoint.load opens, an ONNX file of distiller/export.py,
-embedded for the teacher of this repository, or transformers:PATH for a folder or hub name run by `transformers` itself.
+bundled for the teacher of this repository, or transformers:PATH for a folder or hub name run by `transformers` itself.
 random:hubert-base, random:starhubert and random:skill are those shapes with random weights. Speed-ups are relative to
 the first PATH.
 

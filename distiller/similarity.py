@@ -26,23 +26,24 @@ Writes cka.csv, clusters.json and similarity.png. Of several counts the first ha
 
 EPILOG = """\
 examples:
-  python distiller/similarity.py --teacher embedded --corpus embedded
+  python distiller/similarity.py --teacher bundled --corpus synthetic
   python distiller/similarity.py --teacher microsoft/wavlm-base-plus --corpus /data/LibriSpeech --clusters 4,6,8
 """
 
 
 def parser() -> Parser:
     built = Parser(prog="distiller/similarity.py", description=DESCRIPTION, epilog=EPILOG)
-    teachers, corpora = "embedded, a hub name, a folder or file", "embedded, a folder or a manifest; all of it is used"
-    built.add_argument("--teacher", default="embedded", help=f"{teachers} (default: embedded)")
-    built.add_argument("--corpus", default="embedded", help=f"{corpora} (default: embedded)")
+    teachers, corpora = "bundled, a hub name, a folder or file", "synthetic, a folder or a manifest; all of it is used"
+    built.add_argument("--teacher", default="bundled", help=f"{teachers} (default: bundled)")
+    built.add_argument("--corpus", default="synthetic", help=f"{corpora} (default: synthetic)")
     counts = {"type": comma_separated(int, auto=[]), "default": [], "metavar": "4,6,8|auto"}
     built.add_argument("--clusters", **counts, help="how many (default: auto, the best silhouette)")
     built.add_argument("--linkage", default="average", help="average, complete, single or weighted (default: average)")
     built.add_argument("--contiguous", action="store_true", help="only clusters that are runs of layers")
     layers = {"type": comma_separated(int), "metavar": "1,2,..."}
     built.add_argument("--layers", **layers, help="of the teacher (default: all, layer 0 included)")
-    built.add_argument("--zeroth", default="projected", help="what layer 0 is: projected (P) or layer_input (F^0)")
+    zero = "what layer 0 is: feature_projection (P, the default) or transformer_input (F^0)"
+    built.add_argument("--layer-zero", "--zeroth", default="feature_projection", metavar="STATE", help=zero)
     built.add_argument("--frames", type=int, help="at least so many (default: 20 for each channel of the teacher)")
     built.add_argument("--stride", type=int, default=5, help="take every n-th frame (default: 5)")
     built.add_argument("--debiased", action="store_true", help="the debiased estimator, for few frames")
@@ -63,7 +64,8 @@ def _main(options: argparse.Namespace) -> None:
     try:
         _compare(options)
     except UserError as error:  # about keys of a recipe, which have the names of the options
-        raise UserError(re.sub(r"objective\.(calibration\.)?", "--", str(error))) from error
+        option = re.sub(r"objective\.(?:calibration\.)?(\w+)", lambda key: f"--{key[1].replace('_', '-')}", str(error))
+        raise UserError(option) from error
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -74,10 +76,12 @@ def _compare(options: argparse.Namespace) -> None:
     from distiller.corpora.corpus import open_audio
     from distiller.distillation.teacher import load_teacher
     from distiller.objectives.config import ClustersConfig
+    from distiller.recipes.yaml_files import renewed
 
     calibration = {name: getattr(options, name) for name in ("corpus", "frames", "stride", "debiased")}
-    section = {name: getattr(options, name) for name in ("layers", "linkage", "contiguous", "zeroth")}
-    config = typed(ClustersConfig, section | {"calibration": calibration}, "objective")
+    section = {name: getattr(options, name) for name in ("layers", "linkage", "contiguous", "layer_zero")}
+    words = renewed({"objective": section | {"calibration": calibration}})
+    config = typed(ClustersConfig, words["objective"], "objective")
     device = usable_device(options.device)
     teacher = load_teacher(options.teacher)
     cuts = open_audio(options.corpus, BATCH_SECONDS, Decoder(teacher.config.min_samples))
@@ -91,7 +95,7 @@ def skill_command(options: argparse.Namespace, clusters: list[list[int]]) -> str
     """For a shell: SKILL with these clusters, on the teacher and corpus compared; defaults are left out."""
     changed = {key: value for key, value in vars(options).items() if value != parser().get_default(key)}
     words = [f"--{key}={changed[key]}" for key in ("teacher", "corpus") if key in changed]
-    values = {key: changed[key] for key in ("zeroth", "layers") if key in changed}
+    values = {key: changed[key] for key in ("layer_zero", "layers") if key in changed}
     values |= {"count": len(clusters), "clusters": clusters}  # the recipe's count may be above the number of layers
     words += [f"objective.{key}={value}".replace(" ", "") for key, value in values.items()]
     return shlex.join(["python", "distiller/run.py", "--method=skill", *words, f"--output={options.output}-skill"])

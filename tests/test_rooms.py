@@ -22,7 +22,10 @@ ROOMS: dict[str, set[str]] = {
     "distiller.corpora": {"distiller.audio", "distiller.synthesis"},
     "distiller.training": {"distiller.audio", "distiller.objectives.base"},
     "distiller.clustering": {"distiller.audio", "distiller.corpora", "distiller.objectives"},
-    "distiller.recipes": {f"distiller.{room}.config" for room in ("corpora", "training", "objectives", "students")},
+    "distiller.recipes": {
+        "distiller.corpora.config", "distiller.training.config", "distiller.objectives.config",
+        "distiller.objectives.registry", "distiller.students.config",
+    },
     "distiller.reports": {
         "distiller.audio", "distiller.synthesis", "distiller.objectives", "distiller.clustering", "distiller.recipes",
     },

@@ -36,6 +36,10 @@ class EncoderOutput:
         mask = frame_mask(self.frame_lengths, self.projected.shape[1])
         return mask.flatten().nonzero()[:, 0].to(self.projected.device, non_blocking=True)
 
+    def layer(self, index: int, layer_zero: str = "feature_projection") -> Tensor:
+        """F^index, (batch, frame, channel); layer 0 is P ("feature_projection") or F^0 ("transformer_input")."""
+        return self.projected if index == 0 and layer_zero == "feature_projection" else self.hidden_states[index]
+
 
 class PositionalConvolution(nn.Module):
     """Grouped convolution over frames, weight norm over its taps (the last dimension), GELU."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from distiller.common.provenance import parameter_count
 from distiller.distillation.teacher import load_teacher
 from distiller.students.config import NarrowConfig
-from distiller.students.narrow import narrow_config
 from upstream.config import BASE_CONV_LAYERS, EncoderConfig
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError, one_of, require
@@ -27,7 +26,7 @@ HUBERT_BASE = EncoderConfig(
 )
 SHAPES = {
     "hubert-base": HUBERT_BASE,
-    "starhubert": narrow_config(NarrowConfig(dropout=0.0, feature_dropout=0.0), HUBERT_BASE),
+    "starhubert": NarrowConfig(dropout=0.0, feature_dropout=0.0).shape(HUBERT_BASE),
     # about DPHuBERT's parameters and multiply-accumulates, spread evenly: 23.5 M and a third of the teacher's
     "skill": replace(
         HUBERT_BASE,

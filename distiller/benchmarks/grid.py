@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distiller.common.files import write_json
-from distiller.distillation.run_folder import check_same_recipe, is_finished
+from distiller.distillation.run_folder import check_same_recipe, is_complete
 from distiller.recipes.command_line import with_absolute_paths
 from distiller.recipes.recipe import Recipe, resolve
 from distiller.reports.results import append, row
@@ -74,7 +74,7 @@ def run_grid(
     """
     teacher = check(cells, output, overrides)
     failed = {} if report else run_cells(cells, output, overrides, jobs)
-    finished = [cell for cell in cells if is_finished(output / cell.name)]
+    finished = [cell for cell in cells if is_complete(output / cell.name)]
     if not finished:
         raise UserError(f"{output} contains no finished run, so there is nothing to report")
     measured = speeds(finished, output, teacher)
@@ -100,14 +100,14 @@ def check(cells: Sequence[Cell], output: Path, overrides: Sequence[str]) -> str:
     """
     recipes = {cell: cell.recipe(overrides) for cell in cells}
     for cell, recipe in recipes.items():
-        if is_finished(output / cell.name):
+        if is_complete(output / cell.name):
             check_same_recipe(output / cell.name, recipe)
     return recipes[cells[0]].teacher
 
 
 def run_cells(cells: Sequence[Cell], output: Path, overrides: Sequence[str], jobs: int) -> dict[Cell, str]:
     """Make the runs that are not finished, `jobs` at a time; returns those that failed, and the last line of each."""
-    waiting = [cell for cell in cells if not is_finished(output / cell.name)]
+    waiting = [cell for cell in cells if not is_complete(output / cell.name)]
     running: dict[Cell, tuple[subprocess.Popen, float]] = {}
     failed: dict[Cell, str] = {}
     done = len(cells) - len(waiting)
@@ -124,7 +124,7 @@ def run_cells(cells: Sequence[Cell], output: Path, overrides: Sequence[str], job
                 del running[cell]
                 done += 1
                 log = output / f"{cell.name}.log"
-                if process.returncode or not is_finished(output / cell.name):
+                if process.returncode or not is_complete(output / cell.name):
                     failed[cell] = last_line(log) or f"exit code {process.returncode}"
                 ending = f"failed: {failed[cell]} ({log})" if cell in failed else "finished"
                 say(f"[{done}/{len(cells)}] {cell.name}: {ending} after {time.monotonic() - start:.0f} s")

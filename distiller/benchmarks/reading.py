@@ -28,7 +28,7 @@ from distiller.audio.decoding import Decoder
 from distiller.common.files import disk_errors, expanded, read_csv, write_csv
 from distiller.common.progress import progress
 from distiller.common.provenance import commit, machine
-from distiller.corpora.config import EMBEDDED, CorpusConfig
+from distiller.corpora.config import SYNTHETIC, CorpusConfig
 from distiller.corpora.corpus import open_corpus
 from distiller.corpora.prepare import prepare
 from distiller.corpora.scanning import scan
@@ -56,7 +56,7 @@ def benchmark(
         UserError: as `open_corpus`; the system's temporary folder has no room for the files.
     """
     torch.set_num_threads(1)
-    path = EMBEDDED if corpus is None else str(expanded(corpus).absolute())
+    path = SYNTHETIC if corpus is None else str(expanded(corpus).absolute())
     cuts = open_corpus(CorpusConfig(path=path, subsets=subsets), DECODER).train
     seconds = sum(cut.duration for cut in cuts)
     cuts = cuts[:: max(1, int(seconds / (60 * minutes)))]  # spread evenly over the corpus

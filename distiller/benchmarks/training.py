@@ -28,9 +28,9 @@ from distiller.common.provenance import parameter_count, peak_memory_mb
 from distiller.distillation.distillation_module import Distillation, JointDistillation
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import load_recipe
+from distiller.students.build import build_student
 from distiller.students.gates import GatedEncoder
-from distiller.students.lagrangian import SparsityLagrangian, gate
-from distiller.students.narrow import build_student
+from distiller.students.lagrangian import SparsityLagrangian
 from upstream.config import SAMPLE_RATE, EncoderConfig
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
@@ -84,11 +84,12 @@ def star(teacher: SpeechEncoder) -> Distillation:
 def skill(teacher: SpeechEncoder) -> JointDistillation:
     """SKILL's first stage: a copy of the teacher with gates, clusters, the Lagrangian."""
     recipe = load_recipe("skill-hubert-100h", ["corpus.path=none"])
+    assert recipe.pruning is not None
     student = build_student(recipe.student, teacher)
     parameters = parameter_count(teacher)
     pruning = SparsityLagrangian(recipe.pruning, student.config, parameters, STEPS)
     objective = build(replace(recipe.objective, clusters=CLUSTERS), teacher.config, student.config)
-    return JointDistillation(teacher, gate(student, recipe.pruning), objective, recipe, pruning)
+    return JointDistillation(teacher, GatedEncoder(student, recipe.pruning.drops), objective, recipe, pruning)
 
 
 METHODS: dict[str, Callable[[SpeechEncoder], Distillation]] = {"star": star, "skill": skill}

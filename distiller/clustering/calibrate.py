@@ -17,10 +17,10 @@ from distiller.clustering.files import CLUSTERS, MATRIX, Similarity, read_cluste
 from distiller.clustering.tree import automatic_count, layer_tree, separation, tree_clusters
 from distiller.common.files import lock_folder
 from distiller.common.progress import progress
-from distiller.objectives.config import CalibrationConfig, ClustersConfig, Zeroth
+from distiller.objectives.config import CalibrationConfig, ClustersConfig
 from distiller.objectives.layer_map import check_layers
 from upstream.config import SAMPLE_RATE
-from upstream.encoder import EncoderOutput, SpeechEncoder
+from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
 ENOUGH = 20  # frames per channel; below, chance similarity shows in the plain estimator (0.06 at 16 per channel)
@@ -64,7 +64,7 @@ def cluster_layers(
             tree = layer_tree(similarity.cka, config.linkage, config.contiguous)
             count = automatic_count(similarity.cka, tree) if config.count == "auto" else int(config.count)
             clustering = separation(similarity.cka, tree_clusters(tree, count))
-            write_matrix(output / MATRIX, similarity, config.zeroth)
+            write_matrix(output / MATRIX, similarity, config.layer_zero)
             write_clusters(output, similarity, tree, clustering, config, title)
     return read_clusters(output / CLUSTERS, config)
 
@@ -121,18 +121,13 @@ def measure(
                 seconds.append(int(batch.lengths.sum()) / SAMPLE_RATE)
             with torch.no_grad():
                 output = teacher(batch.waveforms, batch.lengths)
-            yield [representation(output, layer, config.zeroth) for layer in layers], output.frame_mask()
+            yield [output.layer(layer, config.layer_zero) for layer in layers], output.frame_mask()
 
     cka, frames = stream_cka(states, [width] * len(layers), None, calibration.debiased, calibration.stride)
     _check_frames(frames, width, calibration)
     measured = {"frames": frames, "seconds": round(sum(seconds), 1)}
-    settings = {"stride": calibration.stride, "debiased": calibration.debiased, "zeroth": config.zeroth}
+    settings = {"stride": calibration.stride, "debiased": calibration.debiased, "layer_zero": config.layer_zero}
     return Similarity(layers, cka, measured | settings)
-
-
-def representation(output: EncoderOutput, layer: int, zeroth: Zeroth) -> torch.Tensor:
-    """F^l, (batch, frame, channel); for layer 0 P or F^0."""
-    return output.projected if layer == 0 and zeroth == "projected" else output.hidden_states[layer]
 
 
 def _check_frames(frames: int, width: int, calibration: CalibrationConfig) -> None:

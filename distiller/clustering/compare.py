@@ -19,7 +19,7 @@ from distiller.clustering.files import (
     write_matrix,
 )
 from distiller.clustering.tree import Clustering, automatic_count, layer_tree, separation, tree_clusters
-from distiller.objectives.config import ClustersConfig, Zeroth
+from distiller.objectives.config import ClustersConfig, LayerZero
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
@@ -50,20 +50,22 @@ def compare(
         return separation(similarity.cka, tree_clusters(tree, count))
 
     chosen = [clustering(count) for count in counts or [automatic_count(similarity.cka, tree)]]
-    write_matrix(output / MATRIX, similarity, config.zeroth)
+    write_matrix(output / MATRIX, similarity, config.layer_zero)
     write_clusters(output, similarity, tree, chosen[0], config, title)
     for further in chosen[1:]:
         write_clusters(output, similarity, tree, further, config, title, f"-{len(further.clusters)}")
     shown = [clustering(count) for count in counts or range(2, len(similarity.layers))] or chosen
-    print_table(similarity, shown, chosen[0], config.zeroth)
+    print_table(similarity, shown, chosen[0], config.layer_zero)
     print(f"\n{similarity.calibration['frames']:,} frames of {similarity.calibration['seconds']:,.0f} s")
     print(", ".join(str(output / name) for name in (CLUSTERS, MATRIX, FIGURE)))
     return similarity.layers_of(chosen[0])
 
 
-def print_table(similarity: Similarity, clusterings: Sequence[Clustering], chosen: Clustering, zeroth: Zeroth) -> None:
+def print_table(
+    similarity: Similarity, clusterings: Sequence[Clustering], chosen: Clustering, layer_zero: LayerZero
+) -> None:
     """Each clustering with its silhouette and its CKA within and between clusters; an asterisk at the chosen one."""
-    names = layer_names(similarity.layers, zeroth)
+    names = layer_names(similarity.layers, layer_zero)
     table = Table(title="Clusterings of the teacher's layers")
     for title in ("", "clusters", "silhouette", "CKA within", "CKA between", "layers"):
         table.add_column(title, justify="left" if title in ("", "layers") else "right")

@@ -12,7 +12,7 @@ import numpy as np
 from distiller.clustering.figure import similarity_figure
 from distiller.clustering.tree import Clustering, representative
 from distiller.common.files import write_csv, write_json
-from distiller.objectives.config import ClustersConfig, Zeroth
+from distiller.objectives.config import ClustersConfig, LayerZero
 from upstream.errors import UserError
 
 CLUSTERS, MATRIX, FIGURE = "clusters.json", "cka.csv", "similarity.png"
@@ -31,15 +31,15 @@ class Similarity:
         return [[self.layers[place] for place in cluster] for cluster in clustering.clusters]
 
 
-def layer_names(layers: Sequence[int], zeroth: Zeroth) -> list[str]:
+def layer_names(layers: Sequence[int], layer_zero: LayerZero) -> list[str]:
     """As figures and tables call them: P or F⁰, then numbers."""
-    first = "P" if zeroth == "projected" else "F⁰"
+    first = "P" if layer_zero == "feature_projection" else "F⁰"
     return [str(layer) if layer else first for layer in layers]
 
 
-def write_matrix(path: Path, similarity: Similarity, zeroth: Zeroth) -> None:
+def write_matrix(path: Path, similarity: Similarity, layer_zero: LayerZero) -> None:
     """CKA as CSV, a row and a column per layer."""
-    names = layer_names(similarity.layers, zeroth)
+    names = layer_names(similarity.layers, layer_zero)
     values = [[f"{value:.8f}" for value in row] for row in similarity.cka]
     write_csv(
         path, [{"layer": name} | dict(zip(names, row, strict=True)) for name, row in zip(names, values, strict=True)]
@@ -56,7 +56,7 @@ def write_clusters(
     ending: str = "",
 ) -> None:
     """similarity.png, then clusters.json, of one clustering; `ending` goes into both names."""
-    names = layer_names(similarity.layers, config.zeroth)
+    names = layer_names(similarity.layers, config.layer_zero)
     figure, record = (output / name.replace(".", f"{ending}.") for name in (FIGURE, CLUSTERS))
     title = ", ".join(part for part in (title, f"{len(clustering.clusters)} clusters") if part)
     similarity_figure(figure, similarity.cka, tree, clustering.clusters, names, title)

@@ -1,127 +1,103 @@
-"""Plain values into a dataclass, strictly: a mistake is one sentence: dotted key, value, what is allowed.
-
-Types are checked and converted by OmegaConf, the rest by the dataclass itself, in its `validate()`.
-"""
+"""Configuration sections are pydantic dataclasses; pydantic's errors become one line: key, value, what is allowed."""
 
 import types
-from collections.abc import Collection, Mapping
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import is_dataclass
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationError
 
 from upstream.errors import UserError, one_of, require
 
 T = TypeVar("T")
-_REFUSED = (OmegaConfBaseException, TypeError)  # the latter where a mapping is given for a list
-UNSET = "???"  # OmegaConf's mark for a value that a recipe leaves to its user
+UNSET = "???"  # a value that a recipe leaves to its user
+
+# Of every section, as `@dataclass(config=STRICT)`. Numbers are not converted, except that an integer may be a float.
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+Text = Annotated[str, Strict(False)]  # takes a number too: a folder may be called 2026
+
+# What a value must be, for `Annotated`. A field's description is what an error says of its range.
+AT_LEAST_1 = Field(ge=1, description="an integer of at least 1")
+ABOVE_0 = Field(gt=0, description="a number above 0")
+AT_LEAST_0 = Field(ge=0, description="a number of at least 0")
+SHARE_OF_STEPS = Field(ge=0, lt=1, description="a share of the steps, from 0 to below 1")
+
+OUT_OF_RANGE = {
+    "greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number", "too_short", "value_error",
+    "none_required", "string_pattern_mismatch",
+}  # fmt: skip
+WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
+
+
+def check(holds: Callable[[Any], bool]) -> AfterValidator:
+    """For `Annotated`, beside a description: the value is out of range unless `holds` of it."""
+
+    def validate(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError
+        return value
+
+    return AfterValidator(validate)
 
 
 def typed(cls: type[T], values: Mapping[str, Any] | None, section: str = "") -> T:
-    """An instance of the dataclass `cls`; a section that is absent (None) has its defaults.
+    """An instance of a section's dataclass; a section that is absent (None) has its defaults.
 
     Args:
-        section: the dotted key of `values`, for the sentences ("" at the top).
+        section: the dotted key of `values`, for the errors ("" at the top).
 
     Raises:
-        UserError: an unknown key, a value of the wrong type or outside its range, or a key that must be set and is not.
+        UserError: an unknown key, a value of the wrong type or out of range, or a key that must be set and is not.
     """
-    prefix = f"{section}." if section else ""
-    hints = {field.name: get_type_hints(cls)[field.name] for field in fields(cls)}  # type: ignore[arg-type]
-    require(
-        values is None or isinstance(values, Mapping), section, values, f"a section with the keys {', '.join(hints)}"
-    )
-    values = values or {}
-    for key in values:
-        if key not in hints:
-            raise unknown_key(f"{prefix}{key}", [f"{prefix}{known}" for known in hints])
-    for field in fields(cls):  # type: ignore[arg-type]
-        required = field.default is MISSING and field.default_factory is MISSING
-        if values.get(field.name, UNSET if required else None) == UNSET:
-            raise UserError(f"{prefix}{field.name} is not set; it must be {_describe(hints[field.name])}")
-    sections = {key: hints[key] for key in values if is_dataclass(hints[key])}
-    converted = {key: typed(section, values[key], f"{prefix}{key}") for key, section in sections.items()}
-    converted |= _converted(cls, {key: value for key, value in values.items() if key not in sections}, prefix)
+    prefix, fields = f"{section}." if section else "", cls.__pydantic_fields__  # type: ignore[attr-defined]
+    keys = ", ".join(fields)
+    require(values is None or isinstance(values, Mapping), section, values, f"a section with the keys {keys}")
+    converted = {}
+    for key, value in (values or {}).items():
+        if key not in fields:
+            raise unknown_key(f"{prefix}{key}", [f"{prefix}{known}" for known in fields])
+        if value == UNSET:
+            raise UserError(f"{prefix}{key} is not set; it must be {_described(fields[key].annotation)}")
+        if is_dataclass(kind := fields[key].annotation) and not is_dataclass(value):
+            value = typed(cast(type, kind), value, f"{prefix}{key}")
+        converted[key] = value
     try:
-        instance = cls(**converted)
-        if callable(validate := getattr(instance, "validate", None)):
-            validate()
-        return instance
-    except ValueError as error:
-        where = "" if prefix in str(error) else f"{section}: "
-        raise UserError(f"{where}{error}") from error
+        return cls(**converted)
+    except ValidationError as error:
+        raise UserError(_sentence(error.errors(include_url=False)[0], converted, fields, prefix)) from error
 
 
 def unknown_key(key: str, allowed: Collection[str]) -> UserError:
-    """The error for a key that there is not, with the nearest of those that there are."""
+    """The error for a key that does not exist, with the nearest of those that do."""
     return UserError(f"{key} is not a recipe key; it could be {one_of(key, allowed)}")
 
 
-def _converted(cls: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """`values` as the types of the fields of `cls`."""
-    schema = OmegaConf.structured(cls)
-    OmegaConf.set_readonly(schema, False)  # a frozen dataclass is filled here too
-
-    def convert(some: Mapping[str, Any]) -> dict[str, Any]:
-        merged: Any = OmegaConf.merge(schema, some)
-        plain = {
-            key: OmegaConf.to_object(merged[key]) if OmegaConf.is_config(merged[key]) else merged[key] for key in some
-        }
-        if not all(_fits(value, hints[key]) for key, value in plain.items()):
-            raise ValidationError
-        return plain
-
-    hints = get_type_hints(cls)
-    try:
-        return convert(values)
-    except _REFUSED:  # which of them it was, it does not always say
-        for key, value in values.items():
-            try:
-                convert({key: value})
-            except _REFUSED as error:
-                hint = hints[key]
-                allowed = one_of(value, get_args(hint)) if get_origin(hint) is Literal else _describe(hint)
-                raise UserError(f"{prefix}{key} is {value!r:.200}, but it must be {allowed}") from error
-        raise
+def _sentence(error: Any, values: Mapping[str, Any], fields: Mapping[str, Any], prefix: str) -> str:
+    """One of pydantic's errors in a user's words."""
+    if isinstance(reason := error.get("ctx", {}).get("error"), UserError):  # of a validator, complete
+        return str(reason)
+    key = error["loc"][0]
+    field, value = fields[key], values.get(key)
+    allowed = _described(field.annotation)
+    if key not in values:
+        return f"{prefix}{key} is not set; it must be {allowed}"
+    if error["type"] in OUT_OF_RANGE and field.description:
+        allowed = field.description
+    elif get_origin(field.annotation) is Literal:
+        allowed = one_of(value, get_args(field.annotation))
+    value = float(value) if field.annotation is float and type(value) is int else value  # as it would be kept
+    return f"{prefix}{key} is {value!r:.200}, but it must be {allowed}"
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a converted value is what its type says, to the last entry: OmegaConf takes a list for any entry."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, one) for one in args)
-    if origin in (list, tuple):
-        if not isinstance(value, origin):
-            return False
-        entries = args if origin is tuple and ... not in args else args[:1] * len(value)
-        return len(value) == len(entries) and all(map(_fits, value, entries))
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(one, args[1]) for one in value.values())
-    return value in args if origin is Literal else hint is Any or isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
+def _described(hint: Any) -> str:
     """A type in a user's words."""
-    words = {
-        bool: "true or false",
-        int: "an integer",
-        float: "a number",
-        str: "text",
-        type(None): "null",
-        list: "a list",
-    }
-    if hint in words:
-        return words[hint]
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _described(args[0])
     if origin is Literal:
         return f"one of {', '.join(map(str, args))}"
     if origin in (Union, types.UnionType):
-        return " or ".join(map(_describe, args))
-    if origin is tuple and ... not in args:
-        return f"a list of {len(args)} ({', '.join(map(_describe, args))})"
-    if origin in (list, tuple):
-        return f"a list with each entry {_describe(args[0])}"
-    if origin is dict:
-        return f"a mapping with each value {_describe(args[1])}"
-    return f"a section with the keys {', '.join(field.name for field in fields(hint))}" if is_dataclass(hint) else "set"
+        return " or ".join(map(_described, args))
+    if origin is tuple:
+        return f"a list of {len(args)} ({', '.join(map(_described, args))})"
+    return f"a list with each entry {_described(args[0])}" if origin is list else WORDS[hint]

@@ -1,35 +1,49 @@
 """The corpus section of a recipe."""
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated
 
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from distiller.common.strict import AT_LEAST_0, AT_LEAST_1, STRICT, Text, check
 from upstream.errors import require
 
-EMBEDDED = "embedded"
+SYNTHETIC = "synthetic"  # the name of the corpus that the project synthesises
+
+Names = Annotated[
+    list[Text],
+    check(lambda names: all(names) and len(set(names)) == len(names)),
+    Field(description="a list of different names"),
+]
 
 
-@dataclass
+@dataclass(config=STRICT)
 class CorpusConfig:
     """What to train on, and how it is cut into batches. Durations in seconds."""
 
-    path: str = EMBEDDED  # or a folder (LibriSpeech, any audio, Lhotse Shar), a Lhotse manifest, a list of these
-    subsets: list[str] = field(default_factory=list)  # folders or manifests in `path`; none: all of it
-    validation: list[str] = field(default_factory=list)  # subsets to validate on; none: hold out a share of the rest
-    validation_share: float = 0.02
-    min_seconds: float = 0.0  # utterances outside these bounds are left out
-    max_seconds: float | None = None  # never more than batch_seconds, whatever stands here
-    batch_seconds: float = 100.0  # most audio in a batch of one device, padding included
-    buckets: int = 20  # by duration
-    workers: int = 2  # processes that decode
-    max_skipped: float = 0.01  # share of undecodable utterances that stops the run
+    # a folder (LibriSpeech, any audio, Lhotse Shar), a Lhotse manifest, a list of these, or the synthetic corpus
+    path: Annotated[Text, check(bool), Field(description=f"a folder, a file, or {SYNTHETIC}")] = SYNTHETIC
+    subsets: Names = field(default_factory=list)  # folders or manifests in `path`; none: all of it
+    validation: Names = field(default_factory=list)  # subsets to validate on; none: hold out a share of the rest
+    validation_share: Annotated[float, Field(gt=0, lt=1, description="a share above 0 and below 1")] = 0.02
+    min_seconds: Annotated[float, AT_LEAST_0] = 0.0  # shorter utterances are not used
+    max_seconds: Annotated[float | None, Field(allow_inf_nan=True)] = None  # nor longer ones; batch_seconds at most
+    batch_seconds: Annotated[float, Field(description="a number above corpus.min_seconds")] = (
+        100.0  # of one device, padding included
+    )
+    buckets: Annotated[int, AT_LEAST_1] = 20  # by duration
+    workers: Annotated[int, Field(ge=0, description="an integer of at least 0")] = 2  # processes that decode
+    # share of undecodable utterances that stops the run
+    max_skipped: Annotated[float, Field(ge=0, le=1, description="a share from 0 to 1")] = 0.01
 
-    def validate(self) -> None:
-        """Raise UserError for a value that cannot be."""
-        require(bool(self.path), "corpus.path", self.path, f"a folder, a file, or {EMBEDDED}")
+    @model_validator(mode="after")
+    def _subsets_and_bounds(self) -> "CorpusConfig":
         for key in ("subsets", "validation"):
             names = getattr(self, key)
-            require(all(names) and len(set(names)) == len(names), f"corpus.{key}", names, "a list of different names")
-            require(not names or self.path != EMBEDDED, f"corpus.{key}", names, "empty when corpus.path is embedded")
+            require(
+                not names or self.path != SYNTHETIC, f"corpus.{key}", names, f"empty when corpus.path is {SYNTHETIC}"
+            )
         both = sorted(set(self.subsets) & set(self.validation))
         require(not both, "corpus.validation", self.validation, f"apart from corpus.subsets, which has {both} too")
         require(
@@ -38,16 +52,11 @@ class CorpusConfig:
             self.subsets,
             "a list of what to train on when corpus.validation names subsets",
         )
-        share = "a share above 0 and below 1"
-        require(0 < self.validation_share < 1, "corpus.validation_share", self.validation_share, share)
-        require(0 <= self.min_seconds < math.inf, "corpus.min_seconds", self.min_seconds, "a number of at least 0")
-        longest = math.inf if self.max_seconds is None else self.max_seconds
         above = f"a number above corpus.min_seconds ({self.min_seconds:g})"
-        require(longest > self.min_seconds, "corpus.max_seconds", self.max_seconds, f"{above}, or null")
-        require(self.min_seconds < self.batch_seconds < math.inf, "corpus.batch_seconds", self.batch_seconds, above)
-        require(self.buckets >= 1, "corpus.buckets", self.buckets, "an integer of at least 1")
-        require(self.workers >= 0, "corpus.workers", self.workers, "an integer of at least 0")
-        require(0 <= self.max_skipped <= 1, "corpus.max_skipped", self.max_skipped, "a share from 0 to 1")
+        longest = self.max_seconds is None or self.max_seconds > self.min_seconds
+        require(longest, "corpus.max_seconds", self.max_seconds, f"{above}, or null")
+        require(self.batch_seconds > self.min_seconds, "corpus.batch_seconds", self.batch_seconds, above)
+        return self
 
     @property
     def longest(self) -> float:

@@ -12,7 +12,7 @@ from lhotse.cut.data import DataCut
 from distiller.audio.decoding import Decoder, Undecodable, source_path
 from distiller.audio.skipped import Skipped, check_share
 from distiller.common.files import expanded
-from distiller.corpora.config import EMBEDDED, CorpusConfig
+from distiller.corpora.config import SYNTHETIC, CorpusConfig
 from distiller.corpora.scanning import locate, scan_cached
 from distiller.synthesis.splits import load_split
 from upstream.config import SAMPLE_RATE
@@ -46,7 +46,7 @@ def open_corpus(config: CorpusConfig, decoder: Decoder, cache: Path | None = Non
     train, validation = (
         [cut for cut in cuts if config.min_seconds <= cut.duration <= config.longest] for cuts in (train, validation)
     )
-    if not config.validation and config.path != EMBEDDED:
+    if not config.validation and config.path != SYNTHETIC:
         train, validation = _hold_out(train, config.validation_share)
     if not train or not validation:
         raise UserError(
@@ -104,7 +104,7 @@ def with_enough_samples(cuts: Iterable[DataCut], decoder: Decoder, skipped: list
 
 def _scanned(config: CorpusConfig, cache: Path | None) -> tuple[list[DataCut], list[DataCut], list[Skipped]]:
     """The cuts to train on, the cuts of the validation subsets, and the files of either without a readable header."""
-    if config.path == EMBEDDED:
+    if config.path == SYNTHETIC:
         return load_split("train"), load_split("validation"), []
     root, sources = locate(expanded(config.path).absolute(), config.subsets + config.validation)
     scans = [scan_cached(source, root, cache) for source in sources]

@@ -1,4 +1,4 @@
-"""Negative controls: a student shown the wrong teacher states must learn nothing of the right ones."""
+"""Negative controls: a student that is shown the wrong teacher states must not learn the right ones."""
 
 from dataclasses import replace
 
@@ -7,15 +7,13 @@ from torch import Tensor
 
 from upstream.encoder import EncoderOutput
 
-CONTROLS = ("none", "reversed", "shuffled")
-
 
 def apply_negative_control(teacher: EncoderOutput, control: str) -> EncoderOutput:
-    """The teacher's output with its states moved where they do not belong.
+    """The teacher's output with its states moved to the wrong frames.
 
     Args:
-        control: "reversed": each utterance's states in reverse order of time; "shuffled": those of the batch's next
-            utterance, repeated or cut to the length. Of a batch of one, "shuffled" takes the states half a length away.
+        control: "reversed": each utterance's states in reverse order of time; "shuffled": the states of the batch's
+            next utterance, repeated or trimmed to the length; for a batch of one, the states half a length away.
     """
     lengths = teacher.frame_lengths.to(teacher.projected.device, non_blocking=True)
     frames = torch.arange(teacher.projected.shape[1], device=lengths.device)
@@ -43,5 +41,7 @@ def apply_negative_control(teacher: EncoderOutput, control: str) -> EncoderOutpu
         projected=move(teacher.projected),
         hidden_states=[move(states) for states in teacher.hidden_states],
         last_hidden_state=move(teacher.last_hidden_state),
-        attention_maps=None if teacher.attention_maps is None else [move_map(one) for one in teacher.attention_maps],
+        attention_maps=None
+        if teacher.attention_maps is None
+        else [move_map(attention) for attention in teacher.attention_maps],
     )

@@ -1,4 +1,4 @@
-"""Distillation: the run from a recipe to a finished student."""
+"""A run from its recipe to its report."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from distiller.audio.skipped import skipped_count
-from distiller.distillation.stages import STAGES, Run
+from distiller.distillation import stages
 from distiller.distillation.teacher import load_teacher
 from distiller.recipes.recipe import Recipe
 from distiller.reports import card, report
@@ -16,18 +16,17 @@ from upstream.checkpoint import save
 
 
 def distil(recipe: Recipe, output: Path) -> None:
-    """Run a recipe to its end below `output`, continuing with whatever an earlier run left there.
+    """Run a recipe to its end in `output`, continuing with whatever an earlier process left there.
 
-    The stages of the recipe's student (`distillation.stages`), then student/, then report.json, which marks the run as
-    finished.
+    First the stages of the recipe's student, then student/, then report.json, which marks the run as complete.
 
     Raises:
-        UserError: whatever the user can mend, in one sentence.
+        UserError: whatever the user can correct.
     """
     started = time.perf_counter()
-    run = Run(recipe, output, load_teacher(recipe.teacher))
+    run = stages.Run(recipe, output, load_teacher(recipe.teacher))
     torch.manual_seed(recipe.seed)
-    distilled = STAGES[recipe.student.name](run)
+    distilled = stages.distil(run)
     if distilled is None:  # not the first rank
         return
     student = distilled.student.eval()
@@ -39,7 +38,9 @@ def distil(recipe: Recipe, output: Path) -> None:
     probe = report.probe_all(run.teacher, distilled.untrained, student) if recipe.probe.enabled else None
     seconds = distilled.seconds + time.perf_counter() - started
     skipped = skipped_count(output / "skipped.csv")
-    result = report.summary(recipe, distilled.folders[-1], student, probe, skipped, seconds) | distilled.facts
+    result = report.summary(recipe, distilled.folders[-1], student, probe, skipped, seconds)
+    if distilled.pruning is not None:
+        result["pruning"] = distilled.pruning
     if probe is not None:
         phone_accuracy(output, probe)
     save(student, output / "student", extra_files=card.files(output, result))

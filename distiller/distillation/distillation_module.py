@@ -1,4 +1,4 @@
-"""What is trained: a student beside its frozen teacher, alone or while gates take units from it."""
+"""The modules that are trained: a student beside its frozen teacher, with or without gates on its units."""
 
 from typing import Any
 
@@ -16,10 +16,9 @@ from upstream.encoder import SpeechEncoder
 
 
 class Distillation(TrainingModule):
-    """Teacher and student hear the same batch; the objective compares what they make of it.
+    """Teacher and student encode the same batch, and the objective compares their outputs.
 
-    The teacher is no submodule: it stays in eval mode, without gradients, out of checkpoints and of every optimiser,
-    whatever Lightning does to this module.
+    The teacher is not a submodule: it stays in eval mode, without gradients, out of checkpoints and optimisers.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Distillation(TrainingModule):
 
 
 class JointDistillation(Distillation):
-    """Distillation while gates take units from the student, until it has its target size (DPHuBERT's first stage)."""
+    """Distillation while gates close units of the student, until it has its target size (DPHuBERT's first stage)."""
 
     def __init__(
         self,
@@ -59,10 +58,10 @@ class JointDistillation(Distillation):
         student: GatedEncoder,
         objective: Objective,
         recipe: Recipe,
-        pruning: SparsityLagrangian,
+        lagrangian: SparsityLagrangian,
     ) -> None:
         super().__init__(teacher, student, objective, recipe)
-        self.pruning = pruning
+        self.lagrangian = lagrangian
 
     @property
     def gated(self) -> GatedEncoder:
@@ -70,8 +69,8 @@ class JointDistillation(Distillation):
         return self.student
 
     def penalty(self) -> tuple[Tensor, dict[str, float]]:
-        return self.pruning(self.gated, self.progress.step)
+        return self.lagrangian(self.gated, self.progress.step)
 
     def special_groups(self) -> list[dict[str, Any]]:
-        self.pruning.steps = self.steps  # known since the corpus was looked at
-        return self.pruning.parameter_groups(self.gated)
+        self.lagrangian.steps = self.steps  # known only once the corpus has been opened
+        return self.lagrangian.parameter_groups(self.gated)

@@ -1,4 +1,4 @@
-"""What a recipe would do and cost, said without doing any of it: nothing is trained, downloaded or written."""
+"""What a recipe would do and cost; nothing is trained, downloaded or written."""
 
 import os
 from collections.abc import Iterator
@@ -8,12 +8,11 @@ import torch
 
 from distiller.common.files import expanded
 from distiller.common.provenance import TEN_SECONDS, parameter_count
-from distiller.corpora.config import EMBEDDED
+from distiller.corpora.config import SYNTHETIC
 from distiller.corpora.corpus import hours, open_corpus
-from distiller.distillation.teacher import EMBEDDED_TEACHER
-from distiller.recipes.recipe import Recipe, to_yaml
+from distiller.distillation.teacher import BUNDLED_TEACHER
+from distiller.recipes.recipe import BUNDLED, Recipe, final_stage, to_yaml
 from distiller.students.lagrangian import SparsityLagrangian
-from distiller.students.narrow import SHAPES
 from distiller.training.devices import device_count
 from upstream.checkpoint import load
 from upstream.config import FAMILIES, EncoderConfig
@@ -28,14 +27,14 @@ LARGE: dict[str, int | bool | str] = {  # settings of transformers
 }  # fmt: skip
 LARGE_NAMES = ("large", "xlsr", "mms300m")
 LIBRISPEECH_HOURS = {"train-clean-100": 100.6, "train-clean-360": 363.6, "train-other-500": 496.7}  # as published
-EMBEDDED_SECONDS = 3.0  # of an utterance, about
+SYNTHETIC_SECONDS = 3.0  # of an utterance, about
 
 
 def print_plan(recipe: Recipe) -> None:
-    """The recipe as YAML with every key, and its costs as comments at the end: a recipe file as it stands.
+    """Print the recipe as YAML with every key, its costs as comments at the end: a complete recipe file.
 
     Raises:
-        UserError: a teacher or corpus that is there but cannot be used.
+        UserError: a teacher or corpus that exists but cannot be used.
     """
     print(to_yaml(recipe))
     for name, text in costs(recipe):
@@ -43,7 +42,7 @@ def print_plan(recipe: Recipe) -> None:
 
 
 def costs(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Rows of a name and what is to be said of it."""
+    """Names and texts of the lines about size and cost."""
     teacher, known = teacher_shape(recipe.teacher)
     if known:
         yield "teacher", f"{parameters(teacher):,} parameters, {_giga(count_macs(teacher, TEN_SECONDS))} MACs for 10 s"
@@ -54,33 +53,36 @@ def costs(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _student(recipe: Recipe, teacher: EncoderConfig, known: bool) -> Iterator[tuple[str, str]]:
-    """Size and cost of the student; of one to be pruned only its size is known."""
-    student = SHAPES[recipe.student.name](recipe.student, teacher)
-    whole = parameters(teacher)
+    """Size and cost of the student; only the size is known of one that will be pruned."""
+    student, teacher_size = recipe.student.shape(teacher), parameters(teacher)
     if recipe.pruning is not None:
-        SparsityLagrangian(recipe.pruning, student, whole, steps=1)  # whether the target can be reached
-        left = round((1 - recipe.pruning.target) * whole)
-        yield "parameters", f"about {left:,}, which units is learned" + (_share(left, whole) if known else "")
+        SparsityLagrangian(recipe.pruning, student, teacher_size, steps=1)  # raises if the target cannot be reached
+        size = round((1 - recipe.pruning.target) * teacher_size)
+        yield (
+            "parameters",
+            f"about {size:,}; which units remain is learned" + (_share(size, teacher_size) if known else ""),
+        )
         return
-    yield "parameters", f"{parameters(student):,}" + (_share(parameters(student), whole) if known else "")
+    size = parameters(student)
+    yield "parameters", f"{size:,}" + (_share(size, teacher_size) if known else "")
     macs, teacher_macs = (count_macs(config, TEN_SECONDS) for config in (student, teacher))
     yield "MACs for 10 s", _giga(macs) + (_share(macs, teacher_macs) if known else "")
 
 
 def teacher_shape(name: str) -> tuple[EncoderConfig, bool]:
-    """The teacher's configuration and True; when it is not on this machine, what its name says and False.
+    """The teacher's configuration and True; or False and a guess by its name when it is not on this machine.
 
     Raises:
-        UserError: its config.json cannot be read, or holds what is not supported.
+        UserError: its config.json cannot be read, or holds an unsupported setting.
     """
-    path = EMBEDDED_TEACHER if name == "embedded" else expanded(name)
+    path = BUNDLED_TEACHER if name == BUNDLED else expanded(name)
     config = path / "config.json" if os.path.exists(path) else _in_hub_cache(name)
     if config is None:
         plain = name.lower().replace("-", "")
         family = next((family for family in FAMILIES if family in plain), "hubert")
         size = LARGE if any(large in plain for large in LARGE_NAMES) else {}
         return huggingface.parse_config({"model_type": family, **size}, False, name), False
-    if not config.is_file():  # one of the formats that keep the shape beside the weights
+    if not config.is_file():  # a format that keeps the shape inside the file of weights
         return load(path).config, True
     values = read_json(config)
     if huggingface.matches(values):
@@ -95,12 +97,12 @@ def _model(config: EncoderConfig) -> str:
 def _in_hub_cache(name: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
-    return Path(found) if isinstance(found, str) else None
+    path = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
+    return Path(path) if isinstance(path, str) else None
 
 
 def parameters(config: EncoderConfig) -> int:
-    """Trainable numbers of an encoder, counted without making any."""
+    """Number of parameters of an encoder, which are not allocated."""
     with torch.device("meta"):
         return parameter_count(SpeechEncoder(config))
 
@@ -109,7 +111,7 @@ def _length(recipe: Recipe, min_samples: int) -> Iterator[tuple[str, str]]:
     """Optimiser steps and audio hours, of each stage."""
     trainers = {"": recipe.trainer}
     if recipe.pruning is not None:
-        trainers = {"joint: ": recipe.trainer, "final: ": recipe.pruning.final.trainer(recipe.trainer)}
+        trainers = {"joint: ": recipe.trainer, "final: ": final_stage(recipe).trainer}
     corpus, devices = recipe.corpus, device_count(recipe.trainer.devices) * recipe.trainer.num_nodes
     accumulate = recipe.trainer.accumulate
     step_seconds = corpus.batch_seconds * accumulate * devices
@@ -126,17 +128,17 @@ def _length(recipe: Recipe, min_samples: int) -> Iterator[tuple[str, str]]:
             exact = windows is not None
             steps = epochs * (windows if windows is not None else int(epoch_hours * 3600 // step_seconds))
             yield "steps", f"{stage}{'' if exact else 'about '}{steps:,} {of_each}"
-            hours_said = f"{epochs * epoch_hours:,.1f} hours ({epochs} epochs of {epoch_hours:,.1f})"
-            yield "audio", stage + hours_said + ("" if exact else ", the corpus not looked at")
+            total_hours = f"{epochs * epoch_hours:,.1f} hours ({epochs} epochs of {epoch_hours:,.1f})"
+            yield "audio", stage + total_hours + ("" if exact else ", without looking at the corpus")
 
 
 def _epoch(recipe: Recipe, devices: int, min_samples: int) -> tuple[float | None, int | None]:
-    """Hours of an epoch and its optimiser steps, as far as they can be known."""
+    """Hours of an epoch and its optimiser steps, as far as they are known."""
     config = recipe.corpus
-    if config.path == EMBEDDED:  # not made for this
+    if config.path == SYNTHETIC:  # not synthesised for this
         from distiller.synthesis.splits import SPLITS
 
-        return SPLITS["train"].utterances * EMBEDDED_SECONDS / 3600, None
+        return SPLITS["train"].utterances * SYNTHETIC_SECONDS / 3600, None
     if not os.path.exists(expanded(config.path)):
         known = bool(config.subsets) and set(config.subsets) <= set(LIBRISPEECH_HOURS)
         return sum(LIBRISPEECH_HOURS[name] for name in config.subsets) if known else None, None
@@ -154,5 +156,5 @@ def _giga(macs: int) -> str:
     return f"{macs / 1e9:.2f} G"
 
 
-def _share(part: int, whole: int) -> str:
-    return f" ({part / whole:.1%} of the teacher's)"
+def _share(part: int, total: int) -> str:
+    return f" ({part / total:.1%} of the teacher's)"

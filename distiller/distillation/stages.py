@@ -1,15 +1,16 @@
-"""The stages of a run, each from one directory to the next, so that a run continues with whatever is there.
+"""The stages of a run, each from one folder to the next, so that a run continues from the last complete one.
 
 A narrow student takes one: OUTPUT/checkpoints. A pruned one takes three (DPHuBERT, arXiv 2305.17651, section 2;
-SKILL's are the same): OUTPUT/joint (distillation and pruning at once) -> OUTPUT/pruned (what is left, cut out) ->
-OUTPUT/final (distillation of that).
+SKILL's are the same): OUTPUT/joint (distillation and pruning at once) -> OUTPUT/pruned (the student without its closed
+units) -> OUTPUT/final (its distillation).
 """
 
 import copy
 import json
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,15 @@ from distiller.clustering.calibrate import CalibrationAudio, cluster_layers
 from distiller.common.provenance import parameter_count
 from distiller.corpora.corpus import Corpus, open_audio, open_corpus
 from distiller.distillation.distillation_module import Distillation, JointDistillation
-from distiller.objectives.config import ClustersConfig
+from distiller.objectives.config import ClustersConfig, ObjectiveConfig
 from distiller.objectives.registry import build
-from distiller.recipes.recipe import Recipe
+from distiller.recipes.recipe import Recipe, final_stage
 from distiller.reports.report import pruning_summary
-from distiller.students.lagrangian import SparsityLagrangian, gate
-from distiller.students.narrow import build_student
-from distiller.students.prune import cut
+from distiller.students.build import build_student
+from distiller.students.config import PruningConfig
+from distiller.students.gates import GatedEncoder
+from distiller.students.lagrangian import SparsityLagrangian
+from distiller.students.prune import remove_closed_units
 from distiller.training.loop import Training
 from distiller.training.module import TrainingModule
 from upstream.checkpoint import existing_checkpoint, load, save
@@ -42,12 +45,12 @@ from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError, require
 
 JOINT, PRUNED, FINAL = "joint", "pruned", "final"
-HEADS, FACTS = "objective.safetensors", "pruning.json"  # beside the cut student
+PROJECTIONS, METADATA = "objective.safetensors", "pruning.json"  # beside the encoder in OUTPUT/pruned
 
 
 @dataclass
 class Run:
-    """What the stages of one run share."""
+    """What the stages of a run share."""
 
     recipe: Recipe
     output: Path
@@ -65,24 +68,9 @@ class Run:
     def held_out(self) -> list[Callable[[], Batch]]:
         return validation_batches(self.corpus.validation, self.recipe.corpus.batch_seconds, self.decoder)
 
-    @cached_property
-    def objective(self) -> Any:
-        """The recipe's objective section, with what it has to find out about the teacher first: its clusters."""
-        section = self.recipe.objective
-        if not isinstance(section, ClustersConfig):
-            return section
-        layers = section.layers if section.layers is not None else range(self.teacher.config.num_layers + 1)
-        possible = section.clusters is not None or section.count == "auto" or int(section.count) <= len(layers)
-        require(possible, "objective.count", section.count, f"auto or at most {len(layers)}, the teacher's layers")
-        accelerator = self.recipe.trainer.accelerator
-        device = accelerator if accelerator in ("cuda", "mps") else "cpu"
-        title = f"Layers of {Path(self.recipe.teacher).name}"
-        seed = self.recipe.seed
-        return cluster_layers(section, self.teacher, self.calibration_audio, self.output, seed, device, title)
-
-    def calibration_audio(self) -> CalibrationAudio:
+    def calibration_audio(self, other: str | None) -> CalibrationAudio:
         """The audio on which teacher layers are compared: that of the training, or all of another corpus."""
-        corpus, other = self.recipe.corpus, self.recipe.objective.calibration.corpus
+        corpus = self.recipe.corpus
         if other is None:
             return CalibrationAudio(corpus.path, self.corpus.train, corpus.batch_seconds)
         cuts = open_audio(other, corpus.batch_seconds, self.decoder, self.output / "corpus")
@@ -91,107 +79,130 @@ class Run:
 
 @dataclass
 class Distilled:
-    """What the stages of a run leave."""
+    """What the stages of a run produce."""
 
     student: SpeechEncoder
     untrained: SpeechEncoder  # of the same shape, for comparison
-    folders: list[Path]  # of the stages, the last one last: metrics.csv, held_out.csv
+    folders: list[Path]  # of the stages in their order: metrics.csv, held_out.csv
     seconds: float  # in processes before this one
-    facts: dict[str, Any] = field(default_factory=dict)  # for report.json
+    pruning: dict[str, Any] | None = None  # metadata for report.json
 
 
 @dataclass
-class Cut:
-    """A pruned student before its second distillation: what OUTPUT/pruned holds."""
+class PrunedStudent:
+    """A pruned student before its second distillation: the content of OUTPUT/pruned."""
 
     encoder: SpeechEncoder
-    heads: dict[str, Tensor]  # state of the objective's projections
-    facts: dict[str, Any]
+    projections: dict[str, Tensor]  # state of the objective
+    metadata: dict[str, Any]
 
 
-def narrow(run: Run) -> Distilled | None:
+def distil(run: Run) -> Distilled | None:
+    """All stages of a run; None on all ranks but the first."""
+    return distil_narrow(run) if run.recipe.pruning is None else distil_pruned(run, run.recipe.pruning)
+
+
+def distil_narrow(run: Run) -> Distilled | None:
     """One stage, straight below the output."""
     student = build_student(run.recipe.student, run.teacher)
     untrained = copy.deepcopy(student)
-    objective = build(run.objective, run.teacher.config, student.config)
+    objective = build(with_clusters(run), run.teacher.config, student.config)
     module = Distillation(run.teacher, student, objective, run.recipe)
     if not train(run, module, run.recipe, run.output):
         return None
     return Distilled(module.kept_student(), untrained, [run.output], module.progress.elapsed)
 
 
-def pruned(run: Run) -> Distilled | None:
-    """Joint distillation and pruning, the cut, the final distillation."""
+def distil_pruned(run: Run, pruning: PruningConfig) -> Distilled | None:
+    """Joint distillation and pruning, removal of the closed units, the final distillation."""
     folder = existing_checkpoint(run.output / PRUNED)
-    left = joint(run) if folder is None else read_cut(folder)
+    pruned = distil_jointly(run, pruning) if folder is None else read_pruned(folder)
     torch.manual_seed(run.recipe.seed)
-    untrained = SpeechEncoder(left.encoder.config)
-    section = run.recipe.pruning.final
-    recipe = replace(
-        run.recipe, optimizer=section.optimizer(run.recipe.optimizer), trainer=section.trainer(run.recipe.trainer)
-    )
-    objective = build(run.objective, run.teacher.config, left.encoder.config)
-    objective.load_state_dict(left.heads)
-    module = Distillation(run.teacher, left.encoder.train(), objective, recipe)
+    untrained = SpeechEncoder(pruned.encoder.config)
+    recipe = final_stage(run.recipe)
+    objective = build(with_clusters(run), run.teacher.config, pruned.encoder.config)
+    objective.load_state_dict(pruned.projections)
+    module = Distillation(run.teacher, pruned.encoder.train(), objective, recipe)
     if not train(run, module, recipe, run.output / FINAL):
         return None
     folders = [run.output / JOINT, run.output / FINAL]
-    seconds = left.facts.pop("seconds") + module.progress.elapsed
-    return Distilled(module.kept_student(), untrained, folders, seconds, {"pruning": left.facts})
+    seconds = pruned.metadata.pop("seconds") + module.progress.elapsed
+    return Distilled(module.kept_student(), untrained, folders, seconds, pruned.metadata)
 
 
-def joint(run: Run) -> Cut:
-    """The first stage of pruning and the cut; the first rank writes OUTPUT/pruned."""
+def distil_jointly(run: Run, pruning: PruningConfig) -> PrunedStudent:
+    """The first stage of pruning and its result; the first rank writes OUTPUT/pruned."""
     recipe, teacher = run.recipe, run.teacher
     student = build_student(recipe.student, teacher)
-    pruning = SparsityLagrangian(recipe.pruning, student.config, parameter_count(teacher), steps=1)
-    objective = build(run.objective, teacher.config, student.config)
+    lagrangian = SparsityLagrangian(pruning, student.config, parameter_count(teacher), steps=1)
+    objective = build(with_clusters(run), teacher.config, student.config)
     recipe = replace(recipe, trainer=replace(recipe.trainer, ema=0.0))  # averaged gates would be off the target
-    module = JointDistillation(teacher, gate(student, recipe.pruning), objective, recipe, pruning)
+    module = JointDistillation(teacher, GatedEncoder(student, pruning.drops), objective, recipe, lagrangian)
     first = train(run, module, recipe, run.output / JOINT, keep_best=lambda trained: None)
-    left = cut_out(module)
+    pruned = prune(module)
     if first:
-        written = replace(left, facts=left.facts | {"seconds": module.progress.seconds()})
-        save(left.encoder, run.output / PRUNED, written_files(written))
-        print(pruning_summary(left.facts))
-    return left
+        written = replace(pruned, metadata=pruned.metadata | {"seconds": module.progress.seconds()})
+        save(pruned.encoder, run.output / PRUNED, written_files(written))
+        print(pruning_summary(pruned.metadata))
+    return pruned
 
 
 @torch.no_grad()
-def cut_out(module: JointDistillation) -> Cut:
-    """What is left of a gated student, which computes the same in eval mode from now on, and how much that is."""
-    pruning = module.pruning
-    sparsity = pruning.settle_gates(module.gated)
-    encoder = cut(module.gated)
-    heads = {name: value.detach().cpu().clone() for name, value in module.objective.state_dict().items()}
-    facts = {
-        "target": pruning.config.target,
+def prune(module: JointDistillation) -> PrunedStudent:
+    """The remaining student, which computes the same as the gated one in eval mode, and how much remains."""
+    lagrangian = module.lagrangian
+    sparsity = lagrangian.settle_gates(module.gated)
+    encoder = remove_closed_units(module.gated)
+    projections = {name: value.detach().cpu().clone() for name, value in module.objective.state_dict().items()}
+    metadata = {
+        "target": lagrangian.config.target,
         "sparsity": sparsity,
-        "expected_sparsity": float(pruning.sparsity(module.gated.probabilities())),
+        "expected_sparsity": float(lagrangian.sparsity(module.gated.probabilities())),
         "log_alpha_shift": module.gated.shift,
-        "met": pruning.met(sparsity),
-        "parameters_before": pruning.parameters_before,
+        "met": lagrangian.met(sparsity),
+        "parameters_before": lagrangian.parameters_before,
         "steps": module.steps,
         "seconds": module.progress.elapsed,
     }
-    return Cut(encoder, heads, facts)
+    return PrunedStudent(encoder, projections, metadata)
 
 
-def written_files(left: Cut) -> dict[str, bytes | str]:
-    """What stands beside the encoder in OUTPUT/pruned."""
-    return {HEADS: to_safetensors(left.heads), FACTS: json.dumps(left.facts, indent=1) + "\n"}
+def written_files(pruned: PrunedStudent) -> dict[str, bytes | str]:
+    """The files beside the encoder in OUTPUT/pruned."""
+    return {PROJECTIONS: to_safetensors(pruned.projections), METADATA: json.dumps(pruned.metadata, indent=1) + "\n"}
 
 
-def read_cut(folder: Path) -> Cut:
-    """What `folder`, OUTPUT/pruned, holds: encoder, heads and facts.
+def read_pruned(folder: Path) -> PrunedStudent:
+    """The content of OUTPUT/pruned.
 
     Raises:
         UserError: it is damaged.
     """
     try:
-        return Cut(load(folder), load_file(folder / HEADS), json.loads((folder / FACTS).read_text()))
+        projections = load_file(folder / PROJECTIONS)
+        projections = {re.sub("^heads", "projections", name): state for name, state in projections.items()}  # old name
+        return PrunedStudent(load(folder), projections, json.loads((folder / METADATA).read_text()))
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} is damaged ({error}); remove it, and the same command cuts once more") from error
+        raise UserError(f"{folder} is damaged ({error}); remove it, and the same command prunes once more") from error
+
+
+def with_clusters(run: Run) -> ObjectiveConfig:
+    """The recipe's objective section; one that needs clusters of the teacher's layers gets them here.
+
+    Raises:
+        UserError: more clusters than layers, or as `cluster_layers`.
+    """
+    section, recipe = run.recipe.objective, run.recipe
+    if not isinstance(section, ClustersConfig) or section.clusters is not None:
+        return section
+    layers = section.layers if section.layers is not None else range(run.teacher.config.num_layers + 1)
+    possible = section.count == "auto" or int(section.count) <= len(layers)
+    require(possible, "objective.count", section.count, f"auto or at most {len(layers)}, the teacher's layers")
+    accelerator = recipe.trainer.accelerator
+    device = accelerator if accelerator in ("cuda", "mps") else "cpu"
+    title = f"Layers of {Path(recipe.teacher).name}"
+    audio = partial(run.calibration_audio, section.calibration.corpus)
+    return cluster_layers(section, run.teacher, audio, run.output, recipe.seed, device, title)
 
 
 def train(
@@ -201,7 +212,7 @@ def train(
     folder: Path,
     keep_best: Callable[[TrainingModule], None] | None = None,
 ) -> bool:
-    """Fit a module on the run's corpus, everything it writes going below `folder`; as `Training.fit`."""
+    """Fit a module on the run's corpus, as `Training.fit`; all its files go below `folder`."""
     corpus, section = run.corpus, recipe.corpus
     skipped = SkippedLog(run.output / "skipped.csv", section.max_skipped)
     skipped.record(corpus.skipped)
@@ -224,7 +235,3 @@ def train(
         skipped=skipped,
     )
     return training.fit()
-
-
-# by the name in a recipe's student section
-STAGES: dict[str, Callable[[Run], Distilled | None]] = {"narrow": narrow, "pruned": pruned}

@@ -2,17 +2,18 @@
 
 from pathlib import Path
 
+from distiller.recipes.recipe import BUNDLED
 from upstream.checkpoint import load
 from upstream.encoder import SpeechEncoder
 
-EMBEDDED_TEACHER = Path(__file__).parents[1] / "assets" / "teacher"
+BUNDLED_TEACHER = Path(__file__).parents[1] / "assets" / "teacher"
 
 
 def load_teacher(name: str) -> SpeechEncoder:
-    """The teacher that a recipe names: `embedded`, a folder, a file, or a hub name; in eval mode, without gradients.
+    """The teacher that a recipe names: `bundled`, a folder, a file, or a hub name; in eval mode, without gradients.
 
     Raises:
-        UserError: nothing that can be loaded stands there.
+        UserError: the checkpoint does not exist or cannot be loaded.
     """
-    teacher = load(EMBEDDED_TEACHER if name == "embedded" else name)
+    teacher = load(BUNDLED_TEACHER if name in (BUNDLED, "embedded") else name)  # embedded: its name in older versions
     return teacher.eval().requires_grad_(False)

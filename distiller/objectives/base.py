@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,16 +25,18 @@ class Term:
 
 
 class Objective(nn.Module, ABC):
-    """Base of all objectives; projections, where one needs them, are its parameters.
+    """Base of all objectives; projections, where an objective needs them, are its parameters."""
 
-    A subclass is built from (its configuration, teacher's EncoderConfig, student's EncoderConfig) and names the
-    dataclass of its configuration, which has `name` and `validate()`, in `config_class`.
-    """
-
-    config_class: ClassVar[type]
     needs_attention_maps: bool = False  # the encoders compute A^1..A^L only when this is True
 
     def __init__(self, config: Any, teacher_config: EncoderConfig, student_config: EncoderConfig) -> None:
+        """
+        Args:
+            config: the recipe's objective section, of the class that `OBJECTIVES` has for this objective.
+
+        Raises:
+            UserError: encoders that the objective cannot compare.
+        """
         super().__init__()
 
     @abstractmethod
@@ -42,5 +44,5 @@ class Objective(nn.Module, ABC):
         """
         Args:
             teacher, student: outputs for the same waveforms; the teacher's receive no gradient.
-            frame_mask: (batch, frame) bool, True at valid frames. What stands elsewhere has no influence.
+            frame_mask: (batch, frame) bool, True at valid frames. Values at other frames have no influence.
         """

@@ -2,7 +2,7 @@
 
 Target k is the mean over the teacher layers of cluster k, the prediction one linear projection of the mean over the
 student's layers of the same cluster, the loss L1 - cos per cluster, averaged over clusters. So a layer's influence is
-inversely proportional to its cluster's size. Clusters come from `distiller.similarity`.
+inversely proportional to its cluster's size. Clusters come from `distiller.clustering`.
 """
 
 from torch import nn
@@ -16,8 +16,6 @@ from upstream.errors import UserError
 
 class Clusters(LayerMatching):
     """One match and one projection per cluster; with target=representative each cluster is its representative alone."""
-
-    config_class = ClustersConfig
 
     def plan(
         self, config: ClustersConfig, teacher: EncoderConfig, student: EncoderConfig

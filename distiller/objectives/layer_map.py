@@ -1,4 +1,4 @@
-"""Which layer of the student answers for which of the teacher."""
+"""Which layer of the student follows which layer of the teacher."""
 
 from collections.abc import Sequence
 
@@ -20,20 +20,20 @@ def check_layers(layers: Sequence[int], depth: int, key: str) -> None:
 def student_layers(
     teacher_layers: Sequence[int], teacher_depth: int, student_depth: int, layer_map: Sequence[int] | None
 ) -> tuple[int, ...]:
-    """The student layers that answer for `teacher_layers`; layer 0 answers for layer 0 alone.
+    """The student layers that follow `teacher_layers`; layer 0 follows layer 0 alone.
 
     Args:
         layer_map: for each student layer 1..L_S the teacher layer that it follows. Left out: teacher layer l is
             followed by student layer round(l L_S / L_T), but at least 1 (our choice); the identity for equal depths.
 
     Raises:
-        UserError: a map of the wrong length, or one that leaves these layers without a student layer.
+        UserError: a map of the wrong length, or one in which no student layer follows any of these layers.
     """
     if layer_map is None:
-        places = {max(1, round(layer * student_depth / teacher_depth)) if layer else 0 for layer in teacher_layers}
-        return tuple(sorted(places))
+        followers = {max(1, round(layer * student_depth / teacher_depth)) if layer else 0 for layer in teacher_layers}
+        return tuple(sorted(followers))
     mapped = resolve_layer_map(layer_map, teacher_depth, student_depth)
-    followers = tuple(place for place, layer in enumerate([0, *mapped]) if layer in teacher_layers)
+    followers = tuple(index for index, layer in enumerate([0, *mapped]) if layer in teacher_layers)
     require(bool(followers), "objective.layer_map", mapped, f"a list with one of the teacher's layers {teacher_layers}")
     return followers
 
@@ -48,16 +48,11 @@ def resolve_layer_map(layer_map: Sequence[int] | None, teacher_layers: int, stud
     if layer_map is None:
         if teacher_layers < student_layers:
             raise UserError(
-                f"objective.layer_map is not given; a student of {student_layers} layers needs one "
-                f"when the teacher has only {teacher_layers}"
+                f"objective.layer_map is not set, but a student of {student_layers} layers needs one when the teacher "
+                f"has only {teacher_layers}"
             )
         return [round(layer * teacher_layers / student_layers) for layer in range(1, student_layers + 1)]
-    chosen = list(layer_map)
-    if len(chosen) != student_layers:
-        raise UserError(
-            f"objective.layer_map has {len(chosen)} entries; it must have {student_layers}, one for each student layer"
-        )
-    for layer in chosen:
-        if not 1 <= layer <= teacher_layers:
-            raise UserError(f"objective.layer_map names layer {layer}; the teacher's are 1 to {teacher_layers}")
-    return chosen
+    fits = len(layer_map) == student_layers and all(1 <= layer <= teacher_layers for layer in layer_map)
+    allowed = f"a list of {student_layers} layers of the teacher, from 1 to {teacher_layers}, one per student layer"
+    require(fits, "objective.layer_map", list(layer_map), allowed)
+    return list(layer_map)

@@ -1,6 +1,6 @@
-"""Frame-wise matching of layers: what DPHuBERT, DistilHuBERT and SKILL's clusters have in common, and the first two.
+"""Frame-wise matching of layers: the base of DPHuBERT's, DistilHuBERT's and SKILL's objectives, and the first two.
 
-A match compares a mean of teacher layers with a head on a mean of student layers, frame by frame:
+A match compares a mean of teacher layers with a projection of a mean of student layers, frame by frame:
 
     loss = l1_weight |prediction - target|_1 / d + cosine_weight c(cos(prediction, target)), mean over the matches
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distiller.objectives.base import Objective, Term
-from distiller.objectives.config import LayersConfig, PredictionsConfig, Zeroth
+from distiller.objectives.config import LayersConfig, PredictionsConfig
 from distiller.objectives.layer_map import check_layers, spread_layers, student_layers
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput
@@ -28,31 +28,31 @@ LAST = -1  # as a layer: the last hidden state, normed in pre-LN models
 
 @dataclass(frozen=True)
 class Match:
-    """One comparison: teacher layers whose mean is the target, student layers whose mean the head reads."""
+    """One comparison: teacher layers whose mean is the target, student layers whose mean is projected."""
 
     teacher: tuple[int, ...]
     student: tuple[int, ...]
-    head: int
+    projection: int  # index of the projection
 
 
 class LayerMatching(Objective):
-    """Frame-wise L1 and cosine loss of `matches`; the heads are its parameters.
+    """Frame-wise L1 and cosine loss of `matches`; the projections are its parameters.
 
-    A subclass plans matches and heads from its configuration.
+    A subclass plans matches and projections from its configuration.
     """
 
     log_sigmoid = False  # of the cosine
 
-    def __init__(self, config: "LayersConfig", teacher_config: EncoderConfig, student_config: EncoderConfig) -> None:
+    def __init__(self, config: LayersConfig, teacher_config: EncoderConfig, student_config: EncoderConfig) -> None:
         super().__init__(config, teacher_config, student_config)
-        self.matches, heads = self.plan(config, teacher_config, student_config)
-        self.heads = nn.ModuleList(heads)
-        self.zeroth: Zeroth = config.zeroth
+        self.matches, projections = self.plan(config, teacher_config, student_config)
+        self.projections = nn.ModuleList(projections)
+        self.layer_zero = config.layer_zero
         self.weights = (config.l1_weight, config.cosine_weight)
 
     @abstractmethod
     def plan(self, config: Any, teacher: EncoderConfig, student: EncoderConfig) -> tuple[list[Match], list[nn.Module]]:
-        """What is compared, through which heads."""
+        """What is compared, and the projections that the matches refer to."""
 
     def forward(self, teacher: EncoderOutput, student: EncoderOutput, frame_mask: Tensor) -> list[Term]:
         l1 = cosine = torch.zeros((), device=frame_mask.device)
@@ -60,7 +60,8 @@ class LayerMatching(Objective):
         for match in self.matches:
             # valid frames are taken out before anything is computed from them, so that padding touches no gradient
             target = self.mean_state(teacher, match.teacher).flatten(0, 1)[valid].detach().float()  # (frame, channel)
-            prediction = self.heads[match.head](self.mean_state(student, match.student).flatten(0, 1)[valid]).float()
+            predicted = self.mean_state(student, match.student).flatten(0, 1)[valid]
+            prediction = self.projections[match.projection](predicted).float()
             l1 = l1 + (prediction - target).abs().mean(dim=-1).sum()
             similarity = F.cosine_similarity(prediction, target, dim=-1)
             cosine = cosine - (F.logsigmoid(similarity) if self.log_sigmoid else similarity).sum()
@@ -70,17 +71,14 @@ class LayerMatching(Objective):
 
     def mean_state(self, output: EncoderOutput, layers: Sequence[int]) -> Tensor:
         """Mean of the given layers' states, (batch, frame, channel)."""
-        states = [self._state(output, layer) for layer in layers]
+        states = [
+            output.last_hidden_state if layer == LAST else output.layer(layer, self.layer_zero) for layer in layers
+        ]
         return states[0] if len(states) == 1 else torch.stack(states).mean(dim=0)
-
-    def _state(self, output: EncoderOutput, layer: int) -> Tensor:
-        if layer == LAST:
-            return output.last_hidden_state
-        return output.projected if layer == 0 and self.zeroth == "projected" else output.hidden_states[layer]
 
 
 def projection(student_width: int, teacher_width: int) -> nn.Linear:
-    """A linear head that starts as the identity; where the widths differ, as Xavier uniform with zero bias."""
+    """A linear layer that starts as the identity; where the widths differ, as Xavier uniform with zero bias."""
     linear = nn.Linear(student_width, teacher_width)
     if student_width == teacher_width:
         nn.init.eye_(linear.weight)
@@ -93,34 +91,26 @@ def projection(student_width: int, teacher_width: int) -> nn.Linear:
 class Layers(LayerMatching):
     """DPHuBERT: layers 0, 4, 8, 12 of 12 against the same layers of the student."""
 
-    config_class = LayersConfig
-
     def plan(
         self, config: LayersConfig, teacher: EncoderConfig, student: EncoderConfig
     ) -> tuple[list[Match], list[nn.Module]]:
         depth = teacher.num_layers
         layers = config.layers if config.layers is not None else [0, *spread_layers(depth, 3)]
         check_layers(layers, depth, "objective.layers")
-        zeroth = 0 in layers  # its head is the first one; the other layers share the next
-        matches = [
-            Match(
-                (layer,),
-                student_layers([layer], depth, student.num_layers, config.layer_map),
-                int(zeroth and layer != 0),
-            )
-            for layer in layers
-        ]
-        return matches, [projection(student.embed_dim, teacher.embed_dim) for _ in {match.head for match in matches}]
+        followers = [student_layers([layer], depth, student.num_layers, config.layer_map) for layer in layers]
+        shared = int(0 in layers)  # layer 0 has the first projection; the other layers share the next
+        matches = [Match((layer,), followers[index], shared * (layer != 0)) for index, layer in enumerate(layers)]
+        count = len({match.projection for match in matches})
+        return matches, [projection(student.embed_dim, teacher.embed_dim) for _ in range(count)]
 
 
 class Predictions(LayerMatching):
     """DistilHuBERT: the student's last hidden state predicts layers 4, 8 and 12 of the teacher.
 
-    A head is linear, GELU, linear with the teacher's width between (as in the authors' code); the loss is averaged over
-    the layers where the paper sums them (our choice, the same scale as the other objectives).
+    A projection is linear, GELU, linear with the teacher's width between (as in the authors' code); the loss is the
+    mean over the layers where the paper takes the sum (our choice, the same scale as the other objectives).
     """
 
-    config_class = PredictionsConfig
     log_sigmoid = True
 
     def plan(
@@ -129,7 +119,7 @@ class Predictions(LayerMatching):
         layers = config.layers if config.layers is not None else spread_layers(teacher.num_layers, 3)
         check_layers(layers, teacher.num_layers, "objective.layers")
         width = teacher.embed_dim
-        heads: list[nn.Module] = [
+        projections: list[nn.Module] = [
             nn.Sequential(nn.Linear(student.embed_dim, width), nn.GELU(), nn.Linear(width, width)) for _ in layers
         ]
-        return [Match((layer,), (LAST,), index) for index, layer in enumerate(layers)], heads
+        return [Match((layer,), (LAST,), index) for index, layer in enumerate(layers)], projections

@@ -1,43 +1,36 @@
-"""The objectives by name."""
+"""The objectives by their name in a recipe. Nothing here imports torch before an objective is built."""
 
-import difflib
-import importlib
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, NamedTuple
 
-from distiller.objectives.base import Objective
+from distiller.objectives.config import ClustersConfig, LayersConfig, ObjectiveConfig, PredictionsConfig, StarConfig
 from upstream.config import EncoderConfig
-from upstream.errors import UserError
+from upstream.errors import one_of, require
 
-# name in a recipe -> "module:class"; imported on demand, since each module imports this one for the base class
-OBJECTIVES: dict[str, str] = {
-    "star": "distiller.objectives.star:Star",
-    "clusters": "distiller.objectives.clusters:Clusters",
-    "layers": "distiller.objectives.layers:Layers",
-    "predictions": "distiller.objectives.layers:Predictions",
+if TYPE_CHECKING:
+    from distiller.objectives.base import Objective
+
+
+class Entry(NamedTuple):
+    """The parts of an objective."""
+
+    config: type[ObjectiveConfig]  # of the recipe's objective section
+    implementation: str  # "module:class", a subclass of `Objective`; imported when it is built
+
+
+OBJECTIVES: dict[str, Entry] = {
+    "star": Entry(StarConfig, "distiller.objectives.star:Star"),
+    "clusters": Entry(ClustersConfig, "distiller.objectives.clusters:Clusters"),
+    "layers": Entry(LayersConfig, "distiller.objectives.layers:Layers"),
+    "predictions": Entry(PredictionsConfig, "distiller.objectives.layers:Predictions"),
 }
 
 
-def objective_class(name: str) -> type[Objective]:
-    """The class behind a recipe's `objective.name`.
+def build(config: ObjectiveConfig, teacher_config: EncoderConfig, student_config: EncoderConfig) -> "Objective":
+    """The objective that a recipe's section describes.
 
     Raises:
-        UserError: no objective of that name.
+        UserError: an unknown name, or encoders that the objective cannot compare.
     """
-    if name not in OBJECTIVES:
-        nearest = difflib.get_close_matches(name, OBJECTIVES, n=1, cutoff=0)[0]
-        raise UserError(
-            f"objective.name is '{name}'; the nearest known one is '{nearest}' (known: {', '.join(OBJECTIVES)})"
-        )
-    module, _, attribute = OBJECTIVES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def build(config: Any, teacher_config: EncoderConfig, student_config: EncoderConfig) -> Objective:
-    """The objective that `config` (an instance of its class's `config_class`) describes, validated.
-
-    Raises:
-        UserError: an unknown name, a value out of range, or encoders that the objective cannot compare.
-    """
-    objective = objective_class(config.name)
-    config.validate()
-    return objective(config, teacher_config, student_config)
+    require(config.name in OBJECTIVES, "objective.name", config.name, one_of(config.name, OBJECTIVES))
+    return resolve_name(OBJECTIVES[config.name].implementation)(config, teacher_config, student_config)

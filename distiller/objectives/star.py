@@ -15,15 +15,13 @@ from distiller.objectives.gram import gram_distances, gram_features
 from distiller.objectives.layer_map import resolve_layer_map
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput
-from upstream.errors import UserError
+from upstream.errors import require
 
 SMALLEST_PROBABILITY = 1e-30  # keeps log and its gradient finite, loss scaling of fp16 included
 
 
 class Star(Objective):
     """The weighted STaR terms between a teacher and a student of any widths and head counts."""
-
-    config_class = StarConfig
 
     def __init__(self, config: StarConfig, teacher_config: EncoderConfig, student_config: EncoderConfig) -> None:
         super().__init__(config, teacher_config, student_config)
@@ -45,9 +43,9 @@ class Star(Objective):
         ]
         if self.gram_names:
             losses = gram_losses(
-                # sub-sampled first, so that the input of a student's layer meets the input of all that it stands for
-                [self._states(teacher)[layer] for layer in (0, *self.layer_map)],
-                self._states(student),
+                # sub-sampled first, so that a student layer's input meets the input of all the layers that it replaces
+                [teacher.layer(layer, self.config.layer_zero) for layer in (0, *self.layer_map)],
+                [student.layer(layer, self.config.layer_zero) for layer in range(len(student.hidden_states))],
                 frame_mask,
                 self.gram_names,
                 scaling=self.config.scaling,
@@ -57,11 +55,6 @@ class Star(Objective):
             terms += [Term(name, loss.sum(), "utterance", self.weights[name]) for name, loss in losses.items()]
         return terms
 
-    def _states(self, output: EncoderOutput) -> list[Tensor]:
-        if self.config.zeroth == "projected":
-            return [output.projected, *output.hidden_states[1:]]
-        return output.hidden_states
-
     def _attention_pairs(
         self, name: str, teacher_config: EncoderConfig, student_config: EncoderConfig
     ) -> list[tuple[int, int]]:
@@ -70,8 +63,8 @@ class Star(Objective):
         if name == "last_attention":
             pairs = pairs[-1:]
         pairs = [(t, s) for t, s in pairs if teacher_config.attention_heads[t] and student_config.attention_heads[s]]
-        if not pairs:
-            raise UserError(f"objective.{name} is {self.weights[name]}; without attention in its layers it must be 0")
+        allowed = "0, since no two of its layers have attention"
+        require(bool(pairs), f"objective.{name}", self.weights[name], allowed)
         return pairs
 
     def _attention_loss(

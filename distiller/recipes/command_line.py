@@ -6,44 +6,53 @@ import re
 from dataclasses import replace
 
 from distiller.common.files import expanded
-from distiller.recipes.recipe import Recipe, resolve
+from distiller.corpora.config import SYNTHETIC
+from distiller.recipes.recipe import BUNDLED, Recipe, resolve
 from upstream.errors import UserError, nearest
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
-    """The recipe that the options ask for.
+    """The recipe of the options method, recipe, teacher, corpus, overrides and dry_run, its paths absolute.
 
     Raises:
-        UserError: a wrong method, recipe, key or value.
+        UserError: as `resolve` and `with_absolute_paths`.
     """
-    return resolve(arguments.method, arguments.recipe, arguments.teacher, arguments.corpus, arguments.overrides)
+    recipe = resolve(arguments.method, arguments.recipe, arguments.teacher, arguments.corpus, arguments.overrides)
+    teacher = "--teacher" if recipe.teacher == arguments.teacher else "teacher"
+    corpus = "--corpus" if recipe.corpus.path == arguments.corpus else "corpus.path"
+    return with_absolute_paths(recipe, arguments.dry_run, teacher, corpus)
 
 
-def with_absolute_paths(recipe: Recipe, dry: bool = False) -> Recipe:
-    """The same with paths that hold in any directory.
+def with_absolute_paths(
+    recipe: Recipe, dry_run: bool = False, teacher_key: str = "teacher", corpus_key: str = "corpus.path"
+) -> Recipe:
+    """The same recipe with paths that hold in any directory.
+
+    Args:
+        teacher_key, corpus_key: where the user has written them, for the errors.
 
     Raises:
-        UserError: a teacher or corpus that is not there; a hub name is believed, and for a `dry` run any corpus.
+        UserError: a teacher or corpus that does not exist; hub names are not checked, nor the corpus of a dry run.
     """
-    teacher, corpus = (_absolute(name) for name in (recipe.teacher, recipe.corpus.path))
-    corpus = corpus or (recipe.corpus.path if dry else None)
-    if not (teacher or re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.teacher)):
-        raise UserError(f"teacher {recipe.teacher} does not exist; {_expected(recipe.teacher, 'a hub name ORG/NAME')}")
-    if not corpus:
-        raise UserError(f"corpus {recipe.corpus.path} does not exist; {_expected(recipe.corpus.path, 'a manifest')}")
-    return replace(recipe, teacher=teacher or recipe.teacher, corpus=replace(recipe.corpus, path=corpus))
+    teacher, corpus = _absolute(recipe.teacher, BUNDLED), _absolute(recipe.corpus.path, SYNTHETIC)
+    if teacher is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.teacher):
+        raise _missing(teacher_key, recipe.teacher, BUNDLED, "a hub name ORG/NAME")
+    if corpus is None and not dry_run:
+        raise _missing(corpus_key, recipe.corpus.path, SYNTHETIC, "a manifest")
+    paths = replace(recipe.corpus, path=corpus or recipe.corpus.path)
+    return replace(recipe, teacher=teacher or recipe.teacher, corpus=paths)
 
 
-def _absolute(name: str) -> str | None:
-    """`embedded` itself, the absolute path of something that exists, or None."""
+def _absolute(name: str, word: str) -> str | None:
+    """The absolute path of something that exists, `word` itself, or None."""
     path = expanded(name)
-    return name if name == "embedded" else str(path.resolve()) if os.path.exists(path) else None
+    return name if name == word else str(path.resolve()) if os.path.exists(path) else None
 
 
-def _expected(name: str, third: str) -> str:
-    """What could stand for a path that is not there: its nearest neighbour in the folder, if any."""
+def _missing(key: str, name: str, word: str, third: str) -> UserError:
+    """The error for a path that does not exist; suggests `word` or the nearest name in the folder."""
     path = expanded(name)
     siblings = os.listdir(path.parent) if os.path.isdir(path.parent) and os.access(path.parent, os.R_OK) else []
-    meant = nearest(path.name, ["embedded", *siblings])
-    suggestion = f"; did you mean {meant if meant == 'embedded' else path.with_name(meant)}?" if meant else ""
-    return f"it could be embedded, a folder or {third}{suggestion}"
+    meant = nearest(path.name, [word, *siblings])
+    suggestion = f"; did you mean {meant if meant == word else path.with_name(meant)}?" if meant else ""
+    return UserError(f"{key} {name} does not exist; it could be {word}, a folder or {third}{suggestion}")

@@ -1,27 +1,64 @@
-"""Recipes as plain nested values: the YAML files, what they extend, overrides, and where two of them differ."""
+"""Recipes as plain nested values: YAML files, what they extend, and overrides on the command line."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import MarkedYAMLError, YAMLError
+import yaml
 
-from distiller.common.files import expanded
-from distiller.common.values import flatten
+from distiller.common.files import disk_errors, expanded
 from upstream.errors import UserError, one_of
 
-# What reading YAML raises: ValueError is for text that is not UTF-8, and for dates and numbers that are none.
-INVALID = (YAMLError, OmegaConfBaseException, ValueError, RecursionError)
 RECIPES = Path(__file__).parent
+MAX_ALIASES = 20  # in one file: a few lines of aliases of aliases would be gigabytes
+# Words of earlier versions, which old recipes and commands may still hold.
+OLD_KEYS = {"objective": {"zeroth": "layer_zero"}}
+OLD_VALUES = {
+    "teacher": {"embedded": "bundled"},
+    "corpus.path": {"embedded": "synthetic"},
+    "student.size": {"embedded": "synthetic"},
+    "objective.calibration.corpus": {"embedded": "synthetic"},
+    "objective.layer_zero": {"projected": "feature_projection", "layer_input": "transformer_input"},
+}
 
-# Sections whose keys depend on a name, and the key that holds it.
-CHOICES = {"objective": "objective.name", "student": "student.name", "pruning": "student.name"}
 
-# Setting one of these unsets the others.
-EXCLUSIVE = ({"trainer.epochs", "trainer.steps"},)
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number and 2026-01-01 text, no key comes twice, and aliases cannot flood the memory."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.aliases, self.enclosing = 0, []
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        self.aliases += isinstance(event, yaml.AliasEvent)
+        if self.aliases > MAX_ALIASES or (isinstance(event, yaml.AliasEvent) and event.anchor in self.enclosing):
+            raise yaml.YAMLError(f"it has an alias inside its own value, or more than {MAX_ALIASES} aliases")
+        self.enclosing.append(getattr(event, "anchor", None))
+        node = super().compose_node(parent, index)
+        self.enclosing.pop()
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if repeated := [name for (_, name), count in Counter(keys).items() if count > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"found duplicate key {repeated[0]}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads."""
+
+
+for kind in (_Loader, _Dumper):
+    kind.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in kind.yaml_implicit_resolvers.items()
+    }
+    number = re.compile(r"[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+$")
+    kind.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
 
 
 def shipped() -> list[str]:
@@ -35,28 +72,29 @@ def methods() -> list[str]:
 
 
 def read(name_or_file: str | Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """What a recipe's YAML says, with what it extends; keys and types are not looked at.
+    """The values of a recipe's YAML and of what it extends; their keys and types are not checked.
 
     Args:
         name_or_file: a shipped recipe's name, or a file: a path with a slash or ending in .yaml.
         extended_by: the files that led here by `extends: NAME or FILE`; a path there is relative to its file.
 
     Raises:
-        UserError: no such recipe or file, or not a YAML mapping.
+        UserError: the recipe or file does not exist, or is not a YAML mapping.
     """
     path = _locate(name_or_file, extended_by[-1].parent if extended_by else Path())
     if path in extended_by:
         raise UserError(f"recipe {path} extends itself")
-    try:
-        values: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except OSError as error:
-        raise UserError(f"recipe {path} cannot be read: {error.strerror or error}") from error
-    except INVALID as error:
-        raise UserError(f"recipe {path} is not valid YAML: {_reason(error)}") from error
+    with disk_errors(path, "read"):
+        values = _load(path.read_bytes(), f"recipe {path}")
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"recipe {path} is not a mapping of sections")
     parent = values.pop("extends", None)
-    return overlay({} if parent is None else read(str(parent), (*extended_by, path)), values)
+    return overlay({} if parent is None else read(str(parent), (*extended_by, path)), renewed(values))
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """The YAML that `read` gives the same values for."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -67,24 +105,55 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, text = override.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
             raise UserError(f"argument {override!r:.200} is not of the form key=value, such as optimizer.lr=1e-3")
-        try:
-            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-        except INVALID as error:
-            raise UserError(f"the value of {override:.200} is not valid YAML: {_reason(error)}") from error
-        values = _merge(values, _named(parsed))
+        value = _load(text, f"the value of {override:.200}")
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        values = _merged(values, renewed(value))
     return values
 
 
+def renewed(old: Mapping[str, Any]) -> dict[str, Any]:
+    """The values in today's words, and `objective: star` written out as `objective: {name: star}`."""
+    values = dict(old)
+    for section in ("objective", "student"):
+        if isinstance(values.get(section), str):
+            values[section] = {"name": values[section]}
+    for section, names in OLD_KEYS.items():
+        if isinstance(values.get(section), dict):
+            values[section] = {names.get(key, key): value for key, value in values[section].items()}
+    for key, words in OLD_VALUES.items():
+        values = _replaced(values, key.split("."), words)
+    return values
+
+
+def todays_word(key: str, word: str) -> str:
+    """The value of a key that an older version may have called `word`."""
+    return OLD_VALUES[key].get(word, word)
+
+
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`; where `over` chooses another objective or student, `base`'s keys for it go."""
-    base, over = _named(base), _named(over)
-    before, after = flatten(base), flatten(over)
-    changed = {section for section, key in CHOICES.items() if key in after and after[key] != before.get(key)}
-    unset = {key for keys in EXCLUSIVE if keys & after.keys() for key in keys}
-    return _merge(_without(base, changed | unset), over)
+    """`base` with the values of `over`, both in today's words.
+
+    Where `over` chooses another objective or student, `base`'s keys for it go; trainer.epochs and .steps replace each
+    other.
+    """
+    base, lengths = dict(base), {"epochs", "steps"}
+    for section, dependent in (("objective", ["objective"]), ("student", ["student", "pruning"])):
+        name = _keys(over, section).get("name")
+        if name is not None and name != _keys(base, section).get("name"):
+            base = {key: value for key, value in base.items() if key not in dependent}
+    if "trainer" in base and lengths & _keys(over, "trainer").keys():
+        base["trainer"] = {key: value for key, value in _keys(base, "trainer").items() if key not in lengths}
+    return _merged(base, over)
+
+
+def _keys(values: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    """A section, empty where it is missing or not a mapping."""
+    keys = values.get(section)
+    return keys if isinstance(keys, Mapping) else {}
 
 
 def _locate(name_or_file: str | Path, folder: Path) -> Path:
@@ -99,24 +168,26 @@ def _locate(name_or_file: str | Path, folder: Path) -> Path:
     return RECIPES / f"{text}.yaml"
 
 
-def _named(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`objective: star` is short for `objective: {name: star}`, and so for `student`."""
-    own = {section for section, key in CHOICES.items() if key == f"{section}.name"}
-    return {key: {"name": value} if key in own and isinstance(value, str) else value for key, value in values.items()}
+def _replaced(values: Any, keys: list[str], words: Mapping[str, str]) -> Any:
+    """`values` with the value at the nested `keys` replaced where it is one of `words`."""
+    if not keys:
+        return words.get(values, values) if isinstance(values, str) else values
+    if not isinstance(values, dict) or keys[0] not in values:
+        return values
+    return values | {keys[0]: _replaced(values[keys[0]], keys[1:], words)}
 
 
-def _merge(base: Any, over: Any) -> Any:
-    if not (isinstance(base, dict) and isinstance(over, dict)):
+def _merged(base: Any, over: Any) -> Any:
+    if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
         return over
-    return base | {key: _merge(base.get(key), value) for key, value in over.items()}
+    return {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}}
 
 
-def _without(values: Mapping[str, Any], keys: Collection[str], prefix: str = "") -> dict[str, Any]:
-    kept = {key: value for key, value in values.items() if f"{prefix}{key}" not in keys}
-    return {key: _without(v, keys, f"{prefix}{key}.") if isinstance(v, dict) else v for key, v in kept.items()}
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
-        return f"{error.problem} (line {error.problem_mark.line + 1})"
-    return str(error).partition("\n")[0]
+def _load(text: str | bytes, name: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # e.g. of "!!int x"
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            reason = f"{error.problem} (line {error.problem_mark.line + 1})"
+        raise UserError(f"{name} is not valid YAML: {reason}") from error

@@ -1,10 +1,14 @@
-"""The student and pruning sections of a recipe."""
+"""The student and pruning sections of a recipe, and the shape of each kind of student."""
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from distiller.training.config import OptimizerConfig, TrainerConfig
-from upstream.errors import one_of, require
+from pydantic import Field, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+
+from distiller.common.strict import ABOVE_0, AT_LEAST_1, SHARE_OF_STEPS, STRICT
+from upstream.config import EncoderConfig
+from upstream.errors import UserError, one_of, require
 
 # what a gate is on -> the name of its units in figures and tables
 UNITS = {
@@ -14,50 +18,39 @@ UNITS = {
     "attention": "attention sublayers",
     "ffn": "feed-forward sublayers",
 }
+RATE = Field(gt=0, lt=1, description="a rate above 0 and below 1")
+PROBABILITY = Field(ge=0, lt=1, description="a probability below 1")
 
 
-@dataclass
+@dataclass(config=STRICT)
 class FinalConfig:
-    """The second distillation, of what is left after the cut, against the first (DPHuBERT's values)."""
+    """The second distillation, of the pruned student, relative to the first (DPHuBERT's values)."""
 
-    length: float = 0.5  # of the first's steps or epochs
-    lr_scale: float = 0.5  # of optimizer.lr
-    warmup: float = 0.2  # share of its own steps
-
-    def validate(self) -> None:
-        for key in ("length", "lr_scale"):
-            require(0 < getattr(self, key) < math.inf, f"pruning.final.{key}", getattr(self, key), "a number above 0")
-        require(0 <= self.warmup < 1, "pruning.final.warmup", self.warmup, "a share of the steps, from 0 to below 1")
-
-    def optimizer(self, first: OptimizerConfig) -> OptimizerConfig:
-        return replace(first, lr=first.lr * self.lr_scale, warmup=self.warmup)
-
-    def trainer(self, first: TrainerConfig) -> TrainerConfig:
-        lengths = {"steps": first.steps, "epochs": first.epochs}
-        return replace(first, **{key: value and max(1, round(value * self.length)) for key, value in lengths.items()})
+    length: Annotated[float, ABOVE_0] = 0.5  # of the first's steps or epochs
+    lr_scale: Annotated[float, ABOVE_0] = 0.5  # of optimizer.lr
+    warmup: Annotated[float, SHARE_OF_STEPS] = 0.2
 
 
-@dataclass
+@dataclass(config=STRICT)
 class PruningConfig:
-    """A recipe's `pruning` section: which units may go, and how the target is approached (DPHuBERT's values)."""
+    """Which units may go, and how the target is approached (DPHuBERT's values)."""
 
-    target: float = 0.75  # share of the teacher's parameters that goes
+    # share of the teacher's parameters to remove
+    target: Annotated[float, Field(gt=0, lt=1, description="a share of the parameters above 0 and below 1")] = 0.75
     units: list[str] = field(default_factory=lambda: ["channels", "heads", "ffn_units"])
-    drop: float = 0.01  # initial drop rate of channels, heads, and whole sublayers
-    ffn_drop: float = 0.5  # of feed-forward units
-    warmup: float = 0.1  # share of the steps over which the target rises from 0
-    lr: float = 0.02  # of gates and multipliers; shorter runs scale it, see `time_scale`
+    drop: Annotated[float, RATE] = 0.01  # initial drop rate of channels, heads and sublayers
+    ffn_drop: Annotated[float, RATE] = 0.5  # of feed-forward units
+    warmup: Annotated[float, SHARE_OF_STEPS] = 0.1  # over which the target rises from 0
+    lr: Annotated[float, ABOVE_0] = 0.02  # of gates and multipliers; shorter runs scale it, see `time_scale`
     final: FinalConfig = field(default_factory=FinalConfig)
 
-    def validate(self) -> None:
-        require(0 < self.target < 1, "pruning.target", self.target, "a share of the parameters above 0 and below 1")
-        known = bool(self.units) and len(set(self.units)) == len(self.units) and set(self.units) <= set(UNITS)
-        wrong = next((unit for unit in self.units if unit not in UNITS), self.units)
-        require(known, "pruning.units", wrong, f"different names, each {one_of(wrong, list(UNITS))}")
-        for key in ("drop", "ffn_drop"):
-            require(0 < getattr(self, key) < 1, f"pruning.{key}", getattr(self, key), "a rate above 0 and below 1")
-        require(0 <= self.warmup < 1, "pruning.warmup", self.warmup, "a share of the steps, from 0 to below 1")
-        require(0 < self.lr < math.inf, "pruning.lr", self.lr, "a number above 0")
+    @field_validator("units")
+    @classmethod
+    def _known_units(cls, units: list[str]) -> list[str]:
+        wrong = next((unit for unit in units if unit not in UNITS), units)
+        fits = bool(units) and len(set(units)) == len(units) and wrong is units
+        require(fits, "pruning.units", wrong, f"different names, each {one_of(wrong, list(UNITS))}")
+        return units
 
     @property
     def drops(self) -> dict[str, float]:
@@ -65,18 +58,58 @@ class PruningConfig:
         return {unit: self.ffn_drop if unit == "ffn_units" else self.drop for unit in self.units}
 
 
-INITIALIZATIONS = ("random", "teacher")
+@dataclass(config=STRICT)
+class StudentConfig:
+    """Base of all student sections; a subclass is a kind of student and gives `name` its own name as default."""
+
+    pruning: ClassVar[type[PruningConfig] | None] = None  # the recipe's pruning section, if this kind has one
+    # defaults of the recipe's objective section that hold with this kind of student only, by the objective's name
+    objective_defaults: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    name: str = ""
+    dropout: Annotated[float, PROBABILITY] = 0.0  # attention, hidden and activation
+    feature_dropout: Annotated[float, PROBABILITY] = 0.0
+
+    @property
+    def copies_teacher(self) -> bool:
+        """Whether the student starts with the teacher's weights, as far as the two have the same parameters."""
+        return True
+
+    def shape(self, teacher: EncoderConfig) -> EncoderConfig:
+        """The encoder before any training.
+
+        Raises:
+            UserError: a student of this teacher cannot have the shape that the section asks for.
+        """
+        raise NotImplementedError
+
+    def with_dropouts(self, shape: EncoderConfig) -> EncoderConfig:
+        rates = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout"), self.dropout)
+        return replace(shape, feature_dropout=self.feature_dropout, **rates)
 
 
-@dataclass(frozen=True)
-class Size:
-    """What makes a narrow student: its width, inner width, heads, depth and the extractor's channels."""
+@dataclass(config=STRICT)
+class PrunedConfig(StudentConfig):
+    """A copy of the teacher, from which the recipe's `pruning` section takes units; without dropout (our choice)."""
+
+    pruning: ClassVar[type[PruningConfig] | None] = PruningConfig
+    # the Lagrangian of pruning assumes a loss of order 1
+    objective_defaults: ClassVar[dict[str, dict[str, Any]]] = {"star": {"relative": True}}
+
+    name: str = "pruned"
+
+    def shape(self, teacher: EncoderConfig) -> EncoderConfig:
+        return self.with_dropouts(teacher)
+
+
+class Size(NamedTuple):
+    """Width, inner width, heads, depth and convolutions of a narrow student."""
 
     embed_dim: int
     ffn_dim: int
     num_heads: int
     layers: int
-    conv_layers: tuple[tuple[int, int, int], ...]
+    conv_layers: tuple[tuple[int, int, int], ...]  # channels, kernel, stride
 
 
 def _paper_extractor(width: int) -> tuple[tuple[int, int, int], ...]:
@@ -91,52 +124,78 @@ SIZES = {
     "L": Size(432, 1392, 12, 12, _paper_extractor(432)),
     "S": Size(336, 792, 12, 12, _paper_extractor(336)),
     "XS": Size(288, 504, 12, 12, _paper_extractor(288)),
-    # for the embedded teacher: a quarter of its parameters
-    "embedded": Size(
+    # for the bundled teacher and synthetic speech: a quarter of the teacher's parameters
+    "synthetic": Size(
         96, 256, 4, 6, ((32, 10, 5), (32, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2), (64, 2, 2), (96, 2, 2))
     ),
 }
 
 
-@dataclass
-class PrunedConfig:
-    """A copy of the teacher, from which the recipe's `pruning` section takes units."""
-
-    name: str = "pruned"
-    dropout: float = 0.0  # attention, hidden and activation; our choice
-    feature_dropout: float = 0.0
-
-    def validate(self) -> None:
-        _check_dropouts(self)
-
-
-@dataclass
-class NarrowConfig:
+@dataclass(config=STRICT)
+class NarrowConfig(StudentConfig):
     """A student of the teacher's kind but narrower, as in the STaR paper.
 
     size: one of SIZES, or "teacher" for the teacher's own widths (with fewer `layers`, DistilHuBERT's shape).
-    initialization: "random" as in the paper, or "teacher": everything the two have in common, the lowest layers first.
+    initialization: "random" as in the paper, or "teacher": every parameter that both have, the lowest layers first.
     """
 
     name: str = "narrow"
     size: str = "base"
-    layers: int | None = None  # the size's own when left out
-    initialization: str = "random"
-    dropout: float = 0.1  # attention, hidden and activation
-    feature_dropout: float = 0.05
+    layers: Annotated[int | None, AT_LEAST_1] = None  # the size's own when left out
+    initialization: Literal["random", "teacher"] = "random"
+    dropout: Annotated[float, PROBABILITY] = 0.1
+    feature_dropout: Annotated[float, PROBABILITY] = 0.05
 
-    def validate(self) -> None:
-        """Raises UserError on a value that no student can have."""
-        for key, allowed in (("size", (*SIZES, "teacher")), ("initialization", INITIALIZATIONS)):
-            value = getattr(self, key)
-            require(value in allowed, f"student.{key}", value, one_of(value, allowed))
+    @model_validator(mode="after")
+    def _known_size(self) -> "NarrowConfig":
+        sizes = [*SIZES, "teacher"]
+        require(self.size in sizes, "student.size", self.size, one_of(self.size, sizes))
         if self.initialization == "teacher":
             require(self.size == "teacher", "student.size", self.size, "teacher when student.initialization is")
-        require(self.layers is None or self.layers >= 1, "student.layers", self.layers, "an integer of at least 1")
-        _check_dropouts(self)
+        return self
+
+    @property
+    def copies_teacher(self) -> bool:
+        return self.initialization == "teacher"
+
+    def shape(self, teacher: EncoderConfig) -> EncoderConfig:
+        """As the base class; family and input scaling are the teacher's.
+
+        Raises:
+            UserError: more layers than the teacher has, or frames that would not be the teacher's.
+        """
+        if self.size == "teacher":
+            layers = self.layers or teacher.num_layers
+            allowed = f"at most {teacher.num_layers}, the teacher's layers"
+            require(layers <= teacher.num_layers, "student.layers", layers, allowed)
+            shape = replace(
+                teacher, attention_heads=teacher.attention_heads[:layers], ffn_dims=teacher.ffn_dims[:layers]
+            )
+        else:
+            size = SIZES[self.size]
+            layers = self.layers or size.layers
+            shape = EncoderConfig(
+                family=teacher.family,
+                embed_dim=size.embed_dim,
+                num_heads=size.num_heads,
+                head_dim=size.embed_dim // size.num_heads,
+                attention_heads=(tuple(range(size.num_heads)),) * layers,
+                ffn_dims=(size.ffn_dim,) * layers,
+                conv_layers=size.conv_layers,
+                projection=size.conv_layers[-1][0] != size.embed_dim,
+                normalize_waveform=teacher.normalize_waveform,
+            )
+        check_same_frames(shape, teacher)
+        return self.with_dropouts(shape)
 
 
-def _check_dropouts(student: NarrowConfig | PrunedConfig) -> None:
-    for key in ("dropout", "feature_dropout"):
-        value = getattr(student, key)
-        require(0 <= value < 1, f"student.{key}", value, "a probability below 1")
+def check_same_frames(student: EncoderConfig, teacher: EncoderConfig) -> None:
+    """Raises UserError unless the two make the same frames of every clip (a frame count is a composition of floors)."""
+    hops = [(shape.min_samples, shape.samples_per_frame) for shape in (student, teacher)]
+    if hops[0] != hops[1] or any(student.frame_count(n) != teacher.frame_count(n) for n in range(4000, 4000 + 640)):
+        sizes = " against ".join(f"{field}/{hop}" for field, hop in hops)
+        raise UserError(f"student and teacher must use the same frame size and hop: {sizes} samples")
+
+
+# A kind of student is a line here: its name in a recipe and its class.
+STUDENTS: dict[str, type[StudentConfig]] = {"narrow": NarrowConfig, "pruned": PrunedConfig}

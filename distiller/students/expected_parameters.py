@@ -1,28 +1,28 @@
-"""Parameters of an encoder once its closed units are cut out: exact for masks, a mean for probabilities.
+"""Parameters of an encoder once its closed units are removed: exact for masks, the expectation for probabilities.
 
-One count, of each part as `students.prune` leaves it: a unit's weights go with the unit, biases of an emptied sublayer
-stay, a pre-LN norm goes with the last unit that it feeds, the projection gains a column when any channel in front of
-its norm is gone.
+Each part is counted as `students.prune` leaves it: a unit's weights go with the unit, the output bias of an emptied
+sublayer stays, a pre-LN norm goes with the last unit that it feeds, the projection gains a column when any channel in
+front of its norm is removed.
 """
 
 import torch
 from torch import Tensor
 
-from distiller.students.gates import Site, Values
+from distiller.students.gates import GateSite, GateValues
 from upstream.config import EncoderConfig
 
 
-def expected_parameters(config: EncoderConfig, probabilities: Values) -> Tensor:
-    """Expected parameters of the cut encoder when gates are independent; a scalar, in float64 where there is one.
+def expected_parameters(config: EncoderConfig, probabilities: GateValues) -> Tensor:
+    """Expected parameters of the pruned encoder when gates are independent; a scalar, in float64 if the device has it.
 
     Args:
-        config: the encoder before the cut.
-        probabilities: P(z > 0) of every unit of the gated sites (see `opened` for values); all else stays.
+        config: the encoder before pruning.
+        probabilities: P(z > 0) of every unit of the gated sites (see `opened` for values); everything else stays.
     """
     return _Count(config, probabilities).total()
 
 
-def opened(values: Values) -> Values:
+def opened(values: GateValues) -> GateValues:
     """Gate values as probabilities: 1 where a gate is open at all, 0 where it is closed."""
     return {site: (value > 0).float() for site, value in values.items()}
 
@@ -30,7 +30,7 @@ def opened(values: Values) -> Values:
 class _Count:
     """The sums behind `expected_parameters`, part by part."""
 
-    def __init__(self, config: EncoderConfig, probabilities: Values) -> None:
+    def __init__(self, config: EncoderConfig, probabilities: GateValues) -> None:
         self.config, self.probabilities = config, probabilities
         self.device = next((chance.device for chance in probabilities.values()), torch.device("cpu"))
         self.precision = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
@@ -42,52 +42,53 @@ class _Count:
 
     def chances(self, unit: str, index: int, count: int) -> Tensor:
         """P(z > 0) of each unit of a site, (count,); 1 where it has no gate."""
-        given = self.probabilities.get(Site(unit, index))
-        if given is None:
+        chances = self.probabilities.get(GateSite(unit, index))
+        if chances is None:
             return torch.ones(count, dtype=self.precision, device=self.device)
-        return given.to(self.precision)
+        return chances.to(self.precision)
 
     def extractor(self) -> Tensor:
         """Convolutions, their norms and the scale of the last; the projection, its norm and its column."""
         config, width = self.config, self.config.embed_dim
         channels = [self.chances("channels", index, layer[0]) for index, layer in enumerate(config.conv_layers)]
-        left = [chance.sum() for chance in channels]
-        inputs = [torch.ones_like(left[0]), *left[:-1]]
-        total = torch.zeros_like(left[0])
+        remaining = [chance.sum() for chance in channels]
+        inputs = [torch.ones_like(remaining[0]), *remaining[:-1]]
+        total = torch.zeros_like(remaining[0])
         for index, (_, kernel, _) in enumerate(config.conv_layers):
             normed = config.conv_norm == "layer" or index == 0
-            total = total + left[index] * (inputs[index] * kernel + config.conv_bias + 2 * normed)
-        gated = Site("channels", len(left) - 1) in self.probabilities
-        total = total + left[-1] * ((config.feature_scale or gated) + 2 * config.feature_norm)
+            total = total + remaining[index] * (inputs[index] * kernel + config.conv_bias + 2 * normed)
+        gated = GateSite("channels", len(remaining) - 1) in self.probabilities
+        total = total + remaining[-1] * ((config.feature_scale or gated) + 2 * config.feature_norm)
         if config.projection:
             pruned_before = config.norm_width(-1) > len(channels[-1])
             any_closed = 1.0 if pruned_before else 1 - channels[-1].prod()
-            total = total + left[-1] * width + width + any_closed * width * config.feature_norm
+            total = total + remaining[-1] * width + width + any_closed * width * config.feature_norm
         return total
 
     def attention(self, index: int) -> Tensor:
-        """Heads, WavLM's position gate and what is there as long as any head is; the output bias."""
+        """Heads; the output bias, and with any head WavLM's position gate."""
         config, heads = self.config, self.config.attention_heads[index]
         per_head = 4 * config.embed_dim * config.head_dim + 3 * config.head_dim + config.relative_position
         shared = 8 * (config.head_dim + 1) * config.relative_position
         return self._sublayer("attention", "heads", index, None if heads is None else len(heads), per_head, shared)
 
     def ffn(self, index: int) -> Tensor:
-        """Inner units and what is there as long as any of them is; the output bias."""
+        """Inner units; the output bias."""
         per_unit = 2 * self.config.embed_dim + 1
         return self._sublayer("ffn", "ffn_units", index, self.config.ffn_dims[index], per_unit, 0)
 
-    def _sublayer(self, whole: str, unit: str, index: int, count: int | None, per_unit: int, shared: int) -> Tensor:
+    def _sublayer(self, sublayer: str, unit: str, index: int, count: int | None, per_unit: int, shared: int) -> Tensor:
+        """Units with `per_unit` parameters each, and `shared` ones as long as any unit remains."""
         if count is None:
             return torch.zeros((), dtype=self.precision, device=self.device)
         chances = self.chances(unit, index, count)
         any_open = 1 - (1 - chances).prod()
         norm = 2 * self.config.embed_dim * self.config.layer_norm_first
-        stays = self.chances(whole, index, 1)[0]
+        stays = self.chances(sublayer, index, 1)[0]
         return stays * (chances.sum() * per_unit + any_open * (shared + norm) + self.config.embed_dim)
 
     def fixed(self) -> int:
-        """What no gate is on: positional convolution, norms of the residual stream, WavLM's table."""
+        """Parts without a gate: positional convolution, norms of the residual stream, WavLM's table."""
         config, width = self.config, self.config.embed_dim
         positional = config.positional_kernel * (1 + width * (width // config.positional_groups)) + width
         norms = 2 * width * (1 + 2 * config.num_layers * (not config.layer_norm_first))

@@ -1,8 +1,8 @@
-"""Hard-concrete gates on a speech encoder's units: channels, heads, inner units, and whole sublayers.
+"""Hard-concrete gates on a speech encoder's units: channels, heads, inner units, and entire sublayers.
 
-A gate multiplies what a unit hands on (Louizos et al. 2018, arXiv 1712.01312, section 2.2, as DPHuBERT uses it). That
-meets a weight next, and the gate multiplies the weight instead: the same numbers, without a second copy of every
-activation. An encoder with gates is that same encoder, run with other weights.
+A gate multiplies a unit's output (Louizos et al. 2018, arXiv 1712.01312, section 2.2, as DPHuBERT uses it). The output
+is multiplied by a weight next, and the gate multiplies that weight instead: the same numbers, without a second copy of
+every activation. An encoder with gates is that same encoder, run with other weights.
 """
 
 import math
@@ -23,14 +23,14 @@ CLOSED = BETA * math.log(-LEFT / RIGHT)  # log alpha at which a gate is open wit
 SPREAD = 0.01  # standard deviation of log alpha at the start
 
 
-class Site(NamedTuple):
-    """Where a gate is: one of UNITS, and the index of its convolution or Transformer layer."""
+class GateSite(NamedTuple):
+    """The place of a group of gates: one of UNITS, and the index of its convolution or Transformer layer."""
 
     unit: str
     layer: int
 
 
-Values = dict[Site, Tensor]  # a number per unit of each site: gate values, or probabilities
+GateValues = dict[GateSite, Tensor]  # a number per unit of each site: gate values, or probabilities
 
 
 class HardConcrete(nn.Module):
@@ -58,9 +58,10 @@ class HardConcrete(nn.Module):
 
     @torch.no_grad()
     def deterministic(self, at_least: int = 0, shift: float = 0.0) -> Tensor:
-        """Evaluation: as many zeros as are expected, at the lowest log alpha, but `at_least` so many open; (unit,).
+        """Evaluation: the expected number of zeros, at the lowest log alpha, but at least `at_least` open; (unit,).
 
-        With a `shift`, as many zeros as are expected of log alpha + shift.
+        Args:
+            shift: added to log alpha for the expected number.
         """
         open_units = torch.sigmoid(self.log_alpha + shift - CLOSED).sum()
         closed = round(self.log_alpha.numel() - float(open_units))
@@ -69,28 +70,28 @@ class HardConcrete(nn.Module):
         return value.index_fill(0, lowest, 0.0)
 
     def on_features(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # (batch, frame, channel)
-        """A hook; a bound method, so that a deep copy of the gated encoder has hooks on its own gates."""
+        """A forward hook; a bound method, so that a deep copy of the gated encoder hooks its own gates."""
         if self.value is None:
             raise RuntimeError("a gated encoder runs through GatedEncoder.forward, which draws its gates")
         return output * self.value.to(output.dtype)
 
 
-def gated_sites(config: EncoderConfig, units: Iterable[str]) -> dict[Site, int]:
-    """Every site of the chosen `units` in such an encoder, and how many units it has.
+def gated_sites(config: EncoderConfig, units: Iterable[str]) -> dict[GateSite, int]:
+    """Every site of the chosen `units` in an encoder, and how many units it has.
 
-    Without a projection behind it, the last convolution is as wide as the encoder and keeps its channels.
+    The last convolution of an encoder without a projection is as wide as the encoder and keeps its channels.
     """
-    sites: dict[Site, int] = {}
+    sites: dict[GateSite, int] = {}
     convolutions = config.conv_layers if config.projection else config.conv_layers[:-1]
     layers = list(zip(config.attention_heads, config.ffn_dims, strict=True))
     if "channels" in units:
-        sites |= {Site("channels", index): layer[0] for index, layer in enumerate(convolutions)}
+        sites |= {GateSite("channels", index): layer[0] for index, layer in enumerate(convolutions)}
     for unit, count in (("heads", lambda heads, _: len(heads or ())), ("ffn_units", lambda _, inner: inner or 0)):
         if unit in units:
-            sites |= {Site(unit, index): count(*layer) for index, layer in enumerate(layers) if count(*layer)}
+            sites |= {GateSite(unit, index): count(*layer) for index, layer in enumerate(layers) if count(*layer)}
     for unit, part in (("attention", 0), ("ffn", 1)):
         if unit in units:
-            sites |= {Site(unit, index): 1 for index, layer in enumerate(layers) if layer[part]}
+            sites |= {GateSite(unit, index): 1 for index, layer in enumerate(layers) if layer[part]}
     return sites
 
 
@@ -100,8 +101,8 @@ class GatedEncoder(nn.Module):
     def __init__(self, encoder: SpeechEncoder, drops: dict[str, float]) -> None:
         """
         Args:
-            encoder: becomes part of this module, its extractor with a hook; its weights are trained along.
-            drops: for each unit that is gated (of UNITS) its initial drop rate.
+            encoder: becomes part of this module, its extractor with a hook; its weights are trained too.
+            drops: the initial drop rate of each unit to gate (of UNITS).
         """
         super().__init__()
         self.encoder = encoder
@@ -109,15 +110,15 @@ class GatedEncoder(nn.Module):
         self.gates = nn.ModuleList(HardConcrete(count, drops[site.unit]) for site, count in self.sites.items())
         self.shift = 0.0  # of every log alpha in evaluation, see `SparsityLagrangian.settle_gates`
         last = self.by_site().get(_last(encoder.config))
-        if last is not None:  # what it hands on meets a layer norm, and no weight
+        if last is not None:  # a layer norm follows it, not a weight
             encoder.feature_extractor.register_forward_hook(last.on_features)
 
     @property
     def config(self) -> EncoderConfig:
-        """The encoder's, as if nothing were pruned."""
+        """The encoder's shape with all of its units."""
         return self.encoder.config
 
-    def by_site(self) -> dict[Site, HardConcrete]:
+    def by_site(self) -> dict[GateSite, HardConcrete]:
         return dict(zip(self.sites, self.gates, strict=True))  # type: ignore[arg-type]  # ModuleList forgets the type
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None, attention_maps: bool = False) -> EncoderOutput:
@@ -125,7 +126,7 @@ class GatedEncoder(nn.Module):
         return self.forward_with(self.draw(), waveforms, lengths, attention_maps)
 
     def forward_with(
-        self, values: Values, waveforms: Tensor, lengths: Tensor | None = None, attention_maps: bool = False
+        self, values: GateValues, waveforms: Tensor, lengths: Tensor | None = None, attention_maps: bool = False
     ) -> EncoderOutput:
         """As `forward`, under given gate values."""
         last = self.by_site().get(_last(self.config))
@@ -138,44 +139,44 @@ class GatedEncoder(nn.Module):
             if last is not None:
                 last.value = None
 
-    def _gated_weights(self, values: Values) -> dict[str, Tensor]:
-        """The encoder's parameters that gates multiply, and they in them, by name."""
+    def _gated_weights(self, values: GateValues) -> dict[str, Tensor]:
+        """The encoder's gated parameters, already multiplied by their gates, by name."""
         parameters = dict(self.encoder.named_parameters())
         factors: dict[str, Tensor] = {}
         for site, value in values.items():
             for name, factor in _factors(site, value, self.config):
-                if name in parameters:  # some convolutions have no bias, and behind the last one comes none
+                if name in parameters:  # some convolutions have no bias, and none follows the last one
                     factors[name] = factors[name] * factor if name in factors else factor
         return {name: parameters[name] * factor for name, factor in factors.items()}
 
-    def draw(self) -> Values:
-        """Gate values of this mode: a sample in training, the fixed ones in evaluation."""
+    def draw(self) -> GateValues:
+        """Gate values: a sample in training mode, the fixed ones in evaluation."""
         if not self.training:
             return self.fixed()
         return {site: gate.sample() for site, gate in self.by_site().items()}
 
-    def fixed(self) -> Values:
+    def fixed(self) -> GateValues:
         """The gate values of evaluation, see `HardConcrete.deterministic`; every convolution keeps a channel."""
         return {
             site: gate.deterministic(int(site.unit == "channels"), self.shift) for site, gate in self.by_site().items()
         }
 
-    def probabilities(self) -> Values:
+    def probabilities(self) -> GateValues:
         """P(z > 0) of every unit."""
         return {site: gate.open_probability() for site, gate in self.by_site().items()}
 
 
-def _last(config: EncoderConfig) -> Site:
-    return Site("channels", len(config.conv_layers) - 1)
+def _last(config: EncoderConfig) -> GateSite:
+    return GateSite("channels", len(config.conv_layers) - 1)
 
 
-def _factors(site: Site, value: Tensor, config: EncoderConfig) -> Iterator[tuple[str, Tensor]]:
+def _factors(site: GateSite, value: Tensor, config: EncoderConfig) -> Iterator[tuple[str, Tensor]]:
     """The parameters that a site's gates `value` (unit,) multiply, by name, and the factor of each."""
     if site.unit == "channels":
         yield f"feature_extractor.conv_layers.{site.layer + 1}.conv.weight", value[:, None]  # (out, in, tap)
         if config.conv_norm == "layer":
-            # A channel that is zero behind the layer norm only would still count in its statistics, and could not be
-            # cut without changing the others.
+            # A channel that is zero only behind the layer norm would still count in its statistics, and could not be
+            # removed without changing the others.
             yield f"feature_extractor.conv_layers.{site.layer}.conv.weight", value[:, None, None]
             yield f"feature_extractor.conv_layers.{site.layer}.conv.bias", value
         return

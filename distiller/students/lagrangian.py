@@ -1,4 +1,4 @@
-"""Structured pruning to a target size: what a gated encoder will weigh, and the Lagrangian that gets it there.
+"""Structured pruning to a target size: the Lagrangian that drives a gated encoder's expected sparsity to the target.
 
 DPHuBERT (arXiv 2305.17651, section 2.2): s = 1 - E[parameters] / parameters of the teacher, and the loss gains
 lambda1 (s - t) + lambda2 (s - t)^2, minimised over gates and weights, maximised over the lambdas.
@@ -12,20 +12,19 @@ from torch import Tensor, nn
 
 from distiller.students.config import PruningConfig
 from distiller.students.expected_parameters import expected_parameters, opened
-from distiller.students.gates import GatedEncoder, Values, gated_sites
+from distiller.students.gates import GatedEncoder, GateValues, gated_sites
 from upstream.config import EncoderConfig
-from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError, require
 
 # Runs of fewer steps move gates and lambda1 faster, see `time_scale`. DPHuBERT's rate of 0.02 takes a head's gate from
-# open to closed in 310 steps: far too slow for a few hundred steps, plenty for its own 50,000.
+# open to closed in 310 steps: far too slow for a few hundred steps, fast enough for its own 50,000.
 FULL_RATE_STEPS = 5000
-# Runs of fewer steps let lambda2 grow faster and both multipliers forget faster, as in DPHuBERT's 50,000. lambda2
-# damps: lambda1 goes on growing until the target is passed, and a short run has no time for the swing to die out. And a
-# multiplier that remembers the gap while the target rose takes, by Adam's rule, small steps for the gap at the end.
+# Runs of fewer steps let lambda2 grow faster and both multipliers forget faster, relative to DPHuBERT's 50,000. lambda2
+# damps: lambda1 grows until the target is passed, and a short run has no time for the oscillation to die out. And Adam
+# takes small steps for the gap at the end while it still remembers the large gap of the rising target.
 DAMPING_STEPS = 50_000
 TOLERANCE = 0.01  # of sparsity, within which a target counts as met
-ROUNDING = 0.001  # of sparsity, more than which rounding the gates may not take it off the target
+ROUNDING = 0.001  # of sparsity, the most that rounding the gates may miss the target by
 ROUNDING_SHIFT = 4.0  # of log alpha, the most that rounding may need
 
 
@@ -38,9 +37,9 @@ class SparsityLagrangian(nn.Module):
     def __init__(self, config: PruningConfig, encoder: EncoderConfig, parameters: int, steps: int) -> None:
         """
         Args:
-            encoder: of the student before pruning.
-            parameters: all of the teacher's; sparsity is a share of them.
-            steps: of the whole stage, for the target's warm-up and the rates.
+            encoder: the student's shape before pruning.
+            parameters: of the teacher; sparsity is a share of them.
+            steps: of the stage, for the target's warm-up and the rates.
 
         Raises:
             UserError: a target that closing every gate would not reach, or nothing to prune.
@@ -51,16 +50,16 @@ class SparsityLagrangian(nn.Module):
         self.lambda2 = nn.Parameter(torch.zeros(()))
         _check_reachable(config, encoder, parameters)
 
-    def sparsity(self, probabilities: Values) -> Tensor:
-        """Expected share of the teacher's parameters that goes when gates are open with these probabilities."""
+    def sparsity(self, probabilities: GateValues) -> Tensor:
+        """Expected share of the teacher's parameters that is removed when gates are open with these probabilities."""
         return 1 - expected_parameters(self.encoder, probabilities) / self.parameters_before
 
     def target(self, step: int) -> float:
-        """The target in optimiser step 0, 1, ...: it rises linearly from 0, then stays."""
+        """The target in optimiser step 0, 1, ...: it rises linearly from 0, then stays constant."""
         return self.config.target * min(1.0, step / max(1, round(self.config.warmup * self.steps)))
 
     def forward(self, student: GatedEncoder, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The penalty of one optimiser step, to be added to its loss once, and what there is to log of it."""
+        """The penalty of one optimiser step, to be added to its loss once, and its numbers for the log."""
         sparsity = self.sparsity(student.probabilities())
         excess = sparsity - self.target(step)
         penalty = self.lambda1 * excess + self.lambda2 * excess.square()
@@ -68,7 +67,7 @@ class SparsityLagrangian(nn.Module):
         return penalty, {"target": self.target(step)} | {name: value.item() for name, value in logged.items()}
 
     def parameter_groups(self, student: GatedEncoder) -> list[dict[str, Any]]:
-        """Optimiser groups of gates (minimised) and multipliers (maximised); the schedule is the weights' own."""
+        """Optimiser groups of gates (minimised) and multipliers (maximised); they follow the weights' schedule."""
         scale, damping = time_scale(self.steps), time_scale(self.steps, DAMPING_STEPS)
         gates = {"params": [gate.log_alpha for gate in student.by_site().values()]}
         groups = [
@@ -80,11 +79,11 @@ class SparsityLagrangian(nn.Module):
 
     @torch.no_grad()
     def settle_gates(self, student: GatedEncoder) -> float:
-        """Settle the gates that `student` has in evaluation; returns the sparsity that a cut with them has.
+        """Settle the gates that `student` has in evaluation; returns the sparsity of pruning with them.
 
-        Where rounding the zeros of each site takes the whole off the target by more than ROUNDING, though its
-        expectation is on it (few heads, gates that are half open), all counts are rounded after a common shift of log
-        alpha that ends on the target (our choice); it becomes the student's `shift`.
+        If rounding the number of zeros of each site misses the target by more than ROUNDING although the expectation
+        meets it (few heads, gates that are half open), all counts are rounded after a common shift of log alpha that
+        meets the target (our choice); it becomes the student's `shift`.
         """
         target = self.config.target
         expected, sparsity = float(self.sparsity(student.probabilities())), self._shifted(student, 0.0)
@@ -98,7 +97,7 @@ class SparsityLagrangian(nn.Module):
         return self._shifted(student, best)
 
     def _shifted(self, student: GatedEncoder, shift: float) -> float:
-        """The sparsity of a cut after this shift, which the student keeps."""
+        """The sparsity of pruning after this shift, which the student keeps."""
         student.shift = shift
         return float(self.sparsity(opened(student.fixed())))
 
@@ -108,28 +107,23 @@ class SparsityLagrangian(nn.Module):
 
 
 def time_scale(steps: int, full: int = FULL_RATE_STEPS) -> float:
-    """How much faster gates and multipliers must move in a run of fewer steps than `full`: that run, fast-forward.
+    """How much faster gates and multipliers must move in a run of fewer steps than `full`.
 
-    With rates times k and Adam's betas to the power of k, the course over steps / k steps is that over `steps` (our
-    choice; scaling the rates alone overshoots, since Adam's memory then spans the run).
+    With rates times k and Adam's betas to the power of k, full / k steps follow the course of `full` steps (our choice;
+    scaling the rates alone overshoots, since Adam's memory then spans the run).
     """
     return max(1.0, full / steps)
-
-
-def gate(encoder: SpeechEncoder, config: PruningConfig) -> GatedEncoder:
-    """The student at the start of joint pruning: `encoder` (a copy of the teacher) with its gates."""
-    return GatedEncoder(encoder, config.drops)
 
 
 def _check_reachable(config: PruningConfig, encoder: EncoderConfig, parameters: int) -> None:
     """Raises UserError when closing every gate (but a channel per convolution) would not reach the target."""
     sites = gated_sites(encoder, config.units)
     if not sites:
-        raise UserError(f"pruning.units is {config.units}, but the teacher has none of these left to prune")
-    least = {site: torch.zeros(count) for site, count in sites.items()}
-    for site, chances in least.items():
+        raise UserError(f"pruning.units is {config.units}, but the teacher has none of these units")
+    closed = {site: torch.zeros(count) for site, count in sites.items()}
+    for site, chances in closed.items():
         chances[0] = float(site.unit == "channels")
-    reachable = 1 - float(expected_parameters(encoder, least)) / parameters
+    reachable = 1 - float(expected_parameters(encoder, closed)) / parameters
     require(
         config.target <= reachable,
         "pruning.target",

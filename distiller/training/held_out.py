@@ -12,6 +12,7 @@ from distiller.audio.batch import Batch
 from distiller.audio.skipped import SkippedLog
 from distiller.common.files import write_csv
 from distiller.training.module import TrainingModule
+from distiller.training.processes import log_values
 
 
 class HeldOut:
@@ -39,7 +40,7 @@ class HeldOut:
         self.rows.append(row)
         if fabric.is_global_zero:
             write_csv(self.table, self.rows)
-        fabric.log_dict({f"held_out/{key}": value for key, value in row.items() if key != "step"}, module.progress.step)
+        log_values(fabric, row, "held_out/")
 
     @torch.no_grad()
     def losses(self, fabric: Fabric, module: TrainingModule) -> dict[str, float]:

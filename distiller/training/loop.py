@@ -1,12 +1,13 @@
 """The training loop. Lightning Fabric places it on devices; each step of it is written out here, in its order."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from lightning.fabric import Fabric
@@ -28,12 +29,13 @@ from distiller.training.devices import device_count
 from distiller.training.held_out import HeldOut
 from distiller.training.layer_options import checkpoint_layers, compile_layers
 from distiller.training.module import Progress, TrainingModule, schedule, step_seed
-from distiller.training.processes import open_fabric, process_errors
+from distiller.training.processes import log_values, open_fabric, process_errors
 from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
 DIVERGED = 100.0  # times the first loss; a loss that learns never gets there
+LINES = 20  # of progress in a log
 SMALL_LOSS = 0.1  # a smaller first loss counts as this: one with a cosine in it may start at 0 by chance
 
 
@@ -115,7 +117,7 @@ class Training:
                 row = optimiser_step(fabric, network, optimizer, scheduler, batch.to(fabric.device, non_blocking=True))
                 if table is not None:
                     table.append(row)
-                fabric.log_dict({key: value for key, value in row.items() if key != "step"}, progress.step)
+                log_values(fabric, row)
                 bar.update(row)
                 ended = progress.step == module.steps
                 if ended or progress.step % config.validate_every == 0:
@@ -220,10 +222,12 @@ def arrange_layers(module: TrainingModule, config: TrainerConfig) -> None:
 
 
 class StepBar:
-    """A progress bar with the loss and the seconds of audio trained on per second."""
+    """Progress with the loss and the seconds of audio trained on per second: a bar on a terminal, else some lines."""
 
-    def __init__(self, done: int, steps: int, visible: bool) -> None:
-        self.bar = tqdm(total=steps, initial=done, desc="training", disable=not visible)
+    def __init__(self, done: int, steps: int, visible: bool, file: TextIO | None = None) -> None:
+        terminal = (file or sys.stderr).isatty()
+        self.bar = tqdm(total=steps, initial=done, desc="training", disable=not (visible and terminal), file=file)
+        self.every = max(1, steps // LINES) if visible and not terminal else 0
         self.rate = 0.0
 
     def update(self, row: dict[str, float]) -> None:
@@ -231,6 +235,10 @@ class StepBar:
         self.rate = rate if not self.rate else 0.9 * self.rate + 0.1 * rate
         self.bar.set_postfix({"loss": f"{row['loss']:.4g}", "audio s/s": f"{self.rate:.0f}"}, refresh=False)
         self.bar.update()
+        if self.every and row["step"] % self.every == 0:
+            print(
+                f"step {row['step']} of {self.bar.total}: loss {row['loss']:.4g}, {self.rate:.0f} audio s/s", flush=True
+            )
 
     def __enter__(self) -> "StepBar":
         return self

@@ -17,6 +17,7 @@ from lightning.fabric.strategies.launchers.subprocess_script import _ChildProces
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from lightning.fabric.strategies.strategy import Strategy
 
+from distiller.common.files import disk_error
 from distiller.training.config import TrainerConfig
 from distiller.training.devices import device_count
 from distiller.training.layer_options import Shards
@@ -72,6 +73,16 @@ def strategy(module: TrainingModule, config: TrainerConfig) -> Strategy | str:
     if ranks == 1 and config.strategy == "auto":
         return "auto"
     return DDPStrategy(find_unused_parameters=config.strategy == "ddp_find_unused_parameters_true", timeout=TIMEOUT)
+
+
+def log_values(fabric: Fabric, row: dict[str, float], prefix: str = "") -> None:
+    """Log a row of a table, except its column `step`, at that step."""
+    try:
+        fabric.log_dict({prefix + key: value for key, value in row.items() if key != "step"}, int(row["step"]))
+    except ValueError as error:  # the logger hides what the disk says
+        if isinstance(error.__cause__, OSError):
+            raise disk_error(Path(str(fabric.logger.root_dir)), error.__cause__) from error
+        raise
 
 
 @contextmanager

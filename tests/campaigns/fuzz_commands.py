@@ -114,7 +114,7 @@ def checked(argv: list[str]) -> int:
 
 
 PATHS = [
-    "embedded",
+    "bundled",
     "student",
     "corpus",
     "corpus/a.wav",
@@ -200,7 +200,7 @@ SCRIPTS: dict[str, tuple[Command, tuple[str, ...], dict[str, Sequence[str]], boo
             "--linkage": ["average", "ward", "x"],
             "--contiguous": [],
             "--layers": INTEGERS,
-            "--zeroth": ["projected", "layer_input", "x"],
+            "--layer-zero": ["feature_projection", "transformer_input", "x"],
             "--frames": INTEGERS,
             "--stride": INTEGERS,
             "--debiased": [],

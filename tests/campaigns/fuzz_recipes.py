@@ -19,7 +19,7 @@ BOMB = "a: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 YAML = [
     "extends: star\nseed: &a [*a]",
-    "extends: star\ncorpus: &c {path: embedded, subsets: *c}",
+    "extends: star\ncorpus: &c {path: synthetic, subsets: *c}",
     BOMB,
     f"extends: star\n{BOMB}",
     "extends: star\nseed: !!python/object/apply:os.system ['touch ran']",

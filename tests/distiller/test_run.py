@@ -62,19 +62,22 @@ def contents(folder: Path) -> dict[str, int]:
         (["--method", "star-hubert-100h"], ["--recipe star-hubert-100h"]),
         (["--recipe", "star-hubert-100"], ["star-hubert-100 ", "did you mean star-hubert-100h?"]),
         (["--recipe", "mine.yaml"], ["mine.yaml", "does not exist"]),
-        (["--method", "skill", "--recipe", "star"], ["--method skill", "--recipe star", "its method is star"]),
+        (["--method", "skill", "--recipe", "star"], ["--method skill", "--recipe star", "which is star"]),
         (["--metod", "star"], ["--metod", "did you mean --method?"]),
         (["--method"], ["--method", "expected one argument"]),
         (["--method", "star", "--output"], ["--output", "expected one argument"]),
-        (["--method", "star", "--lr=3"], ["--lr=3", "key=value"]),
+        (["--method", "star", "--lr=3"], ["option --lr does not exist"]),
         (["--method", "star", "optimizer.learning_rate=1"], ["optimizer.learning_rate", "optimizer.lr"]),
         (["--method", "star", "optimizer.lr=-1"], ["optimizer.lr", "-1.0", "above 0"]),
         (["--method", "star", "trainer.steps=many"], ["trainer.steps", "'many'", "an integer"]),
         (["--method", "star", "student.size=bsae"], ["student.size", "bsae", "base"]),
         (["--method", "star", "objective=skill"], ["objective.name", "'skill'", "star"]),
         (["--method", "star", "star"], ["'star'", "key=value"]),
-        (["--method", "star", "--teacher", "embeded"], ["teacher embeded", "did you mean embedded?"]),
-        (["--method", "star", "--corpus", "there/speach"], ["corpus there/speach", "did you mean there/speech?"]),
+        (["--method", "star", "--teacher", "bundeld"], ["--teacher bundeld does not exist", "did you mean bundled?"]),
+        (
+            ["--method", "star", "--corpus", "there/speach"],
+            ["--corpus there/speach ", "did you mean there/speech?"],
+        ),
         (["--method", "star", "--output", "file"], ["file", "is a file"]),
         (["--method", "star", "--output", "file/below"], ["file/below", "file is a file"]),
         (["--recipe", "star-hubert-100h"], ["corpus.path is not set", "add --corpus DIR"]),
@@ -84,7 +87,9 @@ def contents(folder: Path) -> dict[str, int]:
             ["trainer.precision", "bf16-mixed"],
         ),
         (["--method", "star", "trainer.accelerator=gpu"], ["trainer.accelerator", "'gpu'", "only cpu"]),
-        (["--method", "star", "--dry-run", "--teacher", "no/such/folder"], ["teacher no/such/folder"]),
+        (["--method", "star", "teacher=nowhere"], ["error: teacher nowhere does not exist"]),
+        (["--method", "star", "corpus.path=nowhere"], ["error: corpus.path nowhere does not exist"]),
+        (["--method", "star", "--dry-run", "--teacher", "no/such/folder"], ["--teacher no/such/folder"]),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -180,7 +185,7 @@ def test_overwrite_removes_a_run_and_nothing_else(distilled: list, capsys: pytes
     Path("mine/letters").mkdir(parents=True)
     for argv in ([*STAR, "--output", "mine"], [*STAR, "--output", "mine", "--overwrite"]):
         assert run.main(argv) == 2
-        assert "mine holds letters, which is no run's" in capsys.readouterr().err
+        assert "mine is not a run folder (it contains letters but no recipe.yaml)" in capsys.readouterr().err
     assert Path("mine/letters").is_dir()
     assert not distilled
     Path("run").mkdir()
@@ -231,7 +236,7 @@ def test_a_disk_that_refuses(code: int, monkeypatch: pytest.MonkeyPatch, capsys:
 
     use(monkeypatch, refuse)
     assert run.main(STAR) == 2
-    assert capsys.readouterr().err == f"error: exp/star/metrics.csv cannot be written: {os.strerror(code)}\n"
+    assert capsys.readouterr().err == f"error: exp/star/metrics.csv cannot be used: {os.strerror(code)}\n"
 
 
 def test_a_full_disk_before_the_run(
@@ -381,5 +386,5 @@ def test_a_teacher_that_is_elsewhere_has_the_shape_of_its_name(
     assert run.main(command) == 0
     printed = capsys.readouterr().out
     assert f"{name} is not on this machine; taken to be {model}\n" in printed
-    left = int(printed.split("about ")[1].split(", which")[0].replace(",", ""))
+    left = int(printed.split("about ")[1].split("; which")[0].replace(",", ""))
     assert left / 0.25 == pytest.approx(millions * 1e6, rel=0.005)

@@ -74,7 +74,7 @@ def test_the_line_to_try_next_is_skill_on_what_was_compared(audio, tiny_teacher,
     assert options.output == tmp_path / "out-skill"
     assert (recipe.method, recipe.teacher, recipe.corpus.path) == ("skill", str(tiny_teacher), str(corpus))
     objective = recipe.objective
-    assert (objective.clusters, objective.layers, objective.zeroth) == (clusters, [0, 1, 2], "layer_input")
+    assert (objective.clusters, objective.layers, objective.layer_zero) == (clusters, [0, 1, 2], "transformer_input")
     assert objective.count == 2  # the recipe's four are more than there are layers
 
 
@@ -99,7 +99,7 @@ def test_script_finds_the_count_itself(audio, teacher, tmp_path, capsys):
             ["--linkage", "ward"],
             "error: --linkage is 'ward', but it must be one of average, complete, single, weighted",
         ),
-        (["--zeroth", "first"], "error: --zeroth is 'first'"),
+        (["--zeroth", "first"], "error: --layer-zero is 'first'"),
         (["--layers", "1,9"], "error: --layers is [1, 9]"),
         (["--stride", "0"], "error: --stride is 0"),
         (["--device", "tpu"], "--device is 'tpu'"),

@@ -9,8 +9,8 @@ import pytest
 from distiller import corpus as preparation_command
 from distiller import run
 from distiller.distillation.plan import teacher_shape
+from distiller.recipes.command_line import recipe_of
 from distiller.recipes.recipe import load_recipe
-from distiller.students.narrow import SHAPES
 from distiller.training.devices import device_count
 from upstream.cost import count_macs
 
@@ -30,7 +30,7 @@ def option(words: list[str], name: str, default: int = 1) -> int:
 @pytest.mark.parametrize("words", TRAINING, ids=" ".join)
 def test_training_commands(words: list[str]) -> None:
     """Accepted; as many processes as devices; the recipe's own global batch."""
-    recipe = run.recipe_of(run.parse(words[words.index("distiller/run.py") + 1 :]))
+    recipe = recipe_of(run.parser().parse_intermixed_args(words[words.index("distiller/run.py") + 1 :]))
     devices, nodes = device_count(recipe.trainer.devices), recipe.trainer.num_nodes
     if "torchrun" in words:
         assert (option(words, "--nproc-per-node"), option(words, "--nnodes")) == (devices, nodes)
@@ -55,7 +55,7 @@ def test_other_commands() -> None:
 def step_flops() -> dict[str, float]:
     """FLOPs for each second of audio."""
     teacher, _ = teacher_shape("facebook/hubert-base-ls960")
-    student = SHAPES["narrow"](load_recipe("star-hubert-960h", ["corpus.path=x"]).student, teacher)
+    student = load_recipe("star-hubert-960h", ["corpus.path=x"]).student.shape(teacher)
     whole, narrow = (count_macs(config, 160_000) / 10 for config in (teacher, student))
     return {
         "star": 2 * (whole + 3 * narrow),

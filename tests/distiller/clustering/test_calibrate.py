@@ -86,7 +86,7 @@ def test_layers_and_what_layer_zero_is():
     assert similarity.layers == [1, 3]
     assert similarity.cka.shape == (2, 2)
     with pytest.raises(UserError, match="constant or not finite"):
-        measure(ClustersConfig(zeroth="layer_input"), Planted(), planted_batches())  # the planted F^0 is NaN
+        measure(ClustersConfig(layer_zero="transformer_input"), Planted(), planted_batches())  # the planted F^0 is NaN
     with pytest.raises(UserError, match=r"objective.layers is \[9\]"):
         measure(ClustersConfig(layers=[9]), Planted(), planted_batches())
 

@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from distiller.audio.decoding import Decoder
+from distiller.common.strict import typed
 from distiller.corpora import corpus as opening
 from distiller.corpora.config import CorpusConfig
 from distiller.corpora.corpus import Corpus, hours, open_audio
@@ -43,15 +44,15 @@ def librispeech(tmp_path):
 
 
 def test_the_defaults_are_valid():
-    CorpusConfig().validate()
+    assert typed(CorpusConfig, None) == CorpusConfig()
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"path": ""}, "corpus.path is '', but it must be a folder, a file, or embedded"),
+        ({"path": ""}, "corpus.path is '', but it must be a folder, a file, or synthetic"),
         ({"subsets": ["a", "a"]}, "corpus.subsets is ['a', 'a'], but it must be a list of different names"),
-        ({"subsets": ["a"]}, "corpus.subsets is ['a'], but it must be empty when corpus.path is embedded"),
+        ({"subsets": ["a"]}, "corpus.subsets is ['a'], but it must be empty when corpus.path is synthetic"),
         ({"path": "x", "subsets": ["a"], "validation": ["a"]}, "corpus.validation is ['a'], but it must be apart"),
         ({"path": "x", "validation": ["a"]}, "corpus.subsets is [], but it must be a list of what to train on"),
         ({"validation_share": 0.0}, "corpus.validation_share is 0.0, but it must be a share above 0 and below 1"),
@@ -66,7 +67,7 @@ def test_the_defaults_are_valid():
 )
 def test_impossible_values(change, sentence):
     with pytest.raises(UserError) as error:
-        CorpusConfig(**change).validate()
+        typed(CorpusConfig, change, "corpus")
     assert str(error.value).startswith(sentence)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from distiller.audio.batch import Batch
 from distiller.distillation.pretraining import TEACHER, PhonePretraining, span_mask
-from distiller.distillation.teacher import EMBEDDED_TEACHER, load_teacher
+from distiller.distillation.teacher import BUNDLED_TEACHER, load_teacher
 from distiller.synthesis.espeak import PHONES
 from distiller.synthesis.splits import load_split
 from distiller.training.config import OptimizerConfig
@@ -47,9 +47,9 @@ def test_the_terms_count_every_frame_once_and_every_utterance_once(tmp_path: Pat
 
 
 def test_the_shipped_teacher_is_what_the_script_trains() -> None:
-    teacher = load_teacher("embedded")
+    teacher = load_teacher("bundled")
     assert teacher.config == TEACHER
     assert sum(parameter.numel() for parameter in teacher.parameters()) == 2_455_680
     assert not teacher.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    assert (EMBEDDED_TEACHER / "README.md").read_text().startswith("# The bundled teacher")
+    assert (BUNDLED_TEACHER / "README.md").read_text().startswith("# The bundled teacher")

@@ -11,13 +11,15 @@ import pytest
 import soundfile
 import torch
 from lightning.fabric import Fabric
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from distiller.clustering import calibrate
 from distiller.common.files import remove
+from distiller.corpora.corpus import open_corpus
 from distiller.distillation import stages
 from distiller.distillation.distil import distil
 from distiller.distillation.distillation_module import JointDistillation
-from distiller.recipes.recipe import Recipe, load_recipe
+from distiller.recipes.recipe import Recipe, final_stage, load_recipe
 from distiller.training import loop
 from upstream.checkpoint import load, save
 from upstream.config import EncoderConfig
@@ -107,9 +109,9 @@ def test_a_pruned_student_from_recipe_to_report(
     if name == "skill":
         clusters = json.loads((tmp_path / "clusters.json").read_text())["clusters"]
         assert len(clusters) == 2
-        heads = load_file(tmp_path / "pruned" / "objective.safetensors")
-        assert sorted(heads) == [f"heads.{index}.{kind}" for index in (0, 1) for kind in ("bias", "weight")]
-        assert not torch.equal(heads["heads.0.weight"], torch.eye(24))  # as trained, not as they began
+        projections = load_file(tmp_path / "pruned" / "objective.safetensors")
+        assert sorted(projections) == [f"projections.{index}.{kind}" for index in (0, 1) for kind in ("bias", "weight")]
+        assert not torch.equal(projections["projections.0.weight"], torch.eye(24))  # as trained, not as they began
 
 
 def test_clusters_with_a_narrow_student_is_one_stage_straight_below_the_output(material: Path, tmp_path: Path) -> None:
@@ -123,7 +125,34 @@ def test_clusters_with_a_narrow_student_is_one_stage_straight_below_the_output(m
 
 def test_clusters_by_hand_may_be_fewer_than_the_recipes_count(material: Path, tmp_path: Path) -> None:
     asked = recipe(material, "skill", "objective.layers=[1,2]", "objective.clusters=[[1],[2]]")
-    assert stages.Run(asked, tmp_path, SpeechEncoder(TEACHER)).objective.clusters == [[1], [2]]
+    assert stages.with_clusters(stages.Run(asked, tmp_path, SpeechEncoder(TEACHER))).clusters == [[1], [2]]
+
+
+def test_clusters_and_both_stages_open_the_corpus_once(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    for module in (stages, calibrate):
+        monkeypatch.setattr(
+            module,
+            "open_corpus",
+            lambda config, *rest, **options: opened.append(config.path) or (open_corpus(config, *rest, **options)),
+        )
+    distil(recipe(material, "skill", "objective.count=2", "trainer.steps=2"), tmp_path)
+    assert opened == [str(material / "noise")]
+
+
+def test_a_pruned_student_of_an_earlier_version_is_continued(material: Path, tmp_path: Path) -> None:
+    """Its projections were called heads."""
+    asked = recipe(material, "dphubert", "trainer.steps=2")
+    distil(asked, tmp_path)
+    before = weights(tmp_path / "student")
+    for leftover in ("report.json", "student", "final"):
+        remove(tmp_path / leftover)
+    path = tmp_path / "pruned" / "objective.safetensors"
+    save_file({name.replace("projections", "heads"): state for name, state in load_file(path).items()}, path)
+    distil(asked, tmp_path)
+    assert all(torch.equal(value, before[key]) for key, value in weights(tmp_path / "student").items())
 
 
 class Interrupted(Exception):
@@ -265,13 +294,9 @@ def test_the_papers_two_stages(teacher: str) -> None:
         ["train-clean-100"],
     )
     for one in (large, small):
-        final = one.pruning.final
-        second = (final.trainer(one.trainer), final.optimizer(one.optimizer))
-        for (trainer, optimizer), expected in (
-            ((one.trainer, one.optimizer), (50_000, 2e-4, 15_000)),
-            (second, (25_000, 1e-4, 5_000)),
-        ):
-            assert (trainer.steps, optimizer.lr, optimizer.warmup * trainer.steps) == pytest.approx(expected)
+        for stage, expected in ((one, (50_000, 2e-4, 15_000)), (final_stage(one), (25_000, 1e-4, 5_000))):
+            steps, optimizer = stage.trainer.steps, stage.optimizer
+            assert (steps, optimizer.lr, optimizer.warmup * steps) == pytest.approx(expected)
         assert (one.pruning.target, one.pruning.lr, one.pruning.warmup * one.trainer.steps) == (0.75, 0.02, 5_000)
         assert (one.optimizer.clip, one.optimizer.weight_decay, one.optimizer.schedule) == (10, 0, "linear")
         assert one.corpus.batch_seconds * one.trainer.accumulate == 4 * 160

@@ -69,10 +69,10 @@ def test_singletons_with_equal_projections_are_dphubert():
     config = encoder_config(12)
     dphubert = build(LayersConfig(), config, config)
     skill = clusters_of([[0], [4], [8], [12]])
-    for head in dphubert.heads:
-        nn.init.normal_(head.weight), nn.init.normal_(head.bias)
+    for projection in dphubert.projections:
+        nn.init.normal_(projection.weight), nn.init.normal_(projection.bias)
     for index, match in enumerate(dphubert.matches):
-        skill.heads[index].load_state_dict(dphubert.heads[match.head].state_dict())
+        skill.projections[index].load_state_dict(dphubert.projections[match.projection].state_dict())
     teacher, student = random_states(), random_states(seed=1)
     assert loss(skill, teacher, student) == pytest.approx(loss(dphubert, teacher, student), abs=1e-6)
 
@@ -102,10 +102,10 @@ def test_every_cluster_weighs_the_same_whatever_its_size():
 
 def test_projections_start_as_the_identity_one_per_cluster():
     objective = clusters_of([[0, 1], [2, 3], [4]])
-    assert len(objective.heads) == 3
-    assert all(torch.equal(head.weight, torch.eye(4)) for head in objective.heads)
+    assert len(objective.projections) == 3
+    assert all(torch.equal(projection.weight, torch.eye(4)) for projection in objective.projections)
     narrow = build(ClustersConfig(clusters=[[1, 2]]), encoder_config(12), encoder_config(6, width=6))
-    assert narrow.heads[0].weight.shape == (4, 6)
+    assert narrow.projections[0].weight.shape == (4, 6)
 
 
 def test_a_shallow_student_answers_with_its_layers_at_the_same_depth():
@@ -161,7 +161,7 @@ def test_padding_reaches_neither_values_nor_gradients():
 )
 def test_refusals(keys, sentence):
     with pytest.raises(UserError, match=sentence):
-        build(ClustersConfig(**keys), encoder_config(12), encoder_config(12))
+        build(typed(ClustersConfig, keys, "objective"), encoder_config(12), encoder_config(12))
 
 
 def test_as_a_recipe_section():

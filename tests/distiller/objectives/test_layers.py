@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from distiller.common.strict import typed
 from distiller.objectives.config import LayersConfig, PredictionsConfig
 from distiller.objectives.layer_map import spread_layers, student_layers
 from distiller.objectives.layers import projection
@@ -56,17 +57,17 @@ def test_dphubert_by_hand():
     assert {term.name: term.total.item() for term in terms} == pytest.approx({"l1": 1.25, "cosine": -0.48})
 
 
-def test_dphubert_layers_and_heads():
+def test_dphubert_layers_and_projections():
     config = encoder_config(12)
     objective = build(LayersConfig(), config, config)
     assert [match.teacher for match in objective.matches] == [(0,), (4,), (8,), (12,)]
     assert [match.student for match in objective.matches] == [(0,), (4,), (8,), (12,)]
-    assert [match.head for match in objective.matches] == [0, 1, 1, 1]
-    assert len(objective.heads) == 2
+    assert [match.projection for match in objective.matches] == [0, 1, 1, 1]
+    assert len(objective.projections) == 2
     six = build(LayersConfig(), encoder_config(6), encoder_config(6))
     assert [match.teacher for match in six.matches] == [(0,), (2,), (4,), (6,)]
     without_zero, out = build(LayersConfig(layers=[4, 8]), config, config), output(12)
-    assert len(without_zero.heads) == 1
+    assert len(without_zero.projections) == 1
     assert loss(without_zero(out, out, every_frame(out)), 10).item() == pytest.approx(-1, abs=1e-6)
 
 
@@ -88,11 +89,14 @@ def test_identical_encoders_lose_minus_one_at_the_start():
 def test_layer_zero_is_p_or_the_first_layers_input():
     config, teacher, student = encoder_config(12), output(12), output(12, seed=1)
     mask = every_frame(teacher)
-    for zeroth, field in (("projected", teacher.projected), ("layer_input", teacher.hidden_states[0])):
-        objective = build(LayersConfig(layers=[0], zeroth=zeroth), config, config)
+    for layer_zero, field in (
+        ("feature_projection", teacher.projected),
+        ("transformer_input", teacher.hidden_states[0]),
+    ):
+        objective = build(LayersConfig(layers=[0], layer_zero=layer_zero), config, config)
         before = loss(objective(teacher, student, mask), 10).item()
         changed = field + 1.0
-        if zeroth == "projected":
+        if layer_zero == "feature_projection":
             moved = EncoderOutput(changed, teacher.hidden_states, teacher.last_hidden_state, teacher.frame_lengths)
             still = EncoderOutput(teacher.projected, [changed, *teacher.hidden_states[1:]], changed, changed)
         else:
@@ -104,7 +108,7 @@ def test_layer_zero_is_p_or_the_first_layers_input():
 
 def test_distilhubert_by_hand():
     objective = build(PredictionsConfig(layers=[1]), encoder_config(1, width=2), encoder_config(1, width=2))
-    objective.heads[0] = nn.Identity()
+    objective.projections[0] = nn.Identity()
     teacher, student = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[4.0, 3.0]]])
     terms = objective(
         EncoderOutput(teacher, [teacher, teacher], teacher, torch.tensor([1])),
@@ -118,12 +122,12 @@ def test_distilhubert_by_hand():
 def test_distilhubert_predicts_layers_4_8_12_from_the_last_state_of_a_shallow_student():
     objective = build(PredictionsConfig(), encoder_config(12), encoder_config(2, width=6))
     assert [match.teacher for match in objective.matches] == [(4,), (8,), (12,)]
-    assert len(objective.heads) == 3
+    assert len(objective.projections) == 3
     teacher, student = output(12), output(2, width=6)
     student.last_hidden_state.requires_grad_(True)
     loss(objective(teacher, student, every_frame(teacher)), 10).backward()
     assert student.last_hidden_state.grad is not None
-    shapes = [tuple(parameter.shape) for parameter in objective.heads[0].parameters()]
+    shapes = [tuple(parameter.shape) for parameter in objective.projections[0].parameters()]
     assert shapes == [(4, 6), (4,), (4, 4), (4,)]
 
 
@@ -131,9 +135,8 @@ def test_distilhubert_predicts_layers_4_8_12_from_the_last_state_of_a_shallow_st
 def test_padding_reaches_neither_values_nor_gradients(config):
     torch.manual_seed(0)
     objective = build(config, encoder_config(12), encoder_config(12))
-    for head in objective.heads:
-        for parameter in head.parameters():
-            nn.init.normal_(parameter)
+    for parameter in objective.projections.parameters():
+        nn.init.normal_(parameter)
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     results = []
     for fill in (0.0, float("nan")):
@@ -193,15 +196,15 @@ def test_layers_between_teachers_and_students_of_other_depths():
 
 
 @pytest.mark.parametrize(
-    ("config", "sentence"),
+    ("config", "values", "sentence"),
     [
-        (LayersConfig(layers=[4, 13]), r"objective.layers is \[4, 13\], but it must be layers .* from 0 to 12"),
-        (LayersConfig(layers=[]), "objective.layers is .*at least one layer"),
-        (LayersConfig(l1_weight=-1.0), "objective.l1_weight is -1.0"),
-        (LayersConfig(l1_weight=0.0, cosine_weight=0.0), "objective.l1_weight is 0"),
-        (PredictionsConfig(layer_map=[1]), "objective.layer_map is .*reads the last layer"),
+        (LayersConfig, {"layers": [4, 13]}, r"objective.layers is \[4, 13\], but it must be layers .* from 0 to 12"),
+        (LayersConfig, {"layers": []}, "objective.layers is .*at least one layer"),
+        (LayersConfig, {"l1_weight": -1.0}, "objective.l1_weight is -1.0"),
+        (LayersConfig, {"l1_weight": 0.0, "cosine_weight": 0.0}, "objective.l1_weight is 0"),
+        (PredictionsConfig, {"layer_map": [1]}, "objective.layer_map is .*reads the last layer"),
     ],
 )
-def test_refusals(config, sentence):
+def test_refusals(config, values, sentence):
     with pytest.raises(UserError, match=sentence):
-        build(config, encoder_config(12), encoder_config(12))
+        build(typed(config, values, "objective"), encoder_config(12), encoder_config(12))

@@ -154,10 +154,10 @@ def test_identity_never_keeps_to_the_direct_form(monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(ours.total, reference.total)
 
 
-def test_projected_takes_the_place_of_the_zeroth_state() -> None:
+def test_the_feature_projection_takes_the_place_of_f0() -> None:
     mask = frame_mask_of(5, 4)
     teacher, student = random_output(0, 8, 4, mask), random_output(1, 6, 2, mask)
-    totals = {term.name: term.total for term in star(zeroth="projected")(teacher, student, mask)}
+    totals = {term.name: term.total for term in star(layer_zero="feature_projection")(teacher, student, mask)}
     expected = gram_losses(
         [teacher.projected, *teacher.hidden_states[1:]], [student.projected, *student.hidden_states[1:]], mask
     )

@@ -148,9 +148,13 @@ REFUSED: dict[str, tuple[Callable[[], object], list[str], list[str]]] = {  # wha
         ["teacher/model.safetensors", "not a complete safetensors file"],
     ),
     "teacher that is audio": (list, ["--teacher=corpus/train/0.wav"], ["corpus/train/0.wav"]),
-    "cache that is a file": (recipe(""), ["--corpus=embedded", *WHOLE], ["mine.yaml", "SPEECH_DISTILLER_CACHE"]),
+    "cache that is a file": (recipe(""), ["--corpus=synthetic", *WHOLE], ["mine.yaml", "SPEECH_DISTILLER_CACHE"]),
     "output that is a file": (Path("run").touch, [], ["run cannot be the output: run is a file"]),
-    "output of something else": (lambda: noise(Path("run/song.wav")), [], ["run holds song.wav", "no run's"]),
+    "output of something else": (
+        lambda: noise(Path("run/song.wav")),
+        [],
+        ["run is not a run folder", "song.wav"],
+    ),
 }
 
 

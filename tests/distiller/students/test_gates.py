@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distiller.students.gates import GatedEncoder, HardConcrete, Site, gated_sites
+from distiller.students.gates import GatedEncoder, GateSite, HardConcrete, gated_sites
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
 
@@ -61,16 +61,16 @@ def test_evaluation_rule():
 
 def test_sites_are_what_the_encoder_still_has():
     assert gated_sites(CONFIG, EVERY_UNIT) == {
-        Site("channels", 0): 6,
-        Site("channels", 1): 5,
-        Site("heads", 0): 3,
-        Site("heads", 2): 2,
-        Site("ffn_units", 0): 10,
-        Site("ffn_units", 1): 8,
-        Site("attention", 0): 1,
-        Site("attention", 2): 1,
-        Site("ffn", 0): 1,
-        Site("ffn", 1): 1,
+        GateSite("channels", 0): 6,
+        GateSite("channels", 1): 5,
+        GateSite("heads", 0): 3,
+        GateSite("heads", 2): 2,
+        GateSite("ffn_units", 0): 10,
+        GateSite("ffn_units", 1): 8,
+        GateSite("attention", 0): 1,
+        GateSite("attention", 2): 1,
+        GateSite("ffn", 0): 1,
+        GateSite("ffn", 1): 1,
     }
     assert [site.unit for site in gated_sites(CONFIG, ["heads"])] == ["heads", "heads"]
 
@@ -86,7 +86,7 @@ def test_the_last_convolution_is_not_gated_when_nothing_projects_it():
         projection=False,
         positional_groups=2,
     )
-    assert gated_sites(config, ["channels"]) == {Site("channels", 0): 6}
+    assert gated_sites(config, ["channels"]) == {GateSite("channels", 0): 6}
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def student() -> GatedEncoder:
     return GatedEncoder(SpeechEncoder(CONFIG), EVERY_UNIT)
 
 
-def open_values(student: GatedEncoder) -> dict[Site, torch.Tensor]:
+def open_values(student: GatedEncoder) -> dict[GateSite, torch.Tensor]:
     return {site: torch.ones(count) for site, count in student.sites.items()}
 
 
@@ -118,7 +118,7 @@ def test_each_head_gates_its_own_channels(student):
     student.eval()
     waveforms = torch.randn(1, 400)
     values = open_values(student)
-    values[Site("heads", 0)] = torch.tensor([1.0, 0.0, 0.5])
+    values[GateSite("heads", 0)] = torch.tensor([1.0, 0.0, 0.5])
     gated = student.forward_with(values, waveforms).hidden_states[1]
     projection = student.encoder.layers[0].attention.out_proj.weight.data
     projection[:, 4:8] = 0
@@ -143,7 +143,7 @@ def test_gates_in_the_weights_are_gates_on_what_units_hand_on(conv_norm: str) ->
         torch.testing.assert_close(left[1, :valid], right[1, :valid], atol=1e-4, rtol=1e-4)
 
 
-def multiply_what_is_handed_on(encoder: SpeechEncoder, site: Site, value: torch.Tensor) -> None:
+def multiply_what_is_handed_on(encoder: SpeechEncoder, site: GateSite, value: torch.Tensor) -> None:
     if site.unit == "channels":
         convolution = encoder.feature_extractor.conv_layers[site.layer]
         for module in (convolution, convolution.conv) if encoder.config.conv_norm == "layer" else (convolution,):

@@ -15,8 +15,8 @@ from distiller.recipes.recipe import load_recipe
 from distiller.students.config import PruningConfig
 from distiller.students.expected_parameters import expected_parameters, opened
 from distiller.students.gates import GatedEncoder, gated_sites
-from distiller.students.lagrangian import SparsityLagrangian, gate, time_scale
-from distiller.students.prune import cut_config
+from distiller.students.lagrangian import SparsityLagrangian, time_scale
+from distiller.students.prune import pruned_shape
 from distiller.training.config import OptimizerConfig
 from distiller.training.module import schedule
 from upstream.config import EncoderConfig
@@ -27,7 +27,7 @@ HUBERT_BASE = EncoderConfig(
     embed_dim=768, num_heads=12, head_dim=64, attention_heads=(tuple(range(12)),) * 12, ffn_dims=(3072,) * 12
 )
 WAVLM_BASE = EncoderConfig(**{**HUBERT_BASE.to_dict(), "family": "wavlm"})
-SMALL = EncoderConfig(  # the embedded teacher's shape
+SMALL = EncoderConfig(  # the bundled teacher's shape
     embed_dim=192,
     num_heads=4,
     head_dim=48,
@@ -49,7 +49,7 @@ def gated(config: EncoderConfig, pruning: PruningConfig, seed: int = 0) -> Gated
     torch.manual_seed(seed)
     with torch.device("meta"):
         encoder = SpeechEncoder(config)
-    return gate(encoder, pruning)
+    return GatedEncoder(encoder, pruning.drops)
 
 
 def shift_to(student: GatedEncoder, pruning: SparsityLagrangian, sparsity: float) -> None:
@@ -76,7 +76,7 @@ def test_base_models(config, total):
             gate_.log_alpha.data = 4 * torch.randn(gate_.log_alpha.shape, generator=generator)
         shift_to(student, pruning, 0.75)
         sparsity = pruning.settle_gates(student)
-        left = real_parameters(cut_config(config, student.fixed()))
+        left = real_parameters(pruned_shape(config, student.fixed()))
         assert 1 - left / total == pytest.approx(sparsity, abs=1e-9)
         assert 23_500_000 <= left <= 23_700_000
 
@@ -91,7 +91,7 @@ def test_200_masks_sampled_weigh_what_is_expected_within_two_per_mille(config):
     torch.manual_seed(1)
     masks = [student.draw() for _ in range(200)]
     counts = [float(expected_parameters(config, opened(mask))) for mask in masks]
-    assert counts[:4] == [real_parameters(cut_config(config, mask)) for mask in masks[:4]]
+    assert counts[:4] == [real_parameters(pruned_shape(config, mask)) for mask in masks[:4]]
     assert sum(counts) / len(counts) == pytest.approx(expected, rel=2e-3)
 
 
@@ -114,7 +114,7 @@ def controlled(
         scheduler.step()
     assert logged["sparsity"] == pytest.approx(pruning_config.target, abs=0.01)
     sparsity = pruning.settle_gates(student)
-    assert sparsity == pytest.approx(1 - real_parameters(cut_config(SMALL, student.fixed())) / total, abs=1e-6)
+    assert sparsity == pytest.approx(1 - real_parameters(pruned_shape(SMALL, student.fixed())) / total, abs=1e-6)
     assert sparsity == pytest.approx(pruning_config.target, abs=0.01)
     assert pruning.met(sparsity)
     return pruning
@@ -137,10 +137,10 @@ def test_a_short_run_meets_its_target_from_above():
 @pytest.mark.parametrize("objective", ["layers", "star"])
 @pytest.mark.parametrize(("target", "start"), [(0.75, None), (0.75, 0.84)])
 def test_100_steps_meet_the_target_against_a_real_loss_with_the_weights_frozen(objective, target, start):
-    teacher = load_teacher("embedded").eval()
+    teacher = load_teacher("bundled").eval()
     recipe = load_recipe("dphubert", [f"objective={objective}", f"pruning.target={target}"])
     torch.manual_seed(0)
-    student = gate(copy.deepcopy(teacher).requires_grad_(False), recipe.pruning).train()
+    student = GatedEncoder(copy.deepcopy(teacher).requires_grad_(False), recipe.pruning.drops).train()
     pruning = SparsityLagrangian(recipe.pruning, teacher.config, real_parameters(teacher.config), steps=100)
     if start is not None:
         shift_to(student, pruning, start)
@@ -184,7 +184,7 @@ def test_rounding_leaves_the_rule_where_that_is_on_the_target_and_never_hides_a_
     for gate_ in student.by_site().values():
         gate_.log_alpha.data = 6 * torch.randn(gate_.log_alpha.shape)
     rule = student.fixed()
-    reached = 1 - real_parameters(cut_config(SMALL, rule)) / total
+    reached = 1 - real_parameters(pruned_shape(SMALL, rule)) / total
     for target in (reached, reached - 0.2):
         sparsity = SparsityLagrangian(PruningConfig(target=target), SMALL, total, 200).settle_gates(student)
         values = student.fixed()

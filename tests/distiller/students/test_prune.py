@@ -9,9 +9,9 @@ from torch import nn
 
 from distiller.students.config import PruningConfig
 from distiller.students.expected_parameters import expected_parameters, opened
-from distiller.students.gates import GatedEncoder, Site
+from distiller.students.gates import GatedEncoder, GateSite
 from distiller.students.lagrangian import SparsityLagrangian
-from distiller.students.prune import cut
+from distiller.students.prune import remove_closed_units
 from upstream.checkpoint import load, save
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
@@ -57,7 +57,7 @@ def gated(config: EncoderConfig, units=UNITS, seed: int = 0) -> GatedEncoder:
     return GatedEncoder(encoder, dict.fromkeys(units, 0.1)).eval()
 
 
-def random_values(student: GatedEncoder, seed: int = 0) -> dict[Site, torch.Tensor]:
+def random_values(student: GatedEncoder, seed: int = 0) -> dict[GateSite, torch.Tensor]:
     """About half of the units closed, the others anywhere in (0, 1]; a channel stays."""
     generator = torch.Generator().manual_seed(seed)
     values = {}
@@ -95,7 +95,7 @@ def parameters(encoder: nn.Module) -> int:
 def test_exact_for_random_gates_on_everything(shape, seed):
     student = gated(SHAPES[shape], seed=seed)
     values = random_values(student, seed)
-    left = cut(student, values)
+    left = remove_closed_units(student, values)
     assert_same_output(student, values, left)
     assert parameters(left) == round(float(expected_parameters(student.config, opened(values))))
 
@@ -107,7 +107,7 @@ def test_exact_for_each_unit_alone(shape, unit):
     if not student.sites:
         pytest.skip(f"{shape} has no {unit}")
     values = random_values(student, seed=5)
-    left = cut(student, values)
+    left = remove_closed_units(student, values)
     assert_same_output(student, values, left)
     assert parameters(left) == round(float(expected_parameters(student.config, opened(values))))
 
@@ -118,11 +118,11 @@ def test_exact_for_each_unit_alone(shape, unit):
 def test_exact_when_a_sublayer_is_emptied(shape, unit, layer):
     student = gated(SHAPES[shape])
     values = {site: torch.ones(count) for site, count in student.sites.items()}
-    site = Site(unit, layer)
+    site = GateSite(unit, layer)
     values[site] = torch.zeros_like(values[site])
     if unit == "channels":
         values[site][3] = 0.4
-    left = cut(student, values)
+    left = remove_closed_units(student, values)
     assert_same_output(student, values, left)
     assert parameters(left) == round(float(expected_parameters(student.config, opened(values))))
     emptied = {
@@ -149,9 +149,9 @@ def test_the_gates_of_evaluation_are_the_default(settled):
             PruningConfig(target=target, units=list(UNITS)), BASE, total, steps=1
         ).settle_gates(student)
         assert abs(sparsity - target) < abs(1 - float(expected_parameters(BASE, opened(rule))) / total - target)
-        assert 1 - parameters(cut(student)) / total == pytest.approx(sparsity, abs=1e-6)
+        assert 1 - parameters(remove_closed_units(student)) / total == pytest.approx(sparsity, abs=1e-6)
     assert settled == any(not torch.equal(value, rule[site]) for site, value in student.fixed().items())
-    left = cut(student)
+    left = remove_closed_units(student)
     assert_same_output(student, student.fixed(), left)
     waveforms = torch.randn(1, 500)
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_the_gates_of_evaluation_are_the_default(settled):
 def test_all_open_at_one_is_the_encoder_itself_plus_its_scale():
     student = gated(BASE)
     values = {site: torch.ones(count) for site, count in student.sites.items()}
-    left = cut(student, values)
+    left = remove_closed_units(student, values)
     assert left.config == replace(BASE, feature_scale=True)
     for key, value in student.encoder.state_dict().items():
         assert torch.equal(left.state_dict()[key], value), key
@@ -172,7 +172,7 @@ def test_all_open_at_one_is_the_encoder_itself_plus_its_scale():
 def test_the_student_is_not_changed():
     student = gated(LARGE)
     before = {key: value.clone() for key, value in student.state_dict().items()}
-    left = cut(student, random_values(student))
+    left = remove_closed_units(student, random_values(student))
     for parameter in left.parameters():
         parameter.data.fill_(1.0)
     assert all(torch.equal(before[key], value) for key, value in student.state_dict().items())
@@ -182,7 +182,7 @@ def test_the_student_is_not_changed():
 def test_no_dead_parameters_in_the_file(shape, tmp_path):
     student = gated(SHAPES[shape])
     values = random_values(student, seed=3)
-    left = cut(student, values)
+    left = remove_closed_units(student, values)
     save(left, tmp_path / "student")
     size = (tmp_path / "student" / "model.safetensors").stat().st_size
     assert abs(size - 4 * parameters(left)) < 16_384  # names and shapes
@@ -191,10 +191,10 @@ def test_no_dead_parameters_in_the_file(shape, tmp_path):
 
 def test_cut_twice():
     student = gated(LARGE)
-    once = cut(student, random_values(student, seed=1))
+    once = remove_closed_units(student, random_values(student, seed=1))
     again = GatedEncoder(once, dict.fromkeys(UNITS, 0.1)).eval()
     values = random_values(again, seed=2)
-    twice = cut(again, values)
+    twice = remove_closed_units(again, values)
     assert_same_output(again, values, twice)
     assert parameters(twice) == round(float(expected_parameters(again.config, opened(values))))
     assert twice.config.unpruned_channels == (8, 7, 6)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from distiller.students.config import UNITS
-from distiller.students.gates import GatedEncoder, Site
-from distiller.students.prune import cut
+from distiller.students.gates import GatedEncoder, GateSite
+from distiller.students.prune import remove_closed_units
 from upstream import hubconf
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
@@ -36,7 +36,7 @@ def gated_student(config: EncoderConfig) -> GatedEncoder:
     for site, gate in student.by_site().items():
         with torch.no_grad():
             gate.log_alpha += 4 * torch.rand_like(gate.log_alpha) - 2
-            if site in (Site("heads", 0), Site("ffn_units", 2)):
+            if site in (GateSite("heads", 0), GateSite("ffn_units", 2)):
                 gate.log_alpha.fill_(-20.0)
     return student
 
@@ -53,7 +53,7 @@ def test_the_entry_exposes_what_the_gated_student_computed_whatever_the_batch(
     entry: str, wavs: list[Tensor], tmp_path: Path
 ) -> None:
     student = gated_student(FAMILIES[entry])
-    left = cut(student)
+    left = remove_closed_units(student)
     assert left.config.attention_heads[0] in (None, ())
     assert left.config.unpruned_channels
     assert left.config.feature_scale
@@ -82,7 +82,7 @@ torch.save(features["hidden_states"], "states.pt")
 
 @torch.no_grad()
 def test_torch_hub_loads_it_without_s3prl_and_without_distiller(tmp_path: Path) -> None:
-    left = cut(gated_student(HUBERT))
+    left = remove_closed_units(gated_student(HUBERT))
     save(left, tmp_path / "student")
     command = [sys.executable, "-c", WITHOUT_S3PRL, str(ROOT), "skhubert", str(tmp_path / "student")]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distiller.students.expected_parameters import expected_parameters, opened
 from distiller.students.gates import GatedEncoder
-from distiller.students.prune import cut
+from distiller.students.prune import remove_closed_units
 from upstream.formats import dphubert
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
@@ -57,7 +57,7 @@ def test_gated_and_cut(name):
 
     with np.load(FIXTURES / f"{name}.npz") as file:
         waveform, reference = torch.from_numpy(file["wav0"]), torch.from_numpy(file["masked_model_hidden_states"])
-    left = cut(student)
+    left = remove_closed_units(student)
     with torch.no_grad():
         gated, pruned = student(waveform[None]), left(waveform[None])
     pairs = zip(

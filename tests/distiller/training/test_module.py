@@ -1,5 +1,6 @@
 """The loop: normalisation over the global batch, exact resume, a teacher that stays as it is."""
 
+import io
 import os
 import socket
 import subprocess
@@ -29,10 +30,9 @@ from distiller.distillation.distillation_module import Distillation
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import Recipe, load_recipe
 from distiller.students.config import NarrowConfig
-from distiller.students.narrow import narrow_config
 from distiller.training import loop
 from distiller.training.config import OptimizerConfig
-from distiller.training.loop import Training, optimiser_step
+from distiller.training.loop import StepBar, Training, optimiser_step
 from distiller.training.module import schedule, step_seed
 from upstream.checkpoint import load, save
 from upstream.config import EncoderConfig
@@ -198,7 +198,7 @@ def run_fit(noise: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Disti
         section = CorpusConfig(path=str(noise), batch_seconds=1.0, buckets=3, validation_share=0.2, workers=0)
         decoder = Decoder(TEACHER.min_samples)
         corpus = open_corpus(section, decoder)
-        module = distillation(recipe, narrow_config(NarrowConfig(size="teacher", dropout=0.2), TEACHER))
+        module = distillation(recipe, NarrowConfig(size="teacher", dropout=0.2).shape(TEACHER))
 
         def sampler(rank: int, world_size: int) -> StepBatchSampler:
             return StepBatchSampler(corpus.train, 1.0, 3, recipe.seed, rank, world_size, accumulate=2)
@@ -225,12 +225,29 @@ def run_fit(noise: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Disti
     return run
 
 
-def test_an_interrupted_bar_ends_its_line(run_fit: Callable, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(Interrupted) as held:  # and with it the frames that the bar is known to
-        run_fit(tmp_path, smoke_recipe(), interrupt_after=3)
-    printed = capfd.readouterr().err
-    assert "training:" in printed.splitlines()[-1]
-    assert printed.endswith("\n"), held
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"loss": 2.0, "audio_seconds": 30.0, "step_seconds": 0.5}
+
+    def interrupted(file: io.StringIO) -> None:
+        with StepBar(1, 40, visible=True, file=file) as bar:
+            for step in (2, 3, 4):
+                bar.update(row | {"step": step})
+            raise Interrupted
+
+    terminal = Terminal()
+    with pytest.raises(Interrupted):
+        interrupted(terminal)
+    assert terminal.getvalue().rpartition("\r")[2].startswith("training:  10%")
+    assert terminal.getvalue().endswith("\n")  # so that an error message has a line of its own
+    assert capsys.readouterr().out == ""
+    with pytest.raises(Interrupted):
+        interrupted(io.StringIO())
+    assert capsys.readouterr().out == "step 2 of 40: loss 2, 60 audio s/s\nstep 4 of 40: loss 2, 60 audio s/s\n"
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])

@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distiller.students.config import SIZES, NarrowConfig
-from distiller.students.narrow import build_student, check_same_frames, narrow_config
+from distiller.common.strict import typed
+from distiller.students.build import build_student
+from distiller.students.config import SIZES, NarrowConfig, check_same_frames
 from upstream.config import EncoderConfig
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
@@ -29,7 +30,7 @@ def parameters(config: EncoderConfig) -> int:
     [("base", 22_308_592, 20.62), ("L", 26_626_672, 22.77), ("S", 14_114_800, None), ("XS", 9_393_472, None)],
 )
 def test_paper_sizes(size: str, count: int, giga_macs: float | None) -> None:
-    config = narrow_config(NarrowConfig(size=size), HUBERT_BASE)
+    config = NarrowConfig(size=size).shape(HUBERT_BASE)
     assert parameters(config) == count
     assert config.projection is False
     if giga_macs:
@@ -38,7 +39,7 @@ def test_paper_sizes(size: str, count: int, giga_macs: float | None) -> None:
 
 def test_a_student_takes_its_teachers_family_and_input_scaling() -> None:
     teacher = replace(HUBERT_BASE, family="wavlm", normalize_waveform=True)
-    student = narrow_config(NarrowConfig(dropout=0.2, feature_dropout=0.1), teacher)
+    student = NarrowConfig(dropout=0.2, feature_dropout=0.1).shape(teacher)
     assert (student.family, student.normalize_waveform, student.num_layers) == ("wavlm", True, 12)
     assert (student.hidden_dropout, student.attention_dropout, student.activation_dropout) == (0.2, 0.2, 0.2)
     assert student.feature_dropout == 0.1
@@ -58,7 +59,7 @@ def test_from_the_teachers_lowest_layers() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"size": "XL"}, "student.size is 'XL', but it must be one of base, L, S, XS, embedded, teacher"),
+        ({"size": "XL"}, "student.size is 'XL', but it must be one of base, L, S, XS, synthetic, teacher"),
         ({"initialization": "teacher"}, "student.size is 'base', but it must be teacher"),
         ({"initialization": "zero"}, "student.initialization is 'zero', but it must be one of random, teacher"),
         ({"dropout": 1.0}, r"student.dropout is 1.0"),
@@ -67,17 +68,17 @@ def test_from_the_teachers_lowest_layers() -> None:
 )
 def test_impossible_values(values: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        NarrowConfig(**values).validate()
+        typed(NarrowConfig, values, "student")
 
 
 def test_no_more_layers_than_the_teacher_has() -> None:
-    with pytest.raises(UserError, match=r"student\.layers is 5; the teacher has 4"):
-        narrow_config(NarrowConfig(size="teacher", layers=5), TINY)
+    with pytest.raises(UserError, match=r"student\.layers is 5, but it must be at most 4, the teacher's layers"):
+        NarrowConfig(size="teacher", layers=5).shape(TINY)
 
 
 def test_frames_must_be_the_teachers() -> None:
     for conv_layers in (TINY.conv_layers[:-1], ((8, 12, 5), *TINY.conv_layers[1:])):
-        with pytest.raises(UserError, match="they must agree"):
+        with pytest.raises(UserError, match="must use the same frame size and hop: "):
             check_same_frames(replace(TINY, conv_layers=conv_layers), TINY)
     for size in SIZES:
-        check_same_frames(narrow_config(NarrowConfig(size=size), HUBERT_BASE), HUBERT_BASE)
+        check_same_frames(NarrowConfig(size=size).shape(HUBERT_BASE), HUBERT_BASE)

@@ -1,0 +1,46 @@
+"""Starting a run. Imports that take seconds come after every check that needs none of them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from distiller.common.files import lock_folder
+from distiller.common.process import rank
+from distiller.distillation.run_folder import check_same_recipe, is_complete, prepare
+from distiller.recipes.recipe import Recipe
+from distiller.training.devices import place
+
+
+def start(recipe: Recipe, output: Path, overwrite: bool = False, dry_run: bool = False) -> None:
+    """Begin or continue the run of a recipe in `output`, or show the results of a complete one.
+
+    Args:
+        overwrite: remove an earlier run first.
+        dry_run: only print the recipe and its costs.
+
+    Raises:
+        UserError: whatever the user can correct.
+    """
+    if dry_run:
+        from distiller.distillation.plan import print_plan
+
+        print_plan(recipe)
+    elif is_complete(output) and not overwrite:
+        check_same_recipe(output, recipe)
+        if rank() == 0:
+            from distiller.reports.report import print_report
+
+            print_report(output)
+    else:
+        recipe = replace(recipe, trainer=place(recipe.trainer))
+        if rank() > 0:
+            _distil(recipe, output)
+        else:
+            with lock_folder(output):
+                prepare(output, recipe, overwrite)
+                _distil(recipe, output)
+
+
+def _distil(recipe: Recipe, output: Path) -> None:
+    from distiller.distillation.distil import distil
+
+    distil(recipe, output)
