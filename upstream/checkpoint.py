@@ -155,14 +155,12 @@ def existing_checkpoint(path: Path) -> Path | None:
     Raises:
         UserError: a name that no file can have, or a folder without permission.
     """
-    try:
-        with disk_errors(path, "opened"):
+    with disk_errors(path, "opened"):
+        try:
             replaced = _replaced(path.resolve()) if path.name else path
             return next((place for place in (path, replaced) if place.exists()), None)
-    except UserError:  # a ValueError too
-        raise
-    except (RuntimeError, ValueError):  # links in a circle, a zero byte
-        raise UserError(f"{path} is not the name of a file or folder") from None
+        except (RuntimeError, ValueError):  # links in a circle, a zero byte
+            raise UserError(f"{path} is not the name of a file or folder") from None
 
 
 def _other_content(target: Path, names: Mapping[str, object]) -> Path | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from .errors import UserError, nearest, one_of, shown
+from .errors import UserError, no_such, one_of, shown
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class EncoderConfig:
         kinds: dict[str, Any] = {field.name: field.type for field in fields(cls)}
         for key in values:
             if key not in kinds:
-                raise UserError(f"{source}: key {key} does not exist; did you mean {nearest(key, kinds, cutoff=0)}?")
+                raise no_such(f"{source}: key {key}", key, kinds)
         missing = [key for key in REQUIRED if key not in values]
         if missing:
             raise UserError(f"{source}: missing key{'s' * (len(missing) > 1)} {', '.join(missing)}")

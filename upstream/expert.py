@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .checkpoint import load
 from .encoder import EncoderOutput
-from .errors import UserError, nearest, one_of, shown
+from .errors import UserError, no_such, one_of, shown
 from .extractor import normalize_waveforms
 from .formats.files import read_yaml
 
@@ -134,7 +134,7 @@ def parse_model_config(model_config: str | Path | None) -> tuple[Path | None, di
 def _check_options(options: Mapping[str, Any]) -> None:
     for key, value in options.items():
         if key not in OPTIONS:
-            raise UserError(f"upstream option {key} does not exist; did you mean {nearest(key, OPTIONS, cutoff=0)}?")
+            raise no_such(f"upstream option {key}", key, OPTIONS)
         if value not in OPTIONS[key]:
             text = f"{value:.80}" if isinstance(value, str) else shown(value)
             raise UserError(f"upstream option {key} is {text}, but it must be {one_of(value, OPTIONS[key])}")

@@ -110,14 +110,11 @@ class ConvLayer(nn.Module):
         self, features: Tensor, lengths: Tensor | None, moments: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:  # (batch, channel, frame)
         """`moments`: statistics of the group norm, if `features` are only a part of the utterance."""
-        features = self.conv(features)
-        if isinstance(self.layer_norm, ChannelGroupNorm):
-            if moments is None:
-                features = self.layer_norm(features, lengths)
-            else:
-                features = self.layer_norm.with_moments(features, *moments)
-        elif self.layer_norm is not None:
-            features = self.layer_norm(features.transpose(1, 2)).transpose(1, 2)
+        features, norm = self.conv(features), self.layer_norm
+        if isinstance(norm, ChannelGroupNorm):
+            features = norm(features, lengths) if moments is None else norm.with_moments(features, *moments)
+        elif norm is not None:
+            features = norm(features.transpose(1, 2)).transpose(1, 2)
         return F.gelu(features)
 
     def moments(self, waveform: Tensor) -> tuple[Tensor, Tensor]:

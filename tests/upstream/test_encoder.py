@@ -41,12 +41,14 @@ def test_macs_are_those_of_the_multiplications_done(tiny_encoder) -> None:
 
 def test_an_odd_extractor_counts_its_frames(tiny_encoder) -> None:
     encoder = tiny_encoder(conv_layers=((8, 7, 3), (8, 4, 3), (16, 5, 2)))
-    least = encoder.config.min_samples
-    for samples in (least, least + 1, 500, 1001):
+    min_samples = encoder.config.min_samples
+    for samples in (min_samples, min_samples + 1, 500, 1001):
         output = encoder(torch.randn(1, samples))
         assert output.projected.shape[1] == encoder.config.frame_count(samples) == int(output.frame_lengths)
-    with pytest.raises(UserError, match=f"a wav has {least - 1} samples, but it must have at least {least}, one frame"):
-        encoder(torch.randn(1, least - 1))
+    with pytest.raises(
+        UserError, match=f"has {min_samples - 1} samples, but it must have at least {min_samples}, one frame"
+    ):
+        encoder(torch.randn(1, min_samples - 1))
 
 
 def test_lengths_that_do_not_fit_are_refused(tiny_encoder) -> None:

@@ -122,15 +122,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: missing, truncated or otherwise not safetensors.
     """
-    try:
-        with disk_errors(path, "read"):
-            path.open("rb").close()  # safe_open says of a file without permission that it does not exist
+    with disk_errors(path, "read"):
+        path.open("rb").close()  # safe_open says of a file without permission that it does not exist
+        try:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-    except UserError:
-        raise
-    except (SafetensorError, ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{path} is not a complete safetensors file ({_line(error)})") from None
+        except (SafetensorError, ValueError, TypeError, OverflowError) as error:
+            raise UserError(f"{path} is not a complete safetensors file ({_line(error)})") from None
 
 
 def read_torch(path: Path) -> dict[str, Any]:
