@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,11 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def command_line(name: str) -> str:
+    """This process's command line, for a shell: that of distiller/NAME.py."""
+    return shlex.join(["python", f"distiller/{name}.py", *sys.argv[1:]])
 
 
 def machine() -> str:
