@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distiller.common.provenance import parameter_count
 from distiller.distillation.teacher import load_teacher
@@ -79,35 +79,26 @@ def open_encoder(target: str) -> SpeechEncoder:
 
 
 def _open_transformers(name: str, device: str) -> Opened:
+    from transformers import AutoModel, HubertConfig, HubertModel
+
+    from distiller.exporters.transformers import has_only_our_code
+
     encoder = open_encoder(name)  # for the cost, and for a one-line error if it cannot be opened
-    model = _random_hubert(encoder) if name.startswith(RANDOM) else _from_pretrained(name)
-    model.to(torch.device(device)).eval()
+    if name.startswith(RANDOM):  # the same weights, as far as the class has the shape
+        values, _, state = huggingface_writing.write(encoder)
+        model = HubertModel(HubertConfig.from_dict(values))
+        model.load_state_dict(state, strict=False)
+    else:
+        try:
+            model = AutoModel.from_pretrained(name, trust_remote_code=has_only_our_code(Path(name)))
+        except ValueError:  # it would have to run code from the folder
+            raise UserError(f"{name}: its Python files are not those of our export, so they are not run") from None
+    model.to(torch.device(device)).eval()  # type: ignore[arg-type]  # a decorator hides the signature
 
     def run(waveforms: Tensor, lengths: Tensor) -> Any:
         return model(waveforms, output_hidden_states=True)
 
     return Opened(run, "transformers", encoder.config, parameter_count(model), Path(name))
-
-
-def _from_pretrained(name: str) -> nn.Module:
-    from transformers import AutoModel
-
-    from distiller.exporters.transformers import has_only_our_code
-
-    try:
-        return AutoModel.from_pretrained(name, trust_remote_code=has_only_our_code(Path(name)))
-    except ValueError:  # it would have to run code from the folder
-        raise UserError(f"{name}: its Python files are not those of our export, so they are not run") from None
-
-
-def _random_hubert(encoder: SpeechEncoder) -> nn.Module:
-    """The same weights in the class of `transformers`, as far as it has the shape."""
-    from transformers import HubertConfig, HubertModel
-
-    values, _, state = huggingface_writing.write(encoder)
-    model = HubertModel(HubertConfig.from_dict(values))
-    model.load_state_dict(state, strict=False)
-    return model
 
 
 def _open_onnx(path: Path, device: str, threads: int) -> Opened:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distiller.common.files import write_json
+from distiller.common.provenance import command_line
 from distiller.distillation.run_folder import check_same_recipe, is_complete
 from distiller.recipes.command_line import with_absolute_paths
 from distiller.recipes.recipe import Recipe, resolve
@@ -83,11 +83,10 @@ def run_grid(
     ]
     say(f"{append(table, rows)} rows added to {table}")
     missing = {cell.name: failed.get(cell, "not finished") for cell in cells if cell not in finished}
-    command = shlex.join(["python", "distiller/grid.py", *sys.argv[1:]])
 
     from distiller.reports.grid_summary import summarise  # takes a second
 
-    for path in summarise(table, rows, paired, command, missing):
+    for path in summarise(table, rows, paired, command_line("grid"), missing):
         say(f"{path}")
     return not failed
 

@@ -65,14 +65,14 @@ def measure(targets: Sequence[str], setting: Setting) -> list[Row]:
         known = [receive(connection, target) for connection, target in zip(connections, targets, strict=True)]
         times = _in_turns(connections, targets, setting)
         rows: list[Row] = []
-        asked = {"seconds": setting.seconds, "threads": setting.threads, "rounds": setting.rounds}
+        settings = {"seconds": setting.seconds, "threads": setting.threads, "rounds": setting.rounds}
         for connection, target, columns, taken in zip(connections, targets, known, times, strict=True):
             connection.send(None)
             peak_mb = receive(connection, target)
             for size in setting.batches:
                 factor, first = (median(of[size]) / (size * setting.seconds) for of in (taken, times[0]))
                 speed = {"real_time_factor": round(factor, 6), "speed_up": round(first / factor, 3)}
-                rows.append(columns | {"batch": size} | speed | {"peak_mb": round(peak_mb, 1)} | asked)
+                rows.append(columns | {"batch": size} | speed | {"peak_mb": round(peak_mb, 1)} | settings)
     return rows
 
 

@@ -17,20 +17,20 @@ def process_of(work: Callable[..., None], *arguments: Any) -> Iterator[Connectio
     The process ends with the block. Ctrl-C, which a terminal sends to it too, is left to this process.
     """
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=work, args=(there, *arguments), daemon=True)
+    parent_end, child_end = context.Pipe()
+    process = context.Process(target=work, args=(child_end, *arguments), daemon=True)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits
     try:
         process.start()
     finally:
         signal.signal(signal.SIGINT, before)
-    there.close()
+    child_end.close()
     try:
-        yield here
+        yield parent_end
         process.join(5)
     finally:
         process.kill()
-        here.close()
+        parent_end.close()
 
 
 def receive(connection: Connection, target: str) -> Any:

@@ -5,9 +5,7 @@ machine hardly affect. With workers it is seconds of audio for each second of wa
 training.
 """
 
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +25,7 @@ from distiller.audio.dataset import validation_batches
 from distiller.audio.decoding import Decoder
 from distiller.common.files import disk_errors, expanded, read_csv, write_csv
 from distiller.common.progress import progress
-from distiller.common.provenance import commit, machine
+from distiller.common.provenance import command_line, commit, machine
 from distiller.corpora.config import SYNTHETIC, CorpusConfig
 from distiller.corpora.corpus import open_corpus
 from distiller.corpora.prepare import prepare
@@ -70,9 +68,8 @@ def benchmark(
                 rate = reading_rate(batches, time.perf_counter if workers else time.process_time)
                 if turn:  # the first starts the workers
                     rates[key].append(rate)
-    command = shlex.join(["python", "distiller/corpus.py", *sys.argv[1:]])
     finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    identity = {"command": command, "commit": commit(), "finished": finished, "machine": machine()}
+    identity = {"command": command_line("corpus"), "commit": commit(), "finished": finished, "machine": machine()}
     seconds = sum(cut.duration for cut in cuts)
     rows = []
     for (name, rate), measured in rates.items():

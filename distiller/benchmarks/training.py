@@ -148,7 +148,7 @@ def measure_step(method: str, setting: TrainSetting, teacher: EncoderConfig) -> 
 
 
 def step_of(module: Distillation, setting: TrainSetting) -> Callable[[], None]:
-    """What the training loop does with a batch: both forward passes, loss, backward pass, clipping, optimiser."""
+    """A step as the training loop takes it: both forward passes, loss, backward pass, clipping, optimiser."""
     samples = int(setting.seconds * SAMPLE_RATE)
     waveforms = 0.1 * torch.randn(setting.utterances, samples)
     lengths = torch.full((setting.utterances,), samples)
@@ -170,17 +170,17 @@ def step_of(module: Distillation, setting: TrainSetting) -> Callable[[], None]:
 
 
 def gflop(teacher: EncoderConfig, student: EncoderConfig, setting: TrainSetting) -> float:
-    """Of the encoders in a step, in 10^9: the teacher's forward pass, the student's, and twice as much backward."""
+    """10^9 operations of the encoders in a step: the teacher's forward pass, the student's, and twice that backward."""
     samples = int(setting.seconds * SAMPLE_RATE)
     macs = count_macs(teacher, samples) + 3 * count_macs(student, samples)
     return 2 * macs * setting.utterances / 1e9
 
 
 def matrix_rate() -> float:
-    """Of one large fp32 matrix product, in 10^9 floating-point operations a second."""
-    left, right = torch.ones(MATRIX, MATRIX), torch.ones(MATRIX, MATRIX)
+    """Rate of a large fp32 matrix product, in 10^9 floating-point operations per second."""
+    first, second = torch.ones(MATRIX, MATRIX), torch.ones(MATRIX, MATRIX)
     start = time.perf_counter()
-    torch.mm(left, right)
+    torch.mm(first, second)
     return 2 * MATRIX**3 / (time.perf_counter() - start) / 1e9
 
 

@@ -83,13 +83,13 @@ def calibrate(
     """
     calibration, shape = config.calibration, teacher.config
     wanted = calibration.frames if calibration.frames is not None else ENOUGH * shape.embed_dim
-    chosen, frames = [], 0
+    cuts, frames = [], 0
     for index in np.random.default_rng(seed).permutation(len(audio.cuts)):
         if frames >= wanted:
             break
-        chosen.append(audio.cuts[index])
+        cuts.append(audio.cuts[index])
         frames += -(-shape.frame_count(round(audio.cuts[index].duration * SAMPLE_RATE)) // calibration.stride)
-    batches = validation_batches(chosen, audio.batch_seconds, Decoder(shape.min_samples))
+    batches = validation_batches(cuts, audio.batch_seconds, Decoder(shape.min_samples))
     similarity = measure(config, teacher, batches, device)
     return replace(similarity, calibration={"corpus": audio.corpus, "seed": seed} | similarity.calibration)
 
@@ -131,16 +131,16 @@ def measure(
 
 
 def _check_frames(frames: int, width: int, calibration: CalibrationConfig) -> None:
-    given = f"the calibration set gives {frames} frames"
+    result = f"the calibration set gives {frames} frames"
     if not calibration.debiased and frames < ENOUGH * width:
         remedy = "give more audio, or use the debiased estimator"
         if frames <= width:
             raise UserError(
-                f"{given}, no more than the teacher has channels ({width}), so that all layers look alike; {remedy}"
+                f"{result}, no more than the teacher has channels ({width}), so that all layers look alike; {remedy}"
             )
         warnings.warn(
-            f"{given}, fewer than {ENOUGH} for each of the teacher's {width} channels, so CKA is too high; {remedy}",
+            f"{result}, fewer than {ENOUGH} for each of the teacher's {width} channels, so CKA is too high; {remedy}",
             stacklevel=3,
         )
     elif calibration.frames is not None and frames < calibration.frames:
-        warnings.warn(f"{given}, fewer than the {calibration.frames} requested: there is no more audio", stacklevel=3)
+        warnings.warn(f"{result}, fewer than the {calibration.frames} requested: there is no more audio", stacklevel=3)

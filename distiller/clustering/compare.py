@@ -49,22 +49,22 @@ def compare(
     def clustering(count: int) -> Clustering:
         return separation(similarity.cka, tree_clusters(tree, count))
 
-    chosen = [clustering(count) for count in counts or [automatic_count(similarity.cka, tree)]]
+    first, *others = (clustering(count) for count in counts or [automatic_count(similarity.cka, tree)])
     write_matrix(output / MATRIX, similarity, config.layer_zero)
-    write_clusters(output, similarity, tree, chosen[0], config, title)
-    for further in chosen[1:]:
-        write_clusters(output, similarity, tree, further, config, title, f"-{len(further.clusters)}")
-    shown = [clustering(count) for count in counts or range(2, len(similarity.layers))] or chosen
-    print_table(similarity, shown, chosen[0], config.layer_zero)
+    write_clusters(output, similarity, tree, first, config, title)
+    for other in others:
+        write_clusters(output, similarity, tree, other, config, title, f"-{len(other.clusters)}")
+    shown = [clustering(count) for count in counts or range(2, len(similarity.layers))] or [first]
+    print_table(similarity, shown, first, config.layer_zero)
     print(f"\n{similarity.calibration['frames']:,} frames of {similarity.calibration['seconds']:,.0f} s")
     print(", ".join(str(output / name) for name in (CLUSTERS, MATRIX, FIGURE)))
-    return similarity.layers_of(chosen[0])
+    return similarity.layers_of(first)
 
 
 def print_table(
-    similarity: Similarity, clusterings: Sequence[Clustering], chosen: Clustering, layer_zero: LayerZero
+    similarity: Similarity, clusterings: Sequence[Clustering], marked: Clustering, layer_zero: LayerZero
 ) -> None:
-    """Each clustering with its silhouette and its CKA within and between clusters; an asterisk at the chosen one."""
+    """Each clustering with its silhouette and its CKA within and between clusters; an asterisk at the marked one."""
     names = layer_names(similarity.layers, layer_zero)
     table = Table(title="Clusterings of the teacher's layers")
     for title in ("", "clusters", "silhouette", "CKA within", "CKA between", "layers"):
@@ -72,7 +72,7 @@ def print_table(
     for row in clusterings:
         numbers = ["" if math.isnan(value) else f"{value:.3f}" for value in (row.silhouette, row.within, row.between)]
         layers = " | ".join(" ".join(names[place] for place in cluster) for cluster in row.clusters)
-        table.add_row("*" if row.clusters == chosen.clusters else "", str(len(row.clusters)), *numbers, layers)
+        table.add_row("*" if row.clusters == marked.clusters else "", str(len(row.clusters)), *numbers, layers)
     Console(soft_wrap=False).print(table)
 
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,8 @@ if TYPE_CHECKING:
 
 TEN_SECONDS = 10 * SAMPLE_RATE  # in samples
 ORIGIN = "origin.json"  # in a student's folder: its teacher
-# What a teacher's own card says about its weights; a student's card repeats it.
-LICENCES = {
-    "bundled": "Apache-2.0 (this project's own weights, trained on synthetic speech)",
+LICENCES = {  # of a teacher's weights, from its own card; embedded: the older name of the bundled teacher
+    ("bundled", "embedded"): "Apache-2.0 (this project's own weights, trained on synthetic speech)",
     "facebook/hubert": "Apache-2.0",
     "facebook/wav2vec2": "Apache-2.0",
     "microsoft/wavlm": "see the licence that microsoft/wavlm's own card names",
@@ -31,6 +31,11 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def command_line(name: str) -> str:
+    """This process's command line, for a shell: that of distiller/NAME.py."""
+    return shlex.join(["python", f"distiller/{name}.py", *sys.argv[1:]])
 
 
 def machine() -> str:

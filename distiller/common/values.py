@@ -16,9 +16,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any], ignore: Collection[str] = ()) -> str | None:
     """The first dotted key whose values differ, and both values: `trainer.steps (10 against 20)`; None if none does."""
-    left, right = flatten(a), flatten(b)
-    for key in left | right:
-        values = [repr(side[key]) if key in side else "not set" for side in (left, right)]
+    sides = flatten(a), flatten(b)
+    for key in sides[0] | sides[1]:
+        values = [repr(side[key]) if key in side else "not set" for side in sides]
         if key not in ignore and values[0] != values[1]:
             return f"{key} ({' against '.join(values)})"
     return None

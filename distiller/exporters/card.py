@@ -1,4 +1,4 @@
-"""The model card of an exported folder: how to open it, what it is, and what its own card and scores say."""
+"""The model card of an exported folder: how to open it, what it is, where it comes from, its scores."""
 
 import json
 import re

@@ -1,7 +1,7 @@
-"""The encoder as a model of `transformers`: what an exported folder carries for structures that its classes lack.
+"""The encoder as a model of `transformers`, for exports of structures that its classes do not have.
 
-It is copied beside config.py, encoder.py and what these import, and is not imported here. Open the folder with
-`AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`.
+An exported folder contains it, with copies of config.py, encoder.py and their imports; it is not imported here. Open
+the folder with `AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`.
 """
 
 from dataclasses import replace
@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
-# beside this file in an exported folder; `transformers` copies what is named here
+# beside this file in an exported folder; `transformers` copies the files that are named here
 from .attention import SelfAttention  # type: ignore[import-not-found]  # noqa: F401
 from .config import EncoderConfig  # type: ignore[import-not-found]
 from .encoder import PositionalConvolution, SpeechEncoder  # type: ignore[import-not-found]
@@ -20,7 +20,7 @@ from .extractor import FeatureExtractor  # type: ignore[import-not-found]  # noq
 
 
 class SpeechEncoderConfig(PretrainedConfig):
-    """`encoder_config`: the encoder's own configuration; the rest is for fine-tuning with CTC."""
+    """`encoder_config`: the encoder's configuration; the rest is for fine-tuning with CTC."""
 
     model_type = "distilled_speech_encoder"
 
@@ -73,7 +73,7 @@ class SpeechEncoderModel(SpeechEncoderPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         encoder_config = EncoderConfig.from_dict(config.encoder_config)
-        # the feature extractor normalises, as everywhere in `transformers`, unless it cannot do it this encoder's way
+        # the feature extractor normalises, as usual in `transformers`, unless it has another epsilon
         encoder_config = replace(encoder_config, normalize_waveform=encoder_config.normalizes_with_other_eps)
         self.encoder = SpeechEncoder(encoder_config)
         self.encoder.positional = RenamedPositionalConvolution(encoder_config)

@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from distiller.common.files import writing
-from distiller.common.provenance import parameter_count
+from distiller.common.provenance import TEN_SECONDS, parameter_count
 from distiller.exporters.checks import LENGTHS, checked, farthest, wavs
-from upstream.config import SAMPLE_RATE
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError, require
 
 OPSET = 18
 QUANTIZED = ["MatMul", "Gemm"]  # linear layers; 8-bit convolutions are slower than 32-bit ones in onnxruntime
 LONGEST = 2**24  # samples that the graph declares as its limit, 17 minutes
+
+Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (waveforms, lengths) -> (states, frame lengths)
 
 
 class StatesGraph(nn.Module):
@@ -80,13 +81,15 @@ def graph_of(student: SpeechEncoder, states: str, weights: Sequence[float] | Non
 
 
 def export_program(graph: StatesGraph) -> torch.export.ExportedProgram:
-    """The graph as `torch.export` has it, batch and time of any size."""
-    shapes = _dynamic_shapes(graph)
+    """The graph as a program for batches and times of any size."""
+    config = graph.encoder.config  # a single frame is a special case for tracing, so it gets two or more
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    sample = torch.export.Dim("sample", min=config.min_samples + config.samples_per_frame, max=LONGEST)
     with _quietly(), torch.no_grad():
         return torch.export.export(
             graph,
             _example(),
-            dynamic_shapes=shapes,
+            dynamic_shapes={"waveforms": {0: batch, 1: sample}, "lengths": {0: batch}},
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,  # guards on frame counts are true, but it cannot prove it
         )
@@ -126,8 +129,8 @@ class Deviation:
     cosine: float  # lowest mean over a wav's frames
 
 
-def compare(graph: StatesGraph, run: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Deviation:
-    """Deviation of `run`, (waveforms, lengths) -> (states, frame lengths), from the encoder, in a batch and alone.
+def compare(graph: StatesGraph, run: Run) -> Deviation:
+    """Deviation of `run` from the encoder, of wavs in a batch and alone.
 
     Raises:
         UserError: frame lengths differ from the encoder's.
@@ -209,8 +212,8 @@ def _open(path: Path, threads: int) -> Any:
         raise UserError(f"{path} cannot be opened by onnxruntime: {str(error).splitlines()[0]:.120}") from None
 
 
-def session(path: Path, threads: int = 0) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """onnxruntime over a file, on the CPU: (waveforms, lengths) -> (states, frame lengths); 0 threads: all cores.
+def session(path: Path, threads: int = 0) -> Run:
+    """onnxruntime over a file, on the CPU; 0 threads: all cores.
 
     Raises:
         UserError: onnxruntime cannot open the file, or it is not an export of this project.
@@ -236,20 +239,16 @@ def metadata(path: Path) -> dict[str, str]:
     return _open(path, threads=1).get_modelmeta().custom_metadata_map
 
 
-def seconds_each(
-    runs: Sequence[Callable[[Tensor, Tensor], Any]], seconds: float = 10.0, rounds: int = 7
-) -> list[float]:
-    """Median time of each for one wav, in turns so that all meet the same machine."""
-    waveforms = 0.1 * torch.randn(1, int(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(0))
-    lengths = torch.tensor([waveforms.shape[1]])
+def seconds_each(runs: Sequence[Run], rounds: int = 7) -> list[float]:
+    """Median time of each for 10 s of audio, in turns so that all meet the same machine."""
+    waveforms = 0.1 * torch.randn(1, TEN_SECONDS, generator=torch.Generator().manual_seed(0))
     taken: list[list[float]] = [[] for _ in runs]
-    for turn in range(rounds + 1):
+    for _ in range(rounds + 1):
         for run, times in zip(runs, taken, strict=True):
             start = time.perf_counter()
-            run(waveforms, lengths)
-            if turn:  # the first is warm-up
-                times.append(time.perf_counter() - start)
-    return [median(times) for times in taken]
+            run(waveforms, torch.tensor([TEN_SECONDS]))
+            times.append(time.perf_counter() - start)
+    return [median(times[1:]) for times in taken]  # the first is warm-up
 
 
 def check_packages(*packages: str) -> None:
@@ -262,13 +261,6 @@ def check_packages(*packages: str) -> None:
 
 def _example() -> tuple[Tensor, Tensor]:
     return torch.randn(2, 16_000), torch.tensor([16_000, 11_231])
-
-
-def _dynamic_shapes(graph: StatesGraph) -> dict[str, Any]:
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    config = graph.encoder.config  # a single frame is a special case for tracing, so it gets two or more
-    sample = torch.export.Dim("sample", min=config.min_samples + config.samples_per_frame, max=LONGEST)
-    return {"waveforms": {0: batch, 1: sample}, "lengths": {0: batch}}
 
 
 @contextmanager

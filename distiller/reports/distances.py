@@ -19,6 +19,7 @@ from upstream.encoder import EncoderOutput, SpeechEncoder
 ENOUGH = 20  # frames per channel, as for clusters of layers
 
 
+@torch.no_grad()
 def write_distances(
     path: Path, teacher: SpeechEncoder, student: SpeechEncoder, batches: Sequence[Callable[[], Batch]]
 ) -> None:
@@ -26,16 +27,9 @@ def write_distances(
 
     l2: root of sum |T - S|^2 / sum |T|^2 over frames; cosine: 1 - cosine similarity, mean over frames; both only if the
     widths agree. cka: 1 - linear CKA over all frames. States are compared without the objective's projections; the
-    student's layers are matched to evenly spaced ones of the teacher.
+    student's layers are matched to evenly spaced ones of the teacher. Enough of the batches for CKA are used; both
+    encoders are in eval mode.
     """
-    write_csv(path, layer_distances(teacher, student, batches))
-
-
-@torch.no_grad()
-def layer_distances(
-    teacher: SpeechEncoder, student: SpeechEncoder, batches: Sequence[Callable[[], Batch]]
-) -> list[dict[str, float]]:
-    """The rows of `write_distances`, over enough of the batches for CKA; both encoders in eval mode on one device."""
     depth = student.config.num_layers
     if teacher.config.num_layers < depth:
         layers = [(layer, layer) for layer in range(teacher.config.num_layers + 1)]
@@ -67,7 +61,7 @@ def layer_distances(
         if same_width:
             row |= {"l2": math.sqrt(difference / norm), "cosine": 1 - cosine / moments.frames}
         rows.append(row | {"cka": _cka_distance(moments, pair)})
-    return rows
+    write_csv(path, rows)
 
 
 def _state(output: EncoderOutput, layer: int) -> Tensor:

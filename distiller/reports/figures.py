@@ -1,6 +1,7 @@
 """Figures of a run, drawn from the tables beside them."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,7 @@ def phone_accuracy(output: Path, probe: dict[str, dict[str, Any]]) -> None:
 def smooth(values: list[float], share: float = 0.02) -> list[float]:
     """Running mean over the last `share` of all values."""
     window = max(1, round(share * len(values)))
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
+    sums = [0.0, *accumulate(values)]
     return [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(window, i + 1) for i in range(len(values))]
 
 

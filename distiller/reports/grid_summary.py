@@ -1,4 +1,4 @@
-"""What a grid of pruned runs says: a summary in Markdown and a figure, beside its table."""
+"""The results of a grid of pruned runs: a summary in Markdown and a figure, beside its table."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from scipy import stats
 from distiller.common.files import write_text
 from distiller.common.plotting import save_figure
 
-Row = dict[str, Any]  # of distiller.results.row, with cell, method and speeds
+Row = dict[str, Any]  # as `results.row`, with cell, method and speeds
 
 CONFIDENCE = 0.95
 MEASURES = {  # column -> (title, decimals)
@@ -65,18 +65,17 @@ def paired_differences(rows: Sequence[Row], target: float, column: str) -> list[
 
 
 def summarise(table: Path, rows: Sequence[Row], paired: float, command: str, missing: dict[str, str]) -> list[Path]:
-    """Write the summary and, where the runs were probed, the figure; returns their paths.
+    """Write the summary and, if the runs were probed, the figure; returns their paths.
 
     Args:
-        rows: of the runs that are finished.
+        rows: of the finished runs.
         paired: the target at which several seeds are compared.
         command: that made the grid.
         missing: runs that are not finished, and why.
     """
     summary, figure = table.with_suffix(".md"), table.with_suffix(".png")
     probed = all("student_phone" in row for row in rows)
-    parts = [_heading(table, rows, command, missing), _runs(rows)]
-    parts += [_means(rows, paired), _pairs(rows, paired)]
+    parts = [_heading(table, rows, command, missing), _runs(rows), _means(rows, paired), _pairs(rows, paired)]
     parts += [f"![phones by sparsity]({figure.name})\n"] if probed else []
     write_text(summary, "\n".join(part for part in parts if part))
     if not probed:
@@ -86,18 +85,16 @@ def summarise(table: Path, rows: Sequence[Row], paired: float, command: str, mis
 
 
 def _heading(table: Path, rows: Sequence[Row], command: str, missing: dict[str, str]) -> str:
-    commits, machines, steps = (
-        list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("commit", "machine", "steps")
-    )
+    commits, machines, steps = (", ".join(_values(rows, key)) for key in ("commit", "machine", "steps"))
     unmet = [row["cell"] for row in rows if not row["met"]]
     lines = [
         f"# {table.stem}: objectives while pruning",
         "",
         f"Made by `{command}`; every number is in [{table.name}]({table.name}).",
-        f"Commit {', '.join(commits)}; {', '.join(machines)}; {', '.join(steps)} steps after the cut.",
+        f"Commit {commits}; {machines}; {steps} steps after pruning.",
         "",
-        "A small teacher and synthetic speech: no order of the methods is claimed for the papers' scale. The held-out",
-        "loss is each objective's own and can be compared only within a method.",
+        "A small teacher and synthetic speech: this does not rank the methods at the papers' scale. The held-out",
+        "loss is that of each objective and can be compared only within a method.",
         "",
         f"Off their target by more than 1 %: {', '.join(unmet)}." if unmet else "All runs met their target within 1 %.",
     ]
@@ -106,9 +103,15 @@ def _heading(table: Path, rows: Sequence[Row], command: str, missing: dict[str, 
     return "\n".join(lines) + "\n"
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _values(rows: Sequence[Row], key: str = "method") -> list[str]:
+    """The values of a column, each once."""
+    return list(dict.fromkeys(str(row[key]) for row in rows))
+
+
+def _table(heading: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A section with a table; nothing without rows."""
     lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return f"## {heading}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) if rows else ""
 
 
 def _runs(rows: Sequence[Row]) -> str:
@@ -118,10 +121,11 @@ def _runs(rows: Sequence[Row]) -> str:
         + ["" if row.get(column) is None else SHOWN[column][1].format(row[column]) for column in shown]
         for row in sorted(rows, key=lambda row: (row["target"], row["seed"]))
     ]
-    return "## Runs\n\n" + _table(["method", "target", "seed", *(SHOWN[column][0] for column in shown)], lines)
+    return _table("Runs", ["method", "target", "seed", *(SHOWN[column][0] for column in shown)], lines)
 
 
-def _signed(values: Sequence[float], decimals: int, sign: str = "") -> list[str]:
+def _interval(values: Sequence[float], decimals: int, sign: str = "") -> list[str]:
+    """Cells of the mean, its interval and the number of values."""
     mean, half = interval(values)
     around = "" if math.isnan(half) else f"{mean - half:{sign}.{decimals}f} to {mean + half:{sign}.{decimals}f}"
     return [f"{mean:{sign}.{decimals}f}", around, str(len(values))]
@@ -129,47 +133,40 @@ def _signed(values: Sequence[float], decimals: int, sign: str = "") -> list[str]
 
 def _means(rows: Sequence[Row], paired: float) -> str:
     lines = []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if (row["method"], row["target"]) == (method, paired)]
+    for method in _values(rows):
         for column, (title, decimals) in MEASURES.items():
-            if values := [row[column] for row in own if row.get(column) is not None]:
-                lines.append([method, title, *_signed(values, decimals)])
-    return (
-        f"## Means at {paired:g}\n\n" + _table(["method", "", "mean", "95 % t-interval", "seeds"], lines)
-        if lines
-        else ""
-    )
+            selected = [row.get(column) for row in rows if (row["method"], row["target"]) == (method, paired)]
+            if values := [value for value in selected if value is not None]:
+                lines.append([method, title, *_interval(values, decimals)])
+    return _table(f"Means at {paired:g}", ["method", "", "mean", "95 % t-interval", "seeds"], lines)
 
 
 def _pairs(rows: Sequence[Row], paired: float) -> str:
     lines = [
-        [first, second, title, *_signed(differences, decimals, "+")]
+        [first, second, title, *_interval(differences, decimals, "+")]
         for column, (title, decimals) in MEASURES.items()
         for first, second, differences in paired_differences(rows, paired, column)
     ]
     titles = ["first", "second", "", "first - second", "95 % t-interval", "seeds"]
-    return f"## Paired differences at {paired:g}\n\n" + _table(titles, lines) if lines else ""
+    return _table(f"Paired differences at {paired:g}", titles, lines)
 
 
 def accuracy_by_sparsity(path: Path, rows: Sequence[Row], paired: float) -> None:
-    """Phone accuracy against the sparsity that was reached: the first seed as a line, all seeds at `paired`."""
+    """Phone accuracy by sparsity: the first seed as a line, all seeds at `paired` as an interval."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     first_seed = rows[0]["seed"]
-    for index, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
-        own = [row for row in rows if row["method"] == method]
-        line = sorted((row["sparsity"], row["student_phone"]) for row in own if row["seed"] == first_seed)
+    for index, method in enumerate(_values(rows)):
+        runs = [row for row in rows if row["method"] == method]
+        line = sorted((row["sparsity"], row["student_phone"]) for row in runs if row["seed"] == first_seed)
         axes.plot(*zip(*line, strict=True), "o-", color=f"C{index}", markersize=4, label=f"{method}, seed {first_seed}")
-        repeated = [row for row in own if row["target"] == paired]
+        repeated = [row for row in runs if row["target"] == paired]
         if len(repeated) > 1:
             mean, half = interval([row["student_phone"] for row in repeated])
             place = fmean(row["sparsity"] for row in repeated) + 0.008 * (index - 1)
             label = f"{method}, {len(repeated)} seeds, 95 %"
             axes.errorbar(place, mean, half, fmt="s", color=f"C{index}", capsize=4, markersize=5, label=label)
-    for column, title, style in (
-        ("teacher_phone", "teacher", "-"),
-        ("stacked_filterbank_phone", "log-mel, stacked", "--"),
-    ):
-        axes.axhline(rows[0][column], color="#5f5f5f", linestyle=style, linewidth=1.2, label=title)
+    for name, title, style in (("teacher", "teacher", "-"), ("stacked_filterbank", "log-mel, stacked", "--")):
+        axes.axhline(rows[0][f"{name}_phone"], color="#5f5f5f", linestyle=style, linewidth=1.2, label=title)
     axes.set(xlabel="share of the teacher's parameters pruned", ylabel="phone accuracy per frame (%)")
     axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
     axes.grid(alpha=0.25)

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distiller.common.files import read_columns, write_json
-from distiller.common.provenance import TEN_SECONDS, commit, machine, parameter_count, peak_memory_mb
+from distiller.common.provenance import TEN_SECONDS, command_line, commit, machine, parameter_count, peak_memory_mb
 from distiller.recipes.recipe import Recipe, to_dict
 from distiller.reports.figures import FIGURES, TERM
 from distiller.reports.probe import CONTEXT, Probe, encoder_layers, filterbank, retention
@@ -67,7 +66,7 @@ def summary(
         losses |= {"held_out": _last(held_out), "held_out_best": min(held_out["loss"])}
     result = {
         "recipe": to_dict(recipe),
-        "command": shlex.join(["python", "distiller/run.py", *sys.argv[1:]]),
+        "command": command_line("run"),
         "commit": commit(),
         "machine": machine(),
         "finished": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),

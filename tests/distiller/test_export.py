@@ -18,7 +18,7 @@ def refused(capsys, *argv: str) -> str:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["absent", "--to", "onnx", "--output", "o"], "absent: no such file or folder"),
+        (["absent", "--to", "onnx", "--output", "o"], "absent does not exist"),
         (["s", "--to", "keras", "--output", "o"], "invalid choice: 'keras'"),
         (["s", "--output", "o"], "the following arguments are required: --to"),
         (["s", "--to", "transformers", "--output", "o", "--quantize", "int8"], "--quantize int8 goes with --to onnx"),
