@@ -53,7 +53,10 @@ class LibriPhoneDataset(BucketDataset):
         transcripts: dict[str, str] = {}
         for folder in sorted({wav.parent for wav in wavs}):
             transcripts.update(read_transcripts(folder))
-        words = [(wav, transcript_of(wav, transcripts).split()) for wav in wavs]
+        silent = [wav for wav in wavs if wav.stem not in transcripts]
+        if silent:
+            raise UserError(f"{silent[0]} has no line in a .trans.txt beside it")
+        words = [(wav, transcripts[wav.stem].split()) for wav in wavs]
         missing = sorted({word for _, line in words for word in line} - set(pronunciations))
         if missing:
             files, folders = ", ".join(map(str, corpus["lexicon"])), ", ".join(split)
@@ -106,17 +109,6 @@ def read_lexicon(paths: Sequence[str], phonemes: set[str] | None) -> dict[str, s
 def read_transcripts(folder: Path) -> dict[str, str]:
     """Utterance -> words, from the `*.trans.txt` of a LibriSpeech chapter."""
     return {key: text for path in sorted(folder.glob("*.trans.txt")) for key, text in _keyed_lines(path)}
-
-
-def transcript_of(wav: Path, transcripts: dict[str, str]) -> str:
-    """The words of a wav.
-
-    Raises:
-        UserError: it has none.
-    """
-    if wav.stem not in transcripts:
-        raise UserError(f"{wav} has no line in a .trans.txt beside it")
-    return transcripts[wav.stem]
 
 
 def find_audio(folder: Path, suffix: str) -> list[Path]:

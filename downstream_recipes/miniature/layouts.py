@@ -267,9 +267,11 @@ def _scp(folder: Path, home: Path, name: str, signals: dict[str, np.ndarray]) ->
             file.write(f"{name} {home / signal / 'wav' / name}.wav\n")
 
 
-Layout = Callable[[Studio, Path, Path], None]
-_LAYOUTS: tuple[Layout, ...] = (
-    *(librispeech, lexicon, speech_commands, speech_commands_test, quesst14, voxceleb1, libri2mix_diarization),
-    *(fluent_commands, snips, iemocap, voicebank, libri2mix_separation),
-)
-LAYOUTS: Mapping[str, Layout] = {layout.__name__: layout for layout in _LAYOUTS}  # by key of the corpora file
+# by key of the corpora file
+LAYOUTS: Mapping[str, Callable[[Studio, Path, Path], None]] = {
+    layout.__name__: layout
+    for layout in (
+        *(librispeech, lexicon, speech_commands, speech_commands_test, quesst14, voxceleb1, libri2mix_diarization),
+        *(fluent_commands, snips, iemocap, voicebank, libri2mix_separation),
+    )
+}

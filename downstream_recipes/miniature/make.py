@@ -28,7 +28,9 @@ PATHS = {
 
 
 def corpora_file(name: str | None) -> Path:
-    """The file that a command's --corpora names: `name`, else $SUPERB_CORPORA; `mini` is that of `cached_miniature`.
+    """The file that a command's --corpora names: `name`, else $SUPERB_CORPORA.
+
+    `mini` stands for the miniature corpora in the user's cache, which are synthesised on first use.
 
     Raises:
         UserError: neither names one, or as `make_miniature`.
@@ -37,12 +39,7 @@ def corpora_file(name: str | None) -> Path:
     if not name:
         template = FOLDER / CORPORA_FILE
         raise UserError(f"which corpora? give --corpora FILE or set ${ENVIRONMENT}; {template} is a template")
-    return cached_miniature() if name == "mini" else expanded(name)
-
-
-def cached_miniature() -> Path:
-    """The corpora file of the miniature corpora in the user's cache, synthesised on first use."""
-    return make_miniature(cache_folder("superb") / f"miniature-{VERSION}")
+    return make_miniature(cache_folder("superb") / f"miniature-{VERSION}") if name == "mini" else expanded(name)
 
 
 def make_miniature(directory: Path, scale: float = 1.0) -> Path:

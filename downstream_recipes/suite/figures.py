@@ -26,10 +26,11 @@ def score_against_parameters(rows: Sequence[Row], path: Path) -> Path | None:
     for (row, params, overall), height in zip(
         points, _label_heights([overall for _, _, overall in points]), strict=True
     ):
-        axes.plot(params, overall, "o" if row.published else "*", ms=6 if row.published else 13, c=_colour(row))
+        marker, size, colour = ("o", 6, "#6b7683") if row.published else ("*", 13, "C3")
+        axes.plot(params, overall, marker, ms=size, c=colour)
         line = {"arrowstyle": "-", "color": "#c3c9cf", "lw": 0.6, "relpos": (0, 0.5)}
         at = {"xytext": (1.03, height), "textcoords": "axes fraction", "va": "center"}
-        axes.annotate(row.name, (params, overall), **at, fontsize=8, color=_colour(row), arrowprops=line)
+        axes.annotate(row.name, (params, overall), **at, fontsize=8, color=colour, arrowprops=line)
     axes.set(xscale="log", xlabel="parameters (M)", ylabel="overall score")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(ScalarFormatter())
@@ -87,7 +88,3 @@ def layers_by_task(weights: Mapping[str, list[float]], path: Path) -> Path | Non
     axes.set(xlabel="state")
     figure.colorbar(image, label="weight")
     return save_figure(figure, path)
-
-
-def _colour(row: Row) -> str:
-    return "#6b7683" if row.published else "C3"

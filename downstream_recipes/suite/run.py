@@ -70,8 +70,6 @@ def run_here(suite: Suite, tasks: Sequence[Task]) -> list[str]:
             failures.append(f"{task.code}: {error}")
             say(f"[{number}/{len(tasks)}] {failures[-1]}")
             continue
-        values = ", ".join(
-            f"{score.metric} {score.value:.4g}{score.unit if score.unit == '%' else ''}" for score in result.scores
-        )
+        values = ", ".join(f"{score.metric} {score.value:.4g}{'%' * (score.unit == '%')}" for score in result.scores)
         say(f"{label}: {values} ({time.monotonic() - start:.0f} s)")
     return failures

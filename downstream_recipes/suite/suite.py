@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from distiller.common.files import write_json
+from distiller.common.files import remove, write_json
 from distiller.common.provenance import parameter_count
 from downstream_recipes.suite.features import FeatureCache, reused
 from downstream_recipes.tasks.command_checks import check_upstream
@@ -230,8 +229,8 @@ def kept_result(output: Path, task: Task) -> Result | None:
 
 def forget(suite: Suite, task: Task) -> None:
     """Remove all files of a task."""
-    shutil.rmtree(suite.output / task.code, ignore_errors=True)
-    (suite.output / f"{task.code}.json").unlink(missing_ok=True)
+    for path in (suite.output / task.code, suite.output / f"{task.code}.json"):
+        remove(path)
 
 
 def _state(output: Path, task: Task) -> dict[str, Any]:
