@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -27,21 +27,16 @@ from downstream_recipes.adaptation.import_hooks import after_import
 from upstream import hubconf
 from upstream.errors import UserError
 
-_installed = False
 
-
+@cache
 def install() -> None:
     """Adapt this process, once, whether s3prl has been imported already or not.
 
     Raises:
         UserError: s3prl is not installed.
     """
-    global _installed
-    if _installed:
-        return
     if importlib.util.find_spec("s3prl") is None:
         raise UserError("s3prl is not installed: uv sync --group superb")
-    _installed = True
     patch_audio_backend()
     patch_audio_files()
     patch_sox_effects()

@@ -1,10 +1,9 @@
 """Run a function on a module right after its first import: a package is adapted without importing all of it."""
 
-import importlib.machinery
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 Action = Callable[[ModuleType], None]
@@ -18,7 +17,7 @@ class AfterImport(MetaPathFinder):
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    ) -> ModuleSpec | None:
         if fullname not in self.actions:
             return None
         others = sys.meta_path[sys.meta_path.index(self) + 1 :]  # another AfterImport may have the same module

@@ -36,16 +36,13 @@ def write_report(suite: Suite, beside: Sequence[Path] = ()) -> str:
     row = tables.measured_row(name, parameters, scores, suite.miniature)
     rows = [*read_rows(beside, suite.miniature), row, *([] if suite.miniature else tables.published_rows())]
     write_json(suite.output / "model.json", {"name": name, "params_m": parameters, "miniature": suite.miniature})
-    notes = [*(result.note for result in done.values()), MINIATURE_NOTE if suite.miniature else DEPARTURES]
-    notes = [note for note in notes if note]
+    notes = [result.note for result in done.values() if result.note]
+    notes.append(MINIATURE_NOTE if suite.miniature else DEPARTURES)
     text, drawn = tables.markdown(rows, notes), _draw(suite.output, rows, done)
     write_csv(suite.output / "scores.csv", tables.score_lines(suite.upstream, scores, row), tables.SCORE_COLUMNS)
-    for file, content in {
-        "table.md": text,
-        "table.tex": tables.latex(rows, notes),
-        "table.html": tables.web_page(rows, notes, f"SUPERB: {name}", drawn),
-    }.items():
-        write_text(suite.output / file, content)
+    write_text(suite.output / "table.md", text)
+    write_text(suite.output / "table.tex", tables.latex(rows, notes))
+    write_text(suite.output / "table.html", tables.web_page(rows, notes, f"SUPERB: {name}", drawn))
     return f"{text}\n{suite.output}: scores.csv, table.md, table.tex, table.html, {len(drawn)} figures"
 
 
@@ -78,12 +75,11 @@ def read_rows(outputs: Sequence[Path], miniature: bool) -> list[Row]:
 def _draw(output: Path, rows: Sequence[Row], done: dict[Task, Result]) -> dict[str, Path]:
     """Caption -> figure, for the figures that there is data for."""
     checkpoints = {task.title: output / result.checkpoint for task, result in done.items() if result.checkpoint}
-    weights = {title: figures.layer_weights(checkpoint) for title, checkpoint in checkpoints.items()}
+    weights = {title: values for title, path in checkpoints.items() if (values := figures.layer_weights(path))}
+    layers = figures.layers_by_task(weights, output / "layers.png")
     drawn = {
         "Overall score against parameters": figures.score_against_parameters(rows, output / "parameters.png"),
         "Tasks as points of 100": figures.tasks_as_bars(rows, output / "tasks.png"),
-        "Weights that each task learned for the upstream's states": figures.layers_by_task(
-            {title: values for title, values in weights.items() if values}, output / "layers.png"
-        ),
+        "Weights that each task learned for the upstream's states": layers,
     }
     return {caption: path for caption, path in drawn.items() if path is not None}

@@ -12,7 +12,6 @@ from pandas import DataFrame
 from downstream_recipes.scores.metrics import COLUMNS, Column, Row, generalizability_score, overall_score, references
 from downstream_recipes.suite.suite import Score
 
-MISSING = "-"
 SCORE_COLUMNS = ("upstream", "task", "metric", "value", "unit", "split", "seconds", "command")  # of scores.csv
 
 
@@ -46,7 +45,7 @@ def frame(rows: Sequence[Row]) -> DataFrame:
     """
 
     def cell(value: float | None, digits: int) -> str:
-        return MISSING if value is None else f"{value:.{digits}f}"
+        return "-" if value is None else f"{value:.{digits}f}"
 
     table = {"Upstream": [row.name for row in rows], "Params (M)": [cell(row.params_m, 2) for row in rows]}
     for column in used_columns(rows):

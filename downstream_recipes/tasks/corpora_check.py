@@ -22,11 +22,8 @@ def check_corpora(corpora: Mapping[str, Any]) -> tuple[str, bool]:
     wrong = {name: missing(name, corpora) for name in names}
     if not wrong["librispeech"] and not wrong["lexicon"]:
         wrong["lexicon"] = missing_words(corpora)
-    amount = {
-        name: f"{name} {hours(name, corpora):.2f} h"
-        for name in names
-        if not wrong[name] and Path(str(corpora[name])).is_dir()
-    }
+    folders = [name for name in names if not wrong[name] and Path(str(corpora[name])).is_dir()]
+    amount = {name: f"{name} {hours(name, corpora):.2f} h" for name in folders}
     lines, complete = [], True
     for task in TASKS.values():
         needs = corpora_of(task.recipe)

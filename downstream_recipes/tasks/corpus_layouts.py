@@ -7,6 +7,7 @@ from pathlib import Path
 from downstream_recipes.tasks.preparation import ASR_SPLITS
 
 PARTS = ("train", "dev", "test")
+TENSORFLOW = "download.tensorflow.org/data"
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,11 @@ CORPORA: Mapping[str, Layout] = {
     ),
     "lexicon": Layout((), "s3prl/downstream/ctc/lexicon in s3prl's repository", several=True),
     "speech_commands": Layout(
-        ("yes/*.wav", "_background_noise_/*.wav"),
-        "download.tensorflow.org/data/speech_commands_v0.01.tar.gz",
-        "*/*.wav",
+        ("yes/*.wav", "_background_noise_/*.wav"), f"{TENSORFLOW}/speech_commands_v0.01.tar.gz", "*/*.wav"
     ),
     "speech_commands_test": Layout(
         ("yes/*.wav", "_unknown_/*.wav", "_silence_/*.wav"),
-        "download.tensorflow.org/data/speech_commands_test_set_v0.01.tar.gz",
+        f"{TENSORFLOW}/speech_commands_test_set_v0.01.tar.gz",
         "*/*.wav",
     ),
     "quesst14": Layout(

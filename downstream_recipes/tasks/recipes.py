@@ -29,18 +29,17 @@ PREPARED: Mapping[str, tuple[str, Callable[[Path], Path]]] = {
     "asr_lengths": ("librispeech", preparation.asr_lengths),
     "emotion_folds": ("iemocap", preparation.emotion_folds),
 }
-SETTINGS = ("workers", "miniature")  # keys of a corpora file that are not paths
 
 
 def read_corpora(file: Path) -> dict[str, Any]:
-    """A corpora file: key -> absolute path or list of paths (relative ones are relative to the file); SETTINGS as is.
+    """A corpora file: key -> absolute path or list of paths (relative ones are relative to the file); settings as is.
 
     Raises:
         UserError: the file cannot be read, has an unknown key, or a value that is not allowed.
     """
     values = OmegaConf.to_container(read_yaml(file))
     assert isinstance(values, dict)
-    known = [*CORPORA, *PREPARED, *SETTINGS]
+    known = [*CORPORA, *PREPARED, "workers", "miniature"]
     for key, value in values.items():
         name = f"{file}: {key}"
         if key not in known:
