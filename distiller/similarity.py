@@ -84,8 +84,9 @@ def _compare(options: argparse.Namespace) -> None:
     config = typed(ClustersConfig, words["objective"], "objective")
     device = usable_device(options.device)
     teacher = load_teacher(options.teacher)
-    cuts = open_audio(options.corpus, BATCH_SECONDS, Decoder(teacher.config.min_samples))
-    audio = CalibrationAudio(options.corpus, cuts, BATCH_SECONDS)
+    corpus = config.calibration.corpus or options.corpus
+    cuts = open_audio(corpus, BATCH_SECONDS, Decoder(teacher.config.min_samples))
+    audio = CalibrationAudio(corpus, cuts, BATCH_SECONDS)
     settings = (options.clusters, options.seed, device, options.output, options.teacher)
     clusters = compare(config, teacher, audio, *settings)
     print(f"\nNext\n  {skill_command(options, clusters)}")

@@ -141,8 +141,9 @@ def distil_jointly(run: Run, pruning: PruningConfig) -> PrunedStudent:
     first = train(run, module, recipe, run.output / JOINT, keep_best=lambda trained: None)
     pruned = prune(module)
     if first:
-        written = replace(pruned, metadata=pruned.metadata | {"seconds": module.progress.seconds()})
-        save(pruned.encoder, run.output / PRUNED, written_files(written))
+        metadata = json.dumps(pruned.metadata | {"seconds": module.progress.seconds()}, indent=1) + "\n"
+        files: dict[str, bytes | str] = {PROJECTIONS: to_safetensors(pruned.projections), METADATA: metadata}
+        save(pruned.encoder, run.output / PRUNED, files)
         print(pruning_summary(pruned.metadata))
     return pruned
 
@@ -165,11 +166,6 @@ def prune(module: JointDistillation) -> PrunedStudent:
         "seconds": module.progress.elapsed,
     }
     return PrunedStudent(encoder, projections, metadata)
-
-
-def written_files(pruned: PrunedStudent) -> dict[str, bytes | str]:
-    """The files beside the encoder in OUTPUT/pruned."""
-    return {PROJECTIONS: to_safetensors(pruned.projections), METADATA: json.dumps(pruned.metadata, indent=1) + "\n"}
 
 
 def read_pruned(folder: Path) -> PrunedStudent:

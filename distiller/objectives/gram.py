@@ -44,9 +44,9 @@ def full_precision(device_type: str) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def temporal_gram(left: Tensor, right: Tensor) -> Tensor:
+def temporal_gram(queries: Tensor, keys: Tensor) -> Tensor:
     """(..., query, channel) and (..., key, channel) -> (..., query, key): G when both are F^l, Gi with F^{l-1}, F^l."""
-    return left @ right.mT
+    return queries @ keys.mT
 
 
 def gram_features(states: Sequence[Tensor], frame_mask: Tensor, scaling: str) -> Tensor:
@@ -71,7 +71,7 @@ def gram_features(states: Sequence[Tensor], frame_mask: Tensor, scaling: str) ->
         features = features - features.sum(dim=2, keepdim=True) / counts
     elif scaling == "width":
         scale = scale / features.shape[-1] ** 0.5
-    return features.mul_(scale)  # in place, as above, on memory that is nobody else's
+    return features.mul_(scale)  # in place, as above: nothing else uses this memory
 
 
 def multiply_adds(
@@ -159,7 +159,7 @@ def _gram_difference(student: Frames, teacher: Frames | None) -> tuple[Tensor, T
 
 
 class _GramDifference(torch.autograd.Function):
-    """Blocks of rows of D = X_S Y_S' - X_T Y_T'; the gradients 2 D Y_S and 2 D' X_S are taken while a block is there.
+    """Blocks of rows of D = X_S Y_S' - X_T Y_T'; each block also adds its part of the gradients 2 D Y_S and 2 D' X_S.
 
     So no N x N matrix outlives its block, none is computed twice, and no product runs in a backward pass outside
     `full_precision`. A missing Y_S means Y_S = X_S: D is symmetric and the gradient 4 D X_S.

@@ -129,11 +129,6 @@ def renewed(old: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def todays_word(key: str, word: str) -> str:
-    """The value of a key that an older version may have called `word`."""
-    return OLD_VALUES[key].get(word, word)
-
-
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the values of `over`, both in today's words.
 
