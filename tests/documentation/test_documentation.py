@@ -44,6 +44,7 @@ def test_paths(page: Path) -> None:
     links = [page.parent / link for link in re.findall(r"\]\((?!https?://)([^)#]+)", text)]
     folders = "docs|upstream|distiller|downstream_recipes|tests"
     paths = [ROOT / path for path in re.findall(rf"(?<![\w/])((?:{folders})/[\w/.-]*\w)", text)]
+    paths = [path for path in paths if path.stem not in ("NAME", "CODE")]  # of a file to add
     assert [str(path) for path in [*links, *paths] if not path.exists()] == []
     files = {name for name in code_spans(page) if re.fullmatch(r"[\w/]+\.py", name)} - OF_OTHERS
     known = [f"/{path.relative_to(ROOT)}" for path in CODE]

@@ -30,7 +30,8 @@ def option(words: list[str], name: str, default: int = 1) -> int:
 @pytest.mark.parametrize("words", TRAINING, ids=" ".join)
 def test_training_commands(words: list[str]) -> None:
     """Accepted; as many processes as devices; the recipe's own global batch."""
-    recipe = recipe_of(run.parser().parse_intermixed_args(words[words.index("distiller/run.py") + 1 :]))
+    arguments = [*words[words.index("distiller/run.py") + 1 :], "--dry-run"]  # the corpus is not on this machine
+    recipe = recipe_of(run.parser().parse_intermixed_args(arguments))
     devices, nodes = device_count(recipe.trainer.devices), recipe.trainer.num_nodes
     if "torchrun" in words:
         assert (option(words, "--nproc-per-node"), option(words, "--nnodes")) == (devices, nodes)
