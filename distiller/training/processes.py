@@ -81,7 +81,7 @@ def log_values(fabric: Fabric, row: dict[str, float], prefix: str = "") -> None:
         fabric.log_dict({prefix + key: value for key, value in row.items() if key != "step"}, int(row["step"]))
     except ValueError as error:  # the logger hides what the disk says
         if isinstance(error.__cause__, OSError):
-            raise disk_error(Path(str(fabric.logger.root_dir)), error.__cause__) from error
+            raise disk_error(Path(str(fabric.logger.root_dir)) / "tensorboard", error.__cause__) from error
         raise
 
 

@@ -72,7 +72,7 @@ def test_the_line_to_try_next_is_skill_on_what_was_compared(audio, tiny_teacher,
     recipe = recipe_of(options)
     clusters = json.loads((tmp_path / "out" / "clusters.json").read_text())["clusters"]
     assert options.output == tmp_path / "out-skill"
-    assert (recipe.method, recipe.teacher, recipe.corpus.path) == ("skill", str(tiny_teacher), str(corpus))
+    assert (recipe.method, recipe.teacher, recipe.corpus.path) == ("skill", str(tiny_teacher), str(corpus.resolve()))
     objective = recipe.objective
     assert (objective.clusters, objective.layers, objective.layer_zero) == (clusters, [0, 1, 2], "transformer_input")
     assert objective.count == 2  # the recipe's four are more than there are layers

@@ -13,7 +13,6 @@ import torch
 from lightning.fabric import Fabric
 from safetensors.torch import load_file, save_file
 
-from distiller.clustering import calibrate
 from distiller.common.files import remove
 from distiller.corpora.corpus import open_corpus
 from distiller.distillation import stages
@@ -132,12 +131,9 @@ def test_clusters_and_both_stages_open_the_corpus_once(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    for module in (stages, calibrate):
-        monkeypatch.setattr(
-            module,
-            "open_corpus",
-            lambda config, *rest, **options: opened.append(config.path) or (open_corpus(config, *rest, **options)),
-        )
+    monkeypatch.setattr(
+        stages, "open_corpus", lambda config, *rest: opened.append(config.path) or open_corpus(config, *rest)
+    )
     distil(recipe(material, "skill", "objective.count=2", "trainer.steps=2"), tmp_path)
     assert opened == [str(material / "noise")]
 
@@ -309,7 +305,7 @@ def test_all_of_another_corpus_is_calibrated_on(material: Path, tmp_path: Path) 
     noise = material / "noise"  # 24 files of 0.25 to 0.61 s
     bounds = ["corpus.min_seconds=0.2", "corpus.batch_seconds=0.3", f"objective.calibration.corpus={noise}"]
     run = stages.Run(recipe(material, "skill", *bounds), tmp_path, load(material / "teacher"))
-    audio = run.calibration_audio()
+    audio = run.calibration_audio(str(noise))
     assert audio.corpus == str(noise)
     assert sum(cut.duration for cut in audio.cuts) == pytest.approx(10.3, abs=0.05)
     assert max(cut.duration for cut in audio.cuts) <= audio.batch_seconds == 0.3

@@ -149,7 +149,7 @@ REFUSED: dict[str, tuple[Callable[[], object], list[str], list[str]]] = {  # wha
     ),
     "teacher that is audio": (list, ["--teacher=corpus/train/0.wav"], ["corpus/train/0.wav"]),
     "cache that is a file": (recipe(""), ["--corpus=synthetic", *WHOLE], ["mine.yaml", "SPEECH_DISTILLER_CACHE"]),
-    "output that is a file": (Path("run").touch, [], ["run cannot be the output: run is a file"]),
+    "output that is a file": (Path("run").touch, [], ["run cannot be written: run is a file"]),
     "output of something else": (
         lambda: noise(Path("run/song.wav")),
         [],
