@@ -83,3 +83,13 @@ def small_run(
         for index, length in enumerate(lengths):
             soundfile.write(f"corpus/{subset}/{index}.wav", 0.1 * random.standard_normal(length), 16_000)
     return SmallRun(capfd)
+
+
+@pytest.fixture(scope="session")
+def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 12 short noises, to compare layers on."""
+    folder = tmp_path_factory.mktemp("audio")
+    generator = np.random.default_rng(0)
+    for index in range(12):
+        soundfile.write(folder / f"{index}.wav", 0.1 * generator.standard_normal(8000 + 400 * index), 16_000)
+    return folder

@@ -12,29 +12,9 @@ from torch import nn
 
 from distiller import run, similarity
 from distiller.recipes.command_line import recipe_of
+from tests.distiller.clustering.shapes import CONFIG
 from upstream.checkpoint import save
-from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
-
-CONFIG = EncoderConfig(
-    embed_dim=8,
-    num_heads=2,
-    head_dim=4,
-    attention_heads=((0, 1),) * 4,
-    ffn_dims=(8,) * 4,
-    conv_layers=((4, 10, 5), (4, 8, 4)),
-    positional_kernel=4,
-    positional_groups=2,
-)
-
-
-@pytest.fixture(scope="module")
-def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("audio")
-    generator = np.random.default_rng(0)
-    for index in range(12):
-        soundfile.write(folder / f"{index}.wav", 0.1 * generator.standard_normal(8000 + 400 * index), 16_000)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -14,21 +14,12 @@ from distiller.clustering.calibrate import CalibrationAudio, calibrate, cluster_
 from distiller.corpora.corpus import open_audio
 from distiller.objectives.config import CalibrationConfig, ClustersConfig
 from distiller.objectives.registry import build
+from tests.distiller.clustering.shapes import CONFIG
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError
 from upstream.extractor import frame_mask
 
-CONFIG = EncoderConfig(
-    embed_dim=8,
-    num_heads=2,
-    head_dim=4,
-    attention_heads=((0, 1),) * 4,
-    ffn_dims=(8,) * 4,
-    conv_layers=((4, 10, 5), (4, 8, 4)),
-    positional_kernel=4,
-    positional_groups=2,
-)
 BLOCKS = [[0, 1, 2], [3, 4], [5, 6, 7, 8]]
 
 

@@ -13,6 +13,18 @@ LAYERS, TEACHER_WIDTH, STUDENT_WIDTH = 3, 10, 6
 ALL_TERMS = {"average_attention": 1.0, "last_attention": 1.0, "layer_wise": 1.0, "intra_layer": 1.0}
 
 
+def plain_config(depth: int, width: int = 4) -> EncoderConfig:
+    """Layers of the default extractor's encoder, for objectives that read no waveform."""
+    return EncoderConfig(
+        embed_dim=width,
+        num_heads=2,
+        head_dim=width // 2,
+        attention_heads=((0, 1),) * depth,
+        ffn_dims=(8,) * depth,
+        positional_groups=1,
+    )
+
+
 def encoder_config(layers: int = LAYERS, heads: int = 2, width: int = 8) -> EncoderConfig:
     return EncoderConfig(
         embed_dim=width,

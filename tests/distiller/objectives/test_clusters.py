@@ -9,20 +9,9 @@ from torch import nn
 from distiller.common.strict import typed
 from distiller.objectives.config import CalibrationConfig, ClustersConfig, LayersConfig
 from distiller.objectives.registry import build
-from upstream.config import EncoderConfig
+from tests.distiller.objectives.outputs import plain_config
 from upstream.encoder import EncoderOutput
 from upstream.errors import UserError
-
-
-def encoder_config(depth: int, width: int = 4) -> EncoderConfig:
-    return EncoderConfig(
-        embed_dim=width,
-        num_heads=2,
-        head_dim=width // 2,
-        attention_heads=((0, 1),) * depth,
-        ffn_dims=(8,) * depth,
-        positional_groups=1,
-    )
 
 
 def output(states: torch.Tensor) -> EncoderOutput:
@@ -35,7 +24,7 @@ def random_states(depth: int = 12, width: int = 4, seed: int = 0) -> torch.Tenso
 
 
 def clusters_of(clusters, **keys):
-    return build(ClustersConfig(clusters=clusters, **keys), encoder_config(12), encoder_config(12))
+    return build(ClustersConfig(clusters=clusters, **keys), plain_config(12), plain_config(12))
 
 
 def loss(objective, teacher: torch.Tensor, student: torch.Tensor) -> float:
@@ -66,7 +55,7 @@ def test_order_inside_a_cluster_is_free_and_between_clusters_is_not():
 
 def test_singletons_with_equal_projections_are_dphubert():
     torch.manual_seed(0)
-    config = encoder_config(12)
+    config = plain_config(12)
     dphubert = build(LayersConfig(), config, config)
     skill = clusters_of([[0], [4], [8], [12]])
     for projection in dphubert.projections:
@@ -78,7 +67,7 @@ def test_singletons_with_equal_projections_are_dphubert():
 
 
 def test_by_hand():
-    config = encoder_config(3, width=2)
+    config = plain_config(3, width=2)
     objective = build(ClustersConfig(clusters=[[1, 2], [3]]), config, config)
     teacher, student = torch.full((5, 1, 1, 2), 77.0), torch.full((5, 1, 1, 2), -55.0)
     teacher[2:, 0, 0] = torch.tensor([[2.0, 4.0], [4.0, 4.0], [0.0, 2.0]])  # means (3, 4) and (0, 2)
@@ -90,9 +79,7 @@ def test_by_hand():
 def test_every_cluster_weighs_the_same_whatever_its_size():
     teacher = random_states().requires_grad_(False)
     student = random_states(seed=1).requires_grad_(True)
-    objective = build(
-        ClustersConfig(clusters=[[1], [2, 3, 4]], cosine_weight=0.0), encoder_config(12), encoder_config(12)
-    )
+    objective = build(ClustersConfig(clusters=[[1], [2, 3, 4]], cosine_weight=0.0), plain_config(12), plain_config(12))
     mask = torch.ones(2, 5, dtype=torch.bool)
     sum(term.weight * term.total for term in objective(output(teacher), output(student), mask)).backward()
     influence = student.grad.abs().sum(dim=(1, 2, 3))[2:6]
@@ -104,20 +91,18 @@ def test_projections_start_as_the_identity_one_per_cluster():
     objective = clusters_of([[0, 1], [2, 3], [4]])
     assert len(objective.projections) == 3
     assert all(torch.equal(projection.weight, torch.eye(4)) for projection in objective.projections)
-    narrow = build(ClustersConfig(clusters=[[1, 2]]), encoder_config(12), encoder_config(6, width=6))
+    narrow = build(ClustersConfig(clusters=[[1, 2]]), plain_config(12), plain_config(6, width=6))
     assert narrow.projections[0].weight.shape == (4, 6)
 
 
 def test_a_shallow_student_answers_with_its_layers_at_the_same_depth():
     clusters = [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9, 10, 11, 12]]
-    objective = build(ClustersConfig(clusters=clusters), encoder_config(12), encoder_config(6))
+    objective = build(ClustersConfig(clusters=clusters), plain_config(12), plain_config(6))
     assert [match.student for match in objective.matches] == [(0, 1), (2, 3), (4, 5, 6)]
-    mapped = build(
-        ClustersConfig(clusters=clusters, layer_map=[1, 2, 3, 8, 9, 12]), encoder_config(12), encoder_config(6)
-    )
+    mapped = build(ClustersConfig(clusters=clusters, layer_map=[1, 2, 3, 8, 9, 12]), plain_config(12), plain_config(6))
     assert [match.student for match in mapped.matches] == [(0, 1, 2), (3,), (4, 5, 6)]
     with pytest.raises(UserError, match=r"objective.layer_map is"):
-        build(ClustersConfig(clusters=clusters, layer_map=[1, 2, 2, 8, 9, 12]), encoder_config(12), encoder_config(6))
+        build(ClustersConfig(clusters=clusters, layer_map=[1, 2, 2, 8, 9, 12]), plain_config(12), plain_config(6))
 
 
 def test_representatives_stand_alone():
@@ -161,7 +146,7 @@ def test_padding_reaches_neither_values_nor_gradients():
 )
 def test_refusals(keys, sentence):
     with pytest.raises(UserError, match=sentence):
-        build(typed(ClustersConfig, keys, "objective"), encoder_config(12), encoder_config(12))
+        build(typed(ClustersConfig, keys, "objective"), plain_config(12), plain_config(12))
 
 
 def test_as_a_recipe_section():

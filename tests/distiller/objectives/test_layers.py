@@ -11,20 +11,9 @@ from distiller.objectives.config import LayersConfig, PredictionsConfig
 from distiller.objectives.layer_map import spread_layers, student_layers
 from distiller.objectives.layers import projection
 from distiller.objectives.registry import build
-from upstream.config import EncoderConfig
+from tests.distiller.objectives.outputs import plain_config
 from upstream.encoder import EncoderOutput
 from upstream.errors import UserError
-
-
-def encoder_config(depth: int, width: int = 4) -> EncoderConfig:
-    return EncoderConfig(
-        embed_dim=width,
-        num_heads=2,
-        head_dim=width // 2,
-        attention_heads=((0, 1),) * depth,
-        ffn_dims=(8,) * depth,
-        positional_groups=1,
-    )
 
 
 def output(depth: int, width: int = 4, frames: int = 5, batch: int = 2, seed: int = 0) -> EncoderOutput:
@@ -43,7 +32,7 @@ def every_frame(out: EncoderOutput) -> torch.Tensor:
 
 
 def test_dphubert_by_hand():
-    config = encoder_config(1, width=2)
+    config = plain_config(1, width=2)
     objective = build(LayersConfig(layers=[0, 1]), config, config)
     teacher_p, teacher_1 = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[0.0, 2.0]]])
     student_p, student_1 = torch.tensor([[[4.0, 3.0]]]), torch.tensor([[[1.0, 0.0]]])
@@ -58,13 +47,13 @@ def test_dphubert_by_hand():
 
 
 def test_dphubert_layers_and_projections():
-    config = encoder_config(12)
+    config = plain_config(12)
     objective = build(LayersConfig(), config, config)
     assert [match.teacher for match in objective.matches] == [(0,), (4,), (8,), (12,)]
     assert [match.student for match in objective.matches] == [(0,), (4,), (8,), (12,)]
     assert [match.projection for match in objective.matches] == [0, 1, 1, 1]
     assert len(objective.projections) == 2
-    six = build(LayersConfig(), encoder_config(6), encoder_config(6))
+    six = build(LayersConfig(), plain_config(6), plain_config(6))
     assert [match.teacher for match in six.matches] == [(0,), (2,), (4,), (6,)]
     without_zero, out = build(LayersConfig(layers=[4, 8]), config, config), output(12)
     assert len(without_zero.projections) == 1
@@ -72,7 +61,7 @@ def test_dphubert_layers_and_projections():
 
 
 def test_no_gradient_reaches_the_teacher():
-    config, teacher, student = encoder_config(12), output(12), output(12, seed=1)
+    config, teacher, student = plain_config(12), output(12), output(12, seed=1)
     teacher.hidden_states[4].requires_grad_(True)
     student.hidden_states[4].requires_grad_(True)
     loss(build(LayersConfig(), config, config)(teacher, student, every_frame(teacher)), 10).backward()
@@ -81,13 +70,13 @@ def test_no_gradient_reaches_the_teacher():
 
 
 def test_identical_encoders_lose_minus_one_at_the_start():
-    config, out = encoder_config(12), output(12)
+    config, out = plain_config(12), output(12)
     objective = build(LayersConfig(), config, config)
     assert loss(objective(out, out, every_frame(out)), 10).item() == pytest.approx(-1, abs=1e-6)
 
 
 def test_layer_zero_is_p_or_the_first_layers_input():
-    config, teacher, student = encoder_config(12), output(12), output(12, seed=1)
+    config, teacher, student = plain_config(12), output(12), output(12, seed=1)
     mask = every_frame(teacher)
     for layer_zero, field in (
         ("feature_projection", teacher.projected),
@@ -107,7 +96,7 @@ def test_layer_zero_is_p_or_the_first_layers_input():
 
 
 def test_distilhubert_by_hand():
-    objective = build(PredictionsConfig(layers=[1]), encoder_config(1, width=2), encoder_config(1, width=2))
+    objective = build(PredictionsConfig(layers=[1]), plain_config(1, width=2), plain_config(1, width=2))
     objective.projections[0] = nn.Identity()
     teacher, student = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[4.0, 3.0]]])
     terms = objective(
@@ -120,7 +109,7 @@ def test_distilhubert_by_hand():
 
 
 def test_distilhubert_predicts_layers_4_8_12_from_the_last_state_of_a_shallow_student():
-    objective = build(PredictionsConfig(), encoder_config(12), encoder_config(2, width=6))
+    objective = build(PredictionsConfig(), plain_config(12), plain_config(2, width=6))
     assert [match.teacher for match in objective.matches] == [(4,), (8,), (12,)]
     assert len(objective.projections) == 3
     teacher, student = output(12), output(2, width=6)
@@ -134,7 +123,7 @@ def test_distilhubert_predicts_layers_4_8_12_from_the_last_state_of_a_shallow_st
 @pytest.mark.parametrize("config", [LayersConfig(), PredictionsConfig()])
 def test_padding_reaches_neither_values_nor_gradients(config):
     torch.manual_seed(0)
-    objective = build(config, encoder_config(12), encoder_config(12))
+    objective = build(config, plain_config(12), plain_config(12))
     for parameter in objective.projections.parameters():
         nn.init.normal_(parameter)
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
@@ -159,7 +148,7 @@ def test_padding_reaches_neither_values_nor_gradients(config):
 
 
 def test_totals_are_sums_so_that_a_batch_may_be_split():
-    config, teacher, student = encoder_config(12), output(12), output(12, seed=1)
+    config, teacher, student = plain_config(12), output(12), output(12, seed=1)
     objective = build(LayersConfig(), config, config)
     mask = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
     student.frame_lengths = mask.sum(dim=1)
@@ -207,4 +196,4 @@ def test_layers_between_teachers_and_students_of_other_depths():
 )
 def test_refusals(config, values, sentence):
     with pytest.raises(UserError, match=sentence):
-        build(typed(config, values, "objective"), encoder_config(12), encoder_config(12))
+        build(typed(config, values, "objective"), plain_config(12), plain_config(12))
