@@ -14,7 +14,7 @@ from distiller.clustering.cka import PairMoments
 from distiller.common.files import write_csv
 from distiller.common.progress import progress
 from distiller.objectives.layer_map import resolve_layer_map
-from upstream.encoder import EncoderOutput, SpeechEncoder
+from upstream.encoder import SpeechEncoder
 
 ENOUGH = 20  # frames per channel, as for clusters of layers
 
@@ -47,7 +47,11 @@ def write_distances(
         batch = batches[index]().to(device)
         outputs = [encoder(batch.waveforms, batch.lengths) for encoder in (teacher, student)]
         mask = outputs[0].frame_mask()
-        states = [_state(output, layer) for pair in layers for output, layer in zip(outputs, pair, strict=True)]
+        states = [
+            output.layer(layer, "feature_projection")
+            for pair in layers
+            for output, layer in zip(outputs, pair, strict=True)
+        ]
         moments.update(states, mask)
         if same_width:
             sums += torch.stack([_sums(states[t][mask], states[s][mask]) for t, s in pairs])
@@ -62,10 +66,6 @@ def write_distances(
             row |= {"l2": math.sqrt(difference / norm), "cosine": 1 - cosine / moments.frames}
         rows.append(row | {"cka": _cka_distance(moments, pair)})
     write_csv(path, rows)
-
-
-def _state(output: EncoderOutput, layer: int) -> Tensor:
-    return output.hidden_states[layer] if layer else output.projected
 
 
 def _sums(teacher: Tensor, student: Tensor) -> Tensor:  # (frame, channel) each
