@@ -24,14 +24,17 @@ from hypothesis.strategies import SearchStrategy
 
 from distiller import benchmark, export, grid, run, similarity
 from distiller import corpus as preparation_command
+from distiller.benchmarks import grid as grid_runs
+from distiller.benchmarks import inference, long, training
 from distiller.benchmarks import reading as preparation_benchmark
-from distiller.clustering import calibrate as calibration
+from distiller.clustering import compare
 from distiller.corpora import prepare as preparation
+from distiller.exporters import export as exporting
 from distiller.exporters import onnx as export_onnx
-from distiller.exporters import transformers as export_transformers
 from distiller.recipes.yaml_files import shipped
 from downstream_recipes import corpora, run_downstream, superb
 from downstream_recipes.adaptation import compat
+from downstream_recipes.suite import run as suite_run
 from downstream_recipes.suite import suite
 from downstream_recipes.tasks.tasks import TASKS
 from upstream.checkpoint import save
@@ -57,7 +60,7 @@ def downstream(argv: list[str]) -> int:
 
 
 def similar(argv: list[str]) -> int:
-    with patch.object(calibration, "calibrate", stop):
+    with patch.object(compare, "calibrate", stop):
         return similarity.main(argv)
 
 
@@ -66,7 +69,7 @@ def exported(argv: list[str]) -> int:
         patch.object(export_onnx, "to_onnx", stop),
         patch.object(export_onnx, "to_program", stop),
         patch.object(export_onnx, "quantized", stop),
-        patch.object(export_transformers, "to_transformers", stop),
+        patch.object(exporting, "to_transformers", stop),
     ):
         return export.main(argv)
 
@@ -81,30 +84,31 @@ def prepared(argv: list[str]) -> int:
 
 
 def measured(argv: list[str]) -> int:
-    names = ("benchmark", "benchmark_training", "benchmark_long")
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            stack.enter_context(patch.object(benchmark, name, stop))
+    with (
+        patch.object(inference, "benchmark", stop),
+        patch.object(training, "benchmark_training", stop),
+        patch.object(long, "benchmark_long", stop),
+    ):
         return benchmark.main(argv)
 
 
 def gridded(argv: list[str]) -> int:
-    with patch.object(grid, "run_cells", nothing), patch.object(grid, "speeds", stop):
+    with patch.object(grid_runs, "run_cells", nothing), patch.object(grid_runs, "speeds", stop):
         return grid.main(argv)
 
 
 def scored(argv: list[str]) -> int:
     with (
-        patch.object(superb, "run_here", stop),
-        patch.object(superb, "run_on_gpus", stop),
-        patch.object(superb, "write_report", stop),
+        patch.object(suite_run, "run_here", stop),
+        patch.object(suite_run, "run_on_gpus", stop),
+        patch.object(suite_run, "write_report", stop),
         patch.object(suite.Suite, "_describe", lambda _: {"parameters": 1, "states": 3}),
     ):
         return superb.main(argv)
 
 
 def distilled(argv: list[str]) -> int:
-    with patch.object(run, "run", stop):
+    with patch.object(run, "start", stop):
         return run.main(argv)
 
 
