@@ -239,7 +239,7 @@ def _completes(one: Round, reference: Round) -> tuple[float, str]:
 
 def row(subject: Subject, number: int, event: str, seconds: float, code: int, outcome: str) -> dict:
     return {
-        "subject": subject.name, "round": number, "event": event, "seconds": round(seconds, 1), "run_command": code,
+        "subject": subject.name, "round": number, "event": event, "seconds": round(seconds, 1), "exit_code": code,
         "outcome": outcome,
     }  # fmt: skip
 

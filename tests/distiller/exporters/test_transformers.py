@@ -140,7 +140,8 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize("name", ["pruned", pytest.param("narrow", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pruned", "narrow"])
 def test_a_process_without_this_repository_runs_the_folder(name, tmp_path, capsys, waveform) -> None:
     encoder = student(**STUDENTS[name])
     save(encoder, tmp_path / "student")
