@@ -1,7 +1,6 @@
 """Self-attention over a layer's remaining heads, plain or with WavLM's gated relative positions."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -59,9 +58,7 @@ class PositionGate(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention over a layer's heads; by `attend`, a fused kernel, unless the maps are asked for."""
-
-    attend: Callable[..., Tensor] = staticmethod(F.scaled_dot_product_attention)  # replaced where another is faster
+    """Multi-head attention over a layer's heads, by a fused kernel unless the maps are asked for."""
 
     def __init__(self, heads: tuple[int, ...], config: EncoderConfig) -> None:
         super().__init__()
@@ -98,7 +95,8 @@ class SelfAttention(nn.Module):
                 bias = bias.masked_fill(~key_mask, -math.inf)
         weights = _attention_map(query, key, bias) if attention_map else None
         if weights is None:
-            context = self.attend(query, key, value, bias, self.dropout.p if self.training else 0.0)
+            dropped = self.dropout.p if self.training else 0.0
+            context = F.scaled_dot_product_attention(query, key, value, bias, dropped)
         else:
             context = self.dropout(weights).to(value.dtype) @ value
         return self.out_proj(context.transpose(1, 2).flatten(2)), weights

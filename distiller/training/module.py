@@ -11,7 +11,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distiller.audio.batch import Batch
 from distiller.objectives.base import Term
-from distiller.training import dropout
 from distiller.training.config import OptimizerConfig
 from distiller.training.layer_options import Shards
 from upstream.encoder import SpeechEncoder
@@ -49,7 +48,6 @@ class TrainingModule(nn.Module, ABC):
 
     def __init__(self, student: nn.Module, optimizer: OptimizerConfig, seed: int, ema: float = 0.0) -> None:
         super().__init__()
-        dropout.install(student)
         self.student = student
         self.average: AveragedModel | None = None
         if ema:

@@ -12,7 +12,6 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from distiller.distillation.distillation_module import Distillation
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import load_recipe
-from distiller.training import dropout
 from distiller.training import layer_options as memory
 from distiller.training.layer_options import checkpoint_layers, compile_layers
 from distiller.training.loop import arrange_layers
@@ -40,9 +39,7 @@ def loss_and_gradients(encoder: SpeechEncoder, waveforms: Tensor, lengths: Tenso
 @pytest.fixture
 def encoder() -> SpeechEncoder:
     torch.manual_seed(0)
-    encoder = SpeechEncoder(CONFIG).train()
-    dropout.install(encoder)
-    return encoder
+    return SpeechEncoder(CONFIG).train()
 
 
 WAVEFORMS, LENGTHS = torch.randn(3, 6000, generator=torch.Generator().manual_seed(0)), torch.tensor([6000, 4000, 1500])
