@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +20,7 @@ from torch import nn
 
 from distiller.audio.batch import Batch
 from distiller.benchmarks.encoders import HUBERT_BASE
-from distiller.benchmarks.processes import process_of, receive
+from distiller.benchmarks.processes import fresh_process
 from distiller.benchmarks.tables import write_table
 from distiller.common.progress import progress
 from distiller.common.provenance import parameter_count, peak_memory_mb
@@ -99,16 +98,11 @@ def benchmark_training(methods: Sequence[str], setting: TrainSetting, output: Pa
     """Measure a step of each method, each in a fresh process; print a table, write train.csv and train.png."""
     rows: list[Row] = []
     for method in progress(methods, "Measuring"):
-        with process_of(_work, method, setting) as connection:
-            rows.append(receive(connection, method))
+        with fresh_process(method) as call:
+            rows.append(call(measure_step, method, setting, HUBERT_BASE))
     print_steps(rows, setting)
     draw_steps(output / "train.png", rows)
     write_table(output / "train.csv", [written(row) for row in rows])
-
-
-def _work(connection: Connection, method: str, setting: TrainSetting) -> None:
-    torch.set_num_threads(setting.threads)
-    connection.send(measure_step(method, setting, HUBERT_BASE))
 
 
 def measure_step(method: str, setting: TrainSetting, teacher: EncoderConfig) -> Row:
@@ -116,6 +110,7 @@ def measure_step(method: str, setting: TrainSetting, teacher: EncoderConfig) -> 
 
     share_of_floor: of the floor's speed; 1 would be nothing but matrix products.
     """
+    torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
     module = METHODS[method](SpeechEncoder(teacher))
     step = step_of(module, setting)
