@@ -123,7 +123,7 @@ def measure(
                 output = teacher(batch.waveforms, batch.lengths)
             yield [output.layer(layer, config.layer_zero) for layer in layers], output.frame_mask()
 
-    cka, frames = stream_cka(states, [width] * len(layers), None, calibration.debiased, calibration.stride)
+    cka, frames = stream_cka(states, len(layers), width, calibration.debiased, calibration.stride)
     _check_frames(frames, width, calibration)
     measured = {"frames": frames, "seconds": round(sum(seconds), 1)}
     settings = {"stride": calibration.stride, "debiased": calibration.debiased, "layer_zero": config.layer_zero}
