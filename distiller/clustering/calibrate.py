@@ -13,8 +13,7 @@ from distiller.audio.batch import Batch
 from distiller.audio.dataset import validation_batches
 from distiller.audio.decoding import Decoder
 from distiller.clustering.cka import StateBatch, stream_cka
-from distiller.clustering.files import CLUSTERS, MATRIX, Similarity, read_clusters, write_clusters, write_matrix
-from distiller.clustering.tree import automatic_count, layer_tree, separation, tree_clusters
+from distiller.clustering.files import CLUSTERS, Similarity, read_clusters, write_clusterings
 from distiller.common.files import lock_folder
 from distiller.common.progress import progress
 from distiller.objectives.config import CalibrationConfig, ClustersConfig
@@ -61,11 +60,7 @@ def cluster_layers(
     with lock_folder(output / "calibration", ".busy", wait=True):
         if not (output / CLUSTERS).exists():
             similarity = calibrate(config, teacher, audio(), seed, device)
-            tree = layer_tree(similarity.cka, config.linkage, config.contiguous)
-            count = automatic_count(similarity.cka, tree) if config.count == "auto" else int(config.count)
-            clustering = separation(similarity.cka, tree_clusters(tree, count))
-            write_matrix(output / MATRIX, similarity, config.layer_zero)
-            write_clusters(output, similarity, tree, clustering, config, title)
+            write_clusterings(output, similarity, config, [] if config.count == "auto" else [int(config.count)], title)
     return read_clusters(output / CLUSTERS, config)
 
 

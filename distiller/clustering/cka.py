@@ -48,8 +48,8 @@ class PairMoments:
     @torch.no_grad()
     def update(self, states: Sequence[Tensor], frame_mask: Tensor) -> None:
         """Add a batch: states[i] (batch, frame, channel), frame_mask (batch, frame), True on valid frames, a prefix."""
-        mask = frame_mask.clone()
-        mask[:, torch.arange(frame_mask.shape[1], device=frame_mask.device) % self.stride != 0] = False
+        mask = torch.zeros_like(frame_mask)
+        mask[:, :: self.stride] = frame_mask[:, :: self.stride]
         if not mask.any():
             return
         extended = {index: self._extend(index, states[index][mask]) for index in self._used}
