@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distiller.objectives.base import Objective, Term
 from distiller.objectives.config import ATTENTION_TERMS, GRAM_LAGS, StarConfig
-from distiller.objectives.gram import gram_distances, gram_features
+from distiller.objectives.gram import TINY, gram_distances, gram_features
 from distiller.objectives.layer_map import resolve_layer_map
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput
@@ -102,9 +102,9 @@ def gram_losses(
         teacher_states, student_states: F^0..F^L of both, each (batch, frame, channel).
         frame_mask: (batch, frame) bool.
         names: the losses wanted; together they share work.
-        scaling: "none": G; "width": G / d; "unit": frames of unit norm; "centred": minus the mean over the utterance's
-            valid frames, and G divided by the root of its mean square entry over valid pairs: a layer's loss is then
-            the squared distance of the two matrices at unit Frobenius norm, at most 4 whatever the length.
+        scaling: of the Gram matrices, see `gram_features`. "centred" also divides G by the root of its mean square
+            entry over valid pairs: a layer's loss is then the squared distance of the two matrices at unit Frobenius
+            norm, at most 4 whatever the length.
         relative: divide each layer's term by the mean over valid pairs of the teacher's squared entries, and take the
             mean over layers: the loss is of order 1 whatever the depth, as the Lagrangian of pruning needs it.
         identity: allow the channel form of the distance where it is cheaper and accurate.
@@ -112,16 +112,13 @@ def gram_losses(
     Returns:
         name -> (batch,), computed in fp32 or better.
     """
-    distances = gram_distances(
-        gram_features(teacher_states, frame_mask, scaling),
-        gram_features(student_states, frame_mask, scaling),
-        [GRAM_LAGS[name] for name in names],
-        centred=scaling == "centred",
-        relative=relative,
-        identity=identity,
-    )
-    reduce = torch.mean if relative else torch.sum
-    return {name: reduce(distance, dim=0) for name, distance in zip(names, distances, strict=True)}
+    teacher, student = (gram_features(states, frame_mask, scaling) for states in (teacher_states, student_states))
+    pairs = gram_distances(teacher, student, [GRAM_LAGS[name] for name in names], scaling == "centred", identity)
+    if relative:
+        losses = [(distance / norm.clamp(min=TINY)).mean(dim=0) for distance, norm in pairs]
+    else:
+        losses = [distance.sum(dim=0) for distance, _ in pairs]
+    return dict(zip(names, losses, strict=True))
 
 
 def attention_loss(teacher_map: Tensor, student_map: Tensor, frame_mask: Tensor) -> Tensor:
