@@ -28,7 +28,6 @@ class Star(Objective):
         self.config = config
         self.layer_map = resolve_layer_map(config.layer_map, teacher_config.num_layers, student_config.num_layers)
         self.weights = {key: getattr(config, key) for key in (*ATTENTION_TERMS, *GRAM_LAGS) if getattr(config, key) > 0}
-        self.gram_names = [name for name in GRAM_LAGS if name in self.weights]
         self.attention_pairs = {
             name: self._attention_pairs(name, teacher_config, student_config)
             for name in ATTENTION_TERMS
@@ -38,16 +37,16 @@ class Star(Objective):
 
     def forward(self, teacher: EncoderOutput, student: EncoderOutput, frame_mask: Tensor) -> list[Term]:
         terms = [
-            Term(name, self._attention_loss(pairs, teacher, student, frame_mask).sum(), "frame", self.weights[name])
+            Term(name, _attention_loss(pairs, teacher, student, frame_mask).sum(), "frame", self.weights[name])
             for name, pairs in self.attention_pairs.items()
         ]
-        if self.gram_names:
+        if names := [name for name in GRAM_LAGS if name in self.weights]:
             losses = gram_losses(
                 # sub-sampled first, so that a student layer's input meets the input of all the layers that it replaces
                 [teacher.layer(layer, self.config.layer_zero) for layer in (0, *self.layer_map)],
                 [student.layer(layer, self.config.layer_zero) for layer in range(len(student.hidden_states))],
                 frame_mask,
-                self.gram_names,
+                names,
                 scaling=self.config.scaling,
                 relative=self.config.relative,
                 identity=self.config.identity == "auto",
@@ -67,20 +66,21 @@ class Star(Objective):
         require(bool(pairs), f"objective.{name}", self.weights[name], allowed)
         return pairs
 
-    def _attention_loss(
-        self, pairs: Sequence[tuple[int, int]], teacher: EncoderOutput, student: EncoderOutput, frame_mask: Tensor
-    ) -> Tensor:
-        loss = frame_mask.new_zeros(len(frame_mask), dtype=torch.float32)
-        for teacher_index, student_index in pairs:
-            teacher_map, student_map = _map(teacher, teacher_index), _map(student, student_index)
-            loss = loss + attention_loss(teacher_map, student_map, frame_mask)
-        return loss
+
+def _attention_loss(
+    pairs: Sequence[tuple[int, int]], teacher: EncoderOutput, student: EncoderOutput, frame_mask: Tensor
+) -> Tensor:
+    """The sum of `attention_loss` over pairs of (teacher, student) attention maps, (batch,)."""
+    total = frame_mask.new_zeros(len(frame_mask), dtype=torch.float32)
+    for teacher_index, student_index in pairs:
+        total = total + attention_loss(_map(teacher, teacher_index), _map(student, student_index), frame_mask)
+    return total
 
 
 def _map(output: EncoderOutput, index: int) -> Tensor:
-    attention_map = output.attention_maps[index] if output.attention_maps else None
-    if attention_map is None:
-        raise ValueError(f"no attention map of layer {index + 1}: run the encoders with attention_maps=True")
+    """The attention map of a layer that has heads."""
+    attention_map = (output.attention_maps or [])[index]
+    assert attention_map is not None
     return attention_map
 
 
