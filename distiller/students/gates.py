@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from distiller.students.config import UNITS
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput, SpeechEncoder
 
@@ -76,23 +77,27 @@ class HardConcrete(nn.Module):
         return output * self.value.to(output.dtype)
 
 
+def unit_count(config: EncoderConfig, unit: str, index: int) -> int:
+    """How many units a convolution or Transformer layer has; 0 where the sublayer is missing or empty."""
+    if unit == "channels":
+        return config.conv_layers[index][0]
+    count = len(config.attention_heads[index] or ()) if unit in ("heads", "attention") else config.ffn_dims[index] or 0
+    return count if unit in ("heads", "ffn_units") else min(1, count)
+
+
 def gated_sites(config: EncoderConfig, units: Iterable[str]) -> dict[GateSite, int]:
     """Every site of the chosen `units` in an encoder, and how many units it has.
 
     The last convolution of an encoder without a projection is as wide as the encoder and keeps its channels.
     """
-    sites: dict[GateSite, int] = {}
-    convolutions = config.conv_layers if config.projection else config.conv_layers[:-1]
-    layers = list(zip(config.attention_heads, config.ffn_dims, strict=True))
-    if "channels" in units:
-        sites |= {GateSite("channels", index): layer[0] for index, layer in enumerate(convolutions)}
-    for unit, count in (("heads", lambda heads, _: len(heads or ())), ("ffn_units", lambda _, inner: inner or 0)):
-        if unit in units:
-            sites |= {GateSite(unit, index): count(*layer) for index, layer in enumerate(layers) if count(*layer)}
-    for unit, part in (("attention", 0), ("ffn", 1)):
-        if unit in units:
-            sites |= {GateSite(unit, index): 1 for index, layer in enumerate(layers) if layer[part]}
-    return sites
+    convolutions = len(config.conv_layers) - (not config.projection)
+    sites = [
+        GateSite(unit, index)
+        for unit in UNITS
+        if unit in units
+        for index in range(convolutions if unit == "channels" else config.num_layers)
+    ]
+    return {site: count for site in sites if (count := unit_count(config, *site))}
 
 
 class GatedEncoder(nn.Module):
