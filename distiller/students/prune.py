@@ -143,13 +143,11 @@ def _prune_sublayer(state: State, sublayer: Sublayer, before: EncoderConfig, ind
         return
     remaining, value = _open_units(values, before, sublayer.units, index)
     gate, prefix = _sublayer_gate(values, sublayer.gate, index), f"layers.{index}.{sublayer.name}"
-    weight, bias = (f"{prefix}.{sublayer.output}.{kind}" for kind in ("weight", "bias"))
-    state[bias] = state[bias] * gate
+    bias = state[f"{prefix}.{sublayer.output}.bias"] * gate
     if not gate or not len(remaining):
-        constant = state[bias]  # all that stays of a sublayer without units
         _remove(state, f"{prefix}.")
         if gate:
-            state[f"{prefix}.bias"] = constant
+            state[f"{prefix}.bias"] = bias  # all that stays of a sublayer without units
         if before.layer_norm_first:  # such a norm only feeds its sublayer
             _remove(state, f"{prefix}_norm.")
         return
@@ -158,6 +156,8 @@ def _prune_sublayer(state: State, sublayer: Sublayer, before: EncoderConfig, ind
     for name in sublayer.inputs:
         for kind in ("weight", "bias"):
             state[f"{prefix}.{name}.{kind}"] = state[f"{prefix}.{name}.{kind}"][rows]
+    weight = f"{prefix}.{sublayer.output}.weight"
     state[weight] = state[weight][:, rows] * (value.repeat_interleave(width) * gate)
+    state[f"{prefix}.{sublayer.output}.bias"] = bias
     if (constant := f"{prefix}.gate.constant") in state:  # WavLM's position gate, of the heads
         state[constant] = state[constant][remaining]
