@@ -86,7 +86,8 @@ def calibrate(
         frames += -(-shape.frame_count(round(audio.cuts[index].duration * SAMPLE_RATE)) // calibration.stride)
     batches = validation_batches(cuts, audio.batch_seconds, Decoder(shape.min_samples))
     similarity = measure(config, teacher, batches, device)
-    return replace(similarity, calibration={"corpus": audio.corpus, "seed": seed} | similarity.calibration)
+    source = {"corpus": audio.corpus, "seed": seed, "seconds": round(sum(cut.duration for cut in cuts), 1)}
+    return replace(similarity, calibration=source | similarity.calibration)
 
 
 def measure(
@@ -106,23 +107,18 @@ def measure(
     layers = sorted(set(config.layers)) if config.layers is not None else list(range(teacher.config.num_layers + 1))
     check_layers(layers, teacher.config.num_layers, "objective.layers")
     teacher = teacher.to(device).eval()
-    seconds: list[float] = []  # of each batch of the first pass
 
     def states() -> Iterator[StateBatch]:
-        first = not seconds
         for load in progress(batches, "Comparing the teacher's layers", len(batches)):
             batch = load().to(device)
-            if first:
-                seconds.append(int(batch.lengths.sum()) / SAMPLE_RATE)
             with torch.no_grad():
                 output = teacher(batch.waveforms, batch.lengths)
             yield [output.layer(layer, config.layer_zero) for layer in layers], output.frame_mask()
 
     cka, frames = stream_cka(states, len(layers), width, calibration.debiased, calibration.stride)
     _check_frames(frames, width, calibration)
-    measured = {"frames": frames, "seconds": round(sum(seconds), 1)}
     settings = {"stride": calibration.stride, "debiased": calibration.debiased, "layer_zero": config.layer_zero}
-    return Similarity(layers, cka, measured | settings)
+    return Similarity(layers, cka, {"frames": frames} | settings)
 
 
 def _check_frames(frames: int, width: int, calibration: CalibrationConfig) -> None:

@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distiller.audio.batch import Batch
+from distiller.clustering.calibrate import ENOUGH
 from distiller.clustering.cka import PairMoments
 from distiller.common.files import write_csv
 from distiller.common.progress import progress
 from distiller.objectives.layer_map import resolve_layer_map
 from upstream.encoder import SpeechEncoder
-
-ENOUGH = 20  # frames per channel, as for clusters of layers
 
 
 @torch.no_grad()

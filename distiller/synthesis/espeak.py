@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,11 +146,9 @@ class Synthesizer:
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None  # both are pipes
         assert stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # the worker has ended; the empty answer below shows it
             stdin.write(json.dumps(request).encode() + b"\n")
             stdin.flush()
-        except BrokenPipeError:
-            pass  # the worker has ended; the empty answer below shows it
         line = stdout.readline()
         if not line:
             status = self.process.wait()
