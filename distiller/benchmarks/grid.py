@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from distiller.common.files import write_json
@@ -25,6 +26,7 @@ METHODS: dict[str, tuple[str, ...]] = {  # --method of distiller/run.py, and ove
 }
 POLL = 0.2  # seconds between looks at the runs
 SPEEDS = "speeds.json"  # below the output: what was measured for each run's student
+say = partial(print, flush=True)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def run_grid(
     from distiller.reports.grid_summary import summarise  # takes a second
 
     for path in summarise(table, rows, paired, command_line("grid"), missing):
-        say(f"{path}")
+        say(path)
     return not failed
 
 
@@ -169,7 +171,3 @@ def speeds(cells: Sequence[Cell], output: Path, teacher: str) -> dict[str, dict[
             known[name] = {key: measured[key] for key in ("real_time_factor", "speed_up")}
         write_json(path, known)
     return known
-
-
-def say(line: str) -> None:
-    print(line, flush=True)

@@ -4,7 +4,8 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from functools import cache
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distiller.benchmarks.encoders import open_target, weights_mb
-from distiller.benchmarks.processes import process_of, receive
+from distiller.benchmarks.processes import fresh_process
 from distiller.benchmarks.tables import write_table
 from distiller.common.progress import progress
 from distiller.common.provenance import peak_memory_mb
@@ -35,6 +36,14 @@ class Setting:
     threads: int = 1
     rounds: int = 7
     device: str = "cpu"
+
+    @property
+    def samples(self) -> int:
+        """Of a wav."""
+        return int(self.seconds * SAMPLE_RATE)
+
+
+opened = cache(open_target)  # each process opens its encoder once
 
 
 def benchmark(targets: Sequence[str], setting: Setting, output: Path) -> None:
@@ -61,68 +70,52 @@ def measure(targets: Sequence[str], setting: Setting) -> list[Row]:
         UserError: a target cannot be opened, or does not run on the device.
     """
     with ExitStack() as stack:
-        connections = [stack.enter_context(process_of(_work, target, setting)) for target in targets]
-        known = [receive(connection, target) for connection, target in zip(connections, targets, strict=True)]
-        times = _in_turns(connections, targets, setting)
-        rows: list[Row] = []
-        settings = {"seconds": setting.seconds, "threads": setting.threads, "rounds": setting.rounds}
-        for connection, target, columns, taken in zip(connections, targets, known, times, strict=True):
-            connection.send(None)
-            peak_mb = receive(connection, target)
-            for size in setting.batches:
-                factor, first = (median(of[size]) / (size * setting.seconds) for of in (taken, times[0]))
-                speed = {"real_time_factor": round(factor, 6), "speed_up": round(first / factor, 3)}
-                rows.append(columns | {"batch": size} | speed | {"peak_mb": round(peak_mb, 1)} | settings)
+        calls = [stack.enter_context(fresh_process(target)) for target in targets]
+        known = [call(describe, target, setting) for call, target in zip(calls, targets, strict=True)]
+        times: list[dict[int, list[float]]] = [{size: [] for size in setting.batches} for _ in targets]
+        turns = list(product(range(setting.rounds + 1), setting.batches))
+        for turn, size in progress(turns, "Measuring"):
+            for call, target, taken in zip(calls, targets, times, strict=True):
+                seconds = call(run_batch, target, setting, size)
+                if turn:  # the first is warm-up
+                    taken[size].append(seconds)
+        peaks = [call(peak_memory_mb, setting.device) for call in calls]
+    rows: list[Row] = []
+    settings = {"seconds": setting.seconds, "threads": setting.threads, "rounds": setting.rounds}
+    for columns, taken, peak_mb in zip(known, times, peaks, strict=True):
+        for size in setting.batches:
+            factor, first = (median(of[size]) / (size * setting.seconds) for of in (taken, times[0]))
+            speed = {"real_time_factor": round(factor, 6), "speed_up": round(first / factor, 3)}
+            rows.append(columns | {"batch": size} | speed | {"peak_mb": round(peak_mb, 1)} | settings)
     return rows
 
 
-def _in_turns(
-    connections: Sequence[Connection], targets: Sequence[str], setting: Setting
-) -> list[dict[int, list[float]]]:
-    """Seconds of every round by batch size, for each encoder."""
-    times: list[dict[int, list[float]]] = [{size: [] for size in setting.batches} for _ in connections]
-    turns = [(turn, size) for turn in range(setting.rounds + 1) for size in setting.batches]
-    for turn, size in progress(turns, "Measuring"):
-        for connection, target, taken in zip(connections, targets, times, strict=True):
-            connection.send(size)
-            seconds = receive(connection, target)
-            if turn:  # the first is warm-up
-                taken[size].append(seconds)
-    return times
+def describe(target: str, setting: Setting) -> Row:
+    """What is known of an encoder before it runs; called first in its process."""
+    torch.set_num_threads(setting.threads)
+    encoder = opened(target, setting.device, setting.threads)
+    size_mb = weights_mb(encoder.path)
+    return {
+        "model": target,
+        "kind": encoder.kind,
+        "device": setting.device,
+        "parameters": encoder.parameters,
+        "macs_per_second": encoder.config and count_macs(encoder.config, setting.samples) / setting.seconds,
+        "file_mb": size_mb and round(size_mb, 2),
+    }
 
 
-def _work(connection: Connection, target: str, setting: Setting) -> None:
-    """The process of one encoder: open it, then run a batch of each size that is received, until None comes."""
-    try:
-        torch.set_num_threads(setting.threads)
-        encoder = open_target(target, setting.device, setting.threads)
-        samples = int(setting.seconds * SAMPLE_RATE)
-        size_mb = weights_mb(encoder.path)
-        connection.send(
-            {
-                "model": target,
-                "kind": encoder.kind,
-                "device": setting.device,
-                "parameters": encoder.parameters,
-                "macs_per_second": encoder.config and count_macs(encoder.config, samples) / setting.seconds,
-                "file_mb": size_mb and round(size_mb, 2),
-            }
-        )
-        generator = torch.Generator().manual_seed(0)
-        while (size := connection.recv()) is not None:
-            waveforms = (0.1 * torch.randn(size, samples, generator=generator)).to(setting.device)
-            lengths = torch.full((size,), samples)
-            start = time.perf_counter()
-            with torch.inference_mode():
-                encoder.run(waveforms, lengths)
-            if setting.device == "cuda":
-                torch.cuda.synchronize()
-            connection.send(time.perf_counter() - start)
-        connection.send(peak_memory_mb(setting.device))
-    except UserError as error:
-        connection.send(error)
-    except EOFError:
-        pass  # the parent ended
+@torch.inference_mode()
+def run_batch(target: str, setting: Setting, size: int) -> float:
+    """Seconds that an encoder takes for a batch, in its process."""
+    encoder = opened(target, setting.device, setting.threads)
+    waveforms = (0.1 * torch.randn(size, setting.samples)).to(setting.device)
+    lengths = torch.full((size,), setting.samples)
+    start = time.perf_counter()
+    encoder.run(waveforms, lengths)
+    if setting.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def print_table(rows: Sequence[Row], setting: Setting) -> None:

@@ -1,9 +1,8 @@
 """Long wavs: how much overlapping chunks differ from the wav in one piece, and the memory that each way takes."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,12 @@ import torch
 from torch import Tensor
 
 from distiller.benchmarks.encoders import open_encoder
-from distiller.benchmarks.processes import process_of, receive
+from distiller.benchmarks.processes import fresh_process
 from distiller.benchmarks.tables import write_table
 from distiller.common.provenance import peak_memory_mb
 from upstream.chunked import chunks
 from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
-from upstream.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -54,29 +52,23 @@ def measure_long(target: str, setting: LongSetting) -> dict[str, Any]:
         UserError: the target cannot be opened.
     """
     row: dict[str, Any] = {"model": target} | vars(setting)
-    for work in (_in_chunks, _in_one_piece):
-        with process_of(_answer, work, target, setting) as connection:
-            row |= receive(connection, target)
+    for work in (in_chunks, in_one_piece):
+        with fresh_process(target) as call:
+            row |= call(work, target, setting)
     return row
 
 
-def _answer(connection: Connection, work: Callable[..., Any], target: str, setting: LongSetting) -> None:
-    torch.set_num_threads(setting.threads)
-    try:
-        connection.send(work(open_encoder(target), _audio(setting.seconds), setting))
-    except UserError as error:
-        connection.send(error)
-
-
-def _in_chunks(encoder: SpeechEncoder, waveform: Tensor, setting: LongSetting) -> dict[str, float]:
+def in_chunks(target: str, setting: LongSetting) -> dict[str, float]:
+    encoder, waveform = _opened(target, setting)
     before, start = peak_memory_mb(), time.perf_counter()
     frames = sum(len(states[0]) for states in chunks(encoder, waveform, setting.chunk, setting.overlap))
     seconds = time.perf_counter() - start
     return {"frames": frames, "loaded_mb": before, "chunks_mb": peak_memory_mb(), "chunks_seconds": seconds}
 
 
-def _in_one_piece(encoder: SpeechEncoder, waveform: Tensor, setting: LongSetting) -> dict[str, float]:
+def in_one_piece(target: str, setting: LongSetting) -> dict[str, float]:
     """Errors of the chunks are relative to the norm of these states: of the worst hidden state, and of the last."""
+    encoder, waveform = _opened(target, setting)
     start = time.perf_counter()
     with torch.inference_mode():
         expected = encoder(waveform[None]).hidden_states
@@ -97,9 +89,10 @@ def _in_one_piece(encoder: SpeechEncoder, waveform: Tensor, setting: LongSetting
     }
 
 
-def _audio(seconds: float) -> Tensor:
-    """Noise of speech's loudness and syllable rate, (sample,)."""
-    samples = int(seconds * SAMPLE_RATE)
+def _opened(target: str, setting: LongSetting) -> tuple[SpeechEncoder, Tensor]:
+    """The encoder, and noise of speech's loudness and syllable rate, (sample,)."""
+    torch.set_num_threads(setting.threads)
+    samples = int(setting.seconds * SAMPLE_RATE)
     times = torch.arange(samples) / SAMPLE_RATE
     noise = torch.randn(samples, generator=torch.Generator().manual_seed(0))
-    return 0.1 * noise * torch.sin(4 * torch.pi * times).abs()
+    return open_encoder(target), 0.1 * noise * torch.sin(4 * torch.pi * times).abs()

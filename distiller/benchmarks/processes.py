@@ -11,38 +11,51 @@ from upstream.errors import UserError
 
 
 @contextmanager
-def process_of(work: Callable[..., None], *arguments: Any) -> Iterator[Connection]:
-    """A fresh process for `work(connection, *arguments)`, and the other end of that connection.
+def fresh_process(target: str) -> Iterator[Callable[..., Any]]:
+    """A fresh process that ends with the block, as a function: `call(work, *arguments)` is what `work` returns there.
 
-    The process ends with the block. Ctrl-C, which a terminal sends to it too, is left to this process.
+    Ctrl-C, which a terminal sends to it too, is left to this process.
+
+    Args:
+        target: what is measured, for the error.
+
+    Raises:
+        UserError: (from `call`) the work raised it, or the process ended without an answer.
     """
     context = multiprocessing.get_context("spawn")
-    parent_end, child_end = context.Pipe()
-    process = context.Process(target=work, args=(child_end, *arguments), daemon=True)
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there,), daemon=True)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits
     try:
         process.start()
     finally:
         signal.signal(signal.SIGINT, before)
-    child_end.close()
+    there.close()
+
+    def call(work: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            here.send((work, arguments))
+            answer = here.recv()
+        except (EOFError, ConnectionError):
+            raise UserError(f"{target}: its process ended before it was measured (out of memory?)") from None
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
     try:
-        yield parent_end
-        process.join(5)
+        yield call
     finally:
-        process.kill()
-        parent_end.close()
+        process.kill()  # it has nothing to save
+        here.close()
 
 
-def receive(connection: Connection, target: str) -> Any:
-    """What the process of `target` sends next.
-
-    Raises:
-        UserError: the process raised it, or ended without an answer.
-    """
-    try:
-        answer = connection.recv()
-    except EOFError:
-        raise UserError(f"{target}: its process ended before it was measured (out of memory?)") from None
-    if isinstance(answer, UserError):
-        raise answer
-    return answer
+def _serve(connection: Connection) -> None:
+    while True:
+        try:
+            work, arguments = connection.recv()
+        except EOFError:  # the parent ended
+            return
+        try:
+            connection.send(work(*arguments))
+        except UserError as error:
+            connection.send(error)

@@ -9,7 +9,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from math import gcd
 from operator import call
 from pathlib import Path
 
@@ -88,8 +87,7 @@ def write_formats(cuts: list[DataCut], folder: Path) -> dict[tuple[str, int], Pa
     for cut in progress(cuts, "Writing the formats", len(cuts)):
         samples = DECODER.decode(cut).numpy()
         for (ending, rate), target in formats.items():
-            divisor = gcd(rate, SAMPLE_RATE)
-            resampled = resample_poly(samples, rate // divisor, SAMPLE_RATE // divisor)
+            resampled = resample_poly(samples, rate, SAMPLE_RATE)
             values = np.rint(resampled * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
             path = target / f"{cut.id}.{ending}"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,7 @@ steps, so that a busy machine slows both. Teachers have random weights, so nothi
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +20,7 @@ from torch import nn
 
 from distiller.audio.batch import Batch
 from distiller.benchmarks.encoders import HUBERT_BASE
-from distiller.benchmarks.processes import process_of, receive
+from distiller.benchmarks.processes import fresh_process
 from distiller.benchmarks.tables import write_table
 from distiller.common.progress import progress
 from distiller.common.provenance import parameter_count, peak_memory_mb
@@ -36,7 +35,10 @@ from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
 
 MATRIX = 2048  # rows and columns of the products whose rate makes the floor
-CLUSTERS = [[0], [1, 2, 3], [4, 5, 6, 7], [8, 9, 10], [11, 12]]  # of SKILL's step; their number hardly matters
+OVERRIDES = {  # of each method's recipe; the number of SKILL's clusters hardly matters
+    "star": [],
+    "skill": ["objective.clusters=[[0],[1,2,3],[4,5,6,7],[8,9,10],[11,12]]"],
+}
 STEPS = 25_000  # of the whole run, for schedules
 # what the loss adds to the encoders' multiplications: STaR's step at paper scale takes 435 GFLOP, 427 of them for the
 # encoders
@@ -74,41 +76,26 @@ class TrainSetting:
     rounds: int = 7
 
 
-def star(teacher: SpeechEncoder) -> Distillation:
-    """STaR's student of 22.3 M parameters, as the recipe for 100 h trains it."""
-    recipe = load_recipe("star-hubert-100h", ["corpus.path=none"])
+def distillation(method: str, teacher: SpeechEncoder) -> Distillation:
+    """As the recipe for 100 h: STaR's student of 22.3 M parameters, or a copy of the teacher with gates for SKILL."""
+    recipe = load_recipe(f"{method}-hubert-100h", ["corpus.path=none", *OVERRIDES[method]])
     student = build_student(recipe.student, teacher)
-    return Distillation(teacher, student, build(recipe.objective, teacher.config, student.config), recipe)
-
-
-def skill(teacher: SpeechEncoder) -> JointDistillation:
-    """SKILL's first stage: a copy of the teacher with gates, clusters, the Lagrangian."""
-    recipe = load_recipe("skill-hubert-100h", ["corpus.path=none"])
-    assert recipe.pruning is not None
-    student = build_student(recipe.student, teacher)
-    parameters = parameter_count(teacher)
-    pruning = SparsityLagrangian(recipe.pruning, student.config, parameters, STEPS)
-    objective = build(replace(recipe.objective, clusters=CLUSTERS), teacher.config, student.config)
-    return JointDistillation(teacher, GatedEncoder(student, recipe.pruning.drops), objective, recipe, pruning)
-
-
-METHODS: dict[str, Callable[[SpeechEncoder], Distillation]] = {"star": star, "skill": skill}
+    objective = build(recipe.objective, teacher.config, student.config)
+    if recipe.pruning is None:
+        return Distillation(teacher, student, objective, recipe)
+    lagrangian = SparsityLagrangian(recipe.pruning, student.config, parameter_count(teacher), STEPS)
+    return JointDistillation(teacher, GatedEncoder(student, recipe.pruning.drops), objective, recipe, lagrangian)
 
 
 def benchmark_training(methods: Sequence[str], setting: TrainSetting, output: Path) -> None:
     """Measure a step of each method, each in a fresh process; print a table, write train.csv and train.png."""
     rows: list[Row] = []
     for method in progress(methods, "Measuring"):
-        with process_of(_work, method, setting) as connection:
-            rows.append(receive(connection, method))
+        with fresh_process(method) as call:
+            rows.append(call(measure_step, method, setting, HUBERT_BASE))
     print_steps(rows, setting)
     draw_steps(output / "train.png", rows)
     write_table(output / "train.csv", [written(row) for row in rows])
-
-
-def _work(connection: Connection, method: str, setting: TrainSetting) -> None:
-    torch.set_num_threads(setting.threads)
-    connection.send(measure_step(method, setting, HUBERT_BASE))
 
 
 def measure_step(method: str, setting: TrainSetting, teacher: EncoderConfig) -> Row:
@@ -116,8 +103,9 @@ def measure_step(method: str, setting: TrainSetting, teacher: EncoderConfig) -> 
 
     share_of_floor: of the floor's speed; 1 would be nothing but matrix products.
     """
+    torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
-    module = METHODS[method](SpeechEncoder(teacher))
+    module = distillation(method, SpeechEncoder(teacher))
     step = step_of(module, setting)
     student = module.student.encoder if isinstance(module.student, GatedEncoder) else module.student
     assert isinstance(student, SpeechEncoder)

@@ -13,8 +13,7 @@ from distiller.audio.batch import Batch
 from distiller.audio.dataset import validation_batches
 from distiller.audio.decoding import Decoder
 from distiller.clustering.cka import StateBatch, stream_cka
-from distiller.clustering.files import CLUSTERS, MATRIX, Similarity, read_clusters, write_clusters, write_matrix
-from distiller.clustering.tree import automatic_count, layer_tree, separation, tree_clusters
+from distiller.clustering.files import CLUSTERS, Similarity, read_clusters, write_clusterings
 from distiller.common.files import lock_folder
 from distiller.common.progress import progress
 from distiller.objectives.config import CalibrationConfig, ClustersConfig
@@ -61,11 +60,7 @@ def cluster_layers(
     with lock_folder(output / "calibration", ".busy", wait=True):
         if not (output / CLUSTERS).exists():
             similarity = calibrate(config, teacher, audio(), seed, device)
-            tree = layer_tree(similarity.cka, config.linkage, config.contiguous)
-            count = automatic_count(similarity.cka, tree) if config.count == "auto" else int(config.count)
-            clustering = separation(similarity.cka, tree_clusters(tree, count))
-            write_matrix(output / MATRIX, similarity, config.layer_zero)
-            write_clusters(output, similarity, tree, clustering, config, title)
+            write_clusterings(output, similarity, config, [] if config.count == "auto" else [int(config.count)], title)
     return read_clusters(output / CLUSTERS, config)
 
 
@@ -91,7 +86,8 @@ def calibrate(
         frames += -(-shape.frame_count(round(audio.cuts[index].duration * SAMPLE_RATE)) // calibration.stride)
     batches = validation_batches(cuts, audio.batch_seconds, Decoder(shape.min_samples))
     similarity = measure(config, teacher, batches, device)
-    return replace(similarity, calibration={"corpus": audio.corpus, "seed": seed} | similarity.calibration)
+    source = {"corpus": audio.corpus, "seed": seed, "seconds": round(sum(cut.duration for cut in cuts), 1)}
+    return replace(similarity, calibration=source | similarity.calibration)
 
 
 def measure(
@@ -111,23 +107,18 @@ def measure(
     layers = sorted(set(config.layers)) if config.layers is not None else list(range(teacher.config.num_layers + 1))
     check_layers(layers, teacher.config.num_layers, "objective.layers")
     teacher = teacher.to(device).eval()
-    seconds: list[float] = []  # of each batch of the first pass
 
     def states() -> Iterator[StateBatch]:
-        first = not seconds
         for load in progress(batches, "Comparing the teacher's layers", len(batches)):
             batch = load().to(device)
-            if first:
-                seconds.append(int(batch.lengths.sum()) / SAMPLE_RATE)
             with torch.no_grad():
                 output = teacher(batch.waveforms, batch.lengths)
             yield [output.layer(layer, config.layer_zero) for layer in layers], output.frame_mask()
 
-    cka, frames = stream_cka(states, [width] * len(layers), None, calibration.debiased, calibration.stride)
+    cka, frames = stream_cka(states, len(layers), width, calibration.debiased, calibration.stride)
     _check_frames(frames, width, calibration)
-    measured = {"frames": frames, "seconds": round(sum(seconds), 1)}
     settings = {"stride": calibration.stride, "debiased": calibration.debiased, "layer_zero": config.layer_zero}
-    return Similarity(layers, cka, measured | settings)
+    return Similarity(layers, cka, {"frames": frames} | settings)
 
 
 def _check_frames(frames: int, width: int, calibration: CalibrationConfig) -> None:

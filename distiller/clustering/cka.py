@@ -11,7 +11,9 @@ passes at the default 1 GiB). The alternatives are worse: keeping the frames tak
 sensible N = 20 d, and growing with N); a random projection or a sample of frames is not exact.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 import torch
@@ -25,11 +27,6 @@ StateBatch = tuple[Sequence[Tensor], Tensor]
 
 FRAME_STRIDE = 5  # neighbouring 20 ms frames are nearly copies of each other: every fifth carries the same information
 DEFAULT_MEMORY = 1 << 30
-
-
-def every_pair(count: int) -> list[Pair]:
-    """All pairs (i, j), i <= j, of `count` representations."""
-    return [(i, j) for i in range(count) for j in range(i, count)]
 
 
 class PairMoments:
@@ -51,8 +48,8 @@ class PairMoments:
     @torch.no_grad()
     def update(self, states: Sequence[Tensor], frame_mask: Tensor) -> None:
         """Add a batch: states[i] (batch, frame, channel), frame_mask (batch, frame), True on valid frames, a prefix."""
-        mask = frame_mask.clone()
-        mask[:, torch.arange(frame_mask.shape[1], device=frame_mask.device) % self.stride != 0] = False
+        mask = torch.zeros_like(frame_mask)
+        mask[:, :: self.stride] = frame_mask[:, :: self.stride]
         if not mask.any():
             return
         extended = {index: self._extend(index, states[index][mask]) for index in self._used}
@@ -99,46 +96,31 @@ def _debiased_hsic(moments: Tensor) -> Tensor:
     return trace + total_x * total_y / ((count - 1) * (count - 2)) - 2 * rows / (count - 2)
 
 
-def plan_passes(widths: Sequence[int], pairs: Sequence[Pair], memory: int = DEFAULT_MEMORY) -> list[list[Pair]]:
-    """Split `pairs` into passes whose moments take at most `memory` bytes each (a single pair may take more)."""
-    passes: list[list[Pair]] = []
-    used = memory
-    for i, j in pairs:
-        size = 8 * (widths[i] + 2) * (widths[j] + 2)
-        if not passes or used + size > memory:
-            passes.append([])
-            used = 0
-        passes[-1].append((i, j))
-        used += size
-    return passes
-
-
 def stream_cka(
     batches: Callable[[], Iterable[StateBatch]],
-    widths: Sequence[int],
-    pairs: Sequence[Pair] | None = None,
+    count: int,
+    width: int,
     debiased: bool = False,
     stride: int = FRAME_STRIDE,
     memory: int = DEFAULT_MEMORY,
 ) -> tuple[np.ndarray, int]:
-    """CKA matrix (symmetric, NaN at pairs that are not compared) and the number of frames.
+    """CKA matrix, symmetric, and the number of frames.
 
     Args:
         batches: starts one pass over the calibration set; each must give the same utterances, in any order and batches.
-        widths: channels of each representation.
-        pairs: to compare; all by default.
-        memory: bytes of a pass's moments (see the module's docstring).
+        count: of representations.
+        width: the most channels that any of them has.
+        memory: bytes of a pass's moments (see the module's docstring); a pass has at least one pair.
 
     Raises:
         UserError: fewer than 4 frames, a representation is constant or not finite, or the passes differ.
     """
-    count = len(widths)
-    diagonal = [(i, i) for i in range(count)]
-    wanted = dict.fromkeys([*diagonal, *(every_pair(count) if pairs is None else [(min(p), max(p)) for p in pairs])])
+    pairs = list(combinations_with_replacement(range(count), 2))
+    at_once = max(1, memory // (8 * (width + 2) ** 2))
     hsic: dict[Pair, float] = {}
     frames: set[int] = set()
-    for selection in plan_passes(widths, list(wanted), memory):
-        moments = PairMoments(selection, stride)
+    for start in range(0, len(pairs), at_once):
+        moments = PairMoments(pairs[start : start + at_once], stride)
         for states, frame_mask in batches():
             moments.update(states, frame_mask)
         if moments.frames < 4:
@@ -146,17 +128,13 @@ def stream_cka(
                 f"the calibration set gives {moments.frames} frames at a stride of {stride}; CKA needs at least 4"
             )
         frames.add(moments.frames)
-        hsic.update({pair: moments.hsic(pair, debiased) for pair in selection})
+        hsic |= {pair: moments.hsic(pair, debiased) for pair in moments.pairs}
     if len(frames) > 1:
         raise UserError(f"the calibration set changed between two passes over it: {sorted(frames)} frames")
-    return _assemble(hsic, count), frames.pop()
-
-
-def _assemble(hsic: dict[Pair, float], count: int) -> np.ndarray:
     for i in range(count):
-        if not (np.isfinite(hsic[i, i]) and hsic[i, i] > 0):
+        if not 0 < hsic[i, i] < math.inf:  # as NaN is not
             raise UserError(f"representation {i} is constant or not finite over the calibration set")
-    cka = np.full((count, count), np.nan)
-    for (i, j), value in hsic.items():
-        cka[i, j] = cka[j, i] = 1.0 if i == j else value / np.sqrt(hsic[i, i] * hsic[j, j])
-    return cka
+    cka = np.eye(count)
+    for i, j in combinations(range(count), 2):
+        cka[i, j] = cka[j, i] = hsic[i, j] / math.sqrt(hsic[i, i] * hsic[j, j])
+    return cka, frames.pop()

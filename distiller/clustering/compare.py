@@ -9,17 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from distiller.clustering.calibrate import CalibrationAudio, calibrate
-from distiller.clustering.files import (
-    CLUSTERS,
-    FIGURE,
-    MATRIX,
-    Similarity,
-    layer_names,
-    write_clusters,
-    write_matrix,
-)
-from distiller.clustering.tree import Clustering, automatic_count, layer_tree, separation, tree_clusters
-from distiller.objectives.config import ClustersConfig, LayerZero
+from distiller.clustering.files import CLUSTERS, FIGURE, MATRIX, Similarity, write_clusterings
+from distiller.clustering.tree import Clustering, layer_tree, separation, tree_clusters
+from distiller.objectives.config import ClustersConfig
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
@@ -37,41 +29,32 @@ def compare(
     """Compare, write cka.csv, clusters.json and similarity.png, print the clusterings; returns the first one's layers.
 
     Args:
-        counts: of clusters. The files of the first have these names, those of others end in -COUNT. If empty, the count
-            with the highest silhouette is taken and all possible ones are printed.
+        counts: of clusters, see `write_clusterings`; if empty, all possible ones are printed.
 
     Raises:
         UserError: as `calibrate`, or an impossible count.
     """
     similarity = calibrate(config, teacher, audio, seed, device)
-    tree = layer_tree(similarity.cka, config.linkage, config.contiguous)
-
-    def clustering(count: int) -> Clustering:
-        return separation(similarity.cka, tree_clusters(tree, count))
-
-    first, *others = (clustering(count) for count in counts or [automatic_count(similarity.cka, tree)])
-    write_matrix(output / MATRIX, similarity, config.layer_zero)
-    write_clusters(output, similarity, tree, first, config, title)
-    for other in others:
-        write_clusters(output, similarity, tree, other, config, title, f"-{len(other.clusters)}")
-    shown = [clustering(count) for count in counts or range(2, len(similarity.layers))] or [first]
-    print_table(similarity, shown, first, config.layer_zero)
+    clusterings = write_clusterings(output, similarity, config, counts, title)
+    first, shown = clusterings[0], clusterings
+    if not counts:
+        tree = layer_tree(similarity.cka, config.linkage, config.contiguous)
+        possible = range(2, len(similarity.layers))
+        shown = [separation(similarity.cka, tree_clusters(tree, count)) for count in possible] or clusterings
+    print_table(similarity, shown, first)
     print(f"\n{similarity.calibration['frames']:,} frames of {similarity.calibration['seconds']:,.0f} s")
     print(", ".join(str(output / name) for name in (CLUSTERS, MATRIX, FIGURE)))
     return similarity.layers_of(first)
 
 
-def print_table(
-    similarity: Similarity, clusterings: Sequence[Clustering], marked: Clustering, layer_zero: LayerZero
-) -> None:
+def print_table(similarity: Similarity, clusterings: Sequence[Clustering], marked: Clustering) -> None:
     """Each clustering with its silhouette and its CKA within and between clusters; an asterisk at the marked one."""
-    names = layer_names(similarity.layers, layer_zero)
     table = Table(title="Clusterings of the teacher's layers")
     for title in ("", "clusters", "silhouette", "CKA within", "CKA between", "layers"):
         table.add_column(title, justify="left" if title in ("", "layers") else "right")
     for row in clusterings:
         numbers = ["" if math.isnan(value) else f"{value:.3f}" for value in (row.silhouette, row.within, row.between)]
-        layers = " | ".join(" ".join(names[place] for place in cluster) for cluster in row.clusters)
+        layers = " | ".join(" ".join(similarity.names[place] for place in cluster) for cluster in row.clusters)
         table.add_row("*" if row.clusters == marked.clusters else "", str(len(row.clusters)), *numbers, layers)
     Console(soft_wrap=False).print(table)
 

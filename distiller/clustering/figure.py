@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
@@ -16,6 +16,7 @@ from distiller.common.plotting import save_figure
 
 MAP = "viridis"
 BRANCH = "#8a8a8a"  # above the clusters
+COLOURS = [to_hex(f"tab:{name}") for name in ("blue", "orange", "green", "red", "purple", "brown", "pink", "cyan")]
 MARK = "#ffffff"
 WRITTEN = 16  # up to so many layers every cell shows its number
 
@@ -37,49 +38,38 @@ def similarity_figure(
         1, 2, figsize=(side * 1.42, side), width_ratios=(0.34, 1), layout="constrained", sharey=True
     )
     figure.suptitle(title)
-    colours = _colours(len(clusters))
-    order = _draw_tree(tree_axes, tree, clusters, colours)
+    cluster_of = {layer: index for index, cluster in enumerate(clusters) for layer in cluster}
+    order = _draw_tree(tree_axes, tree, [cluster_of[layer] for layer in range(count)])
     image = _draw_matrix(axes, cka[np.ix_(order, order)])
     _mark(axes, order, clusters)
     axes.set_xticks(range(count), [labels[layer] for layer in order])
     axes.set_yticks(range(count), [labels[layer] for layer in order])
     axes.set(xlabel="layer", ylim=(count - 0.5, -0.5))
     axes.tick_params(length=0, labelleft=True)
-    cluster_of = {layer: index for index, cluster in enumerate(clusters) for layer in cluster}
     for axis in (axes.get_xticklabels(), axes.get_yticklabels()):
         for tick, layer in zip(axis, order, strict=True):
-            tick.set(color=colours[cluster_of[layer]], fontweight="bold")
+            tick.set(color=_colour(cluster_of[layer]), fontweight="bold")
     figure.colorbar(image, ax=axes, label="linear CKA", shrink=0.82, pad=0.02)
     save_figure(figure, path)
 
 
-def _colours(count: int) -> list[Any]:
-    """Colours that differ between neighbours, dark enough for text."""
-    base = [colour for index, colour in enumerate(colormaps["tab10"].colors) if index not in (7, 8)]  # type: ignore[attr-defined]
-    return [base[index % len(base)] for index in range(count)]
+def _colour(cluster: int | None) -> str:
+    """One that neighbours do not have, dark enough for text."""
+    return BRANCH if cluster is None else COLOURS[cluster % len(COLOURS)]
 
 
-def _draw_tree(axes: Any, tree: np.ndarray, clusters: Sequence[Sequence[int]], colours: Sequence[Any]) -> list[int]:
+def _draw_tree(axes: Any, tree: np.ndarray, cluster_of: list[int]) -> list[int]:
     """A dendrogram whose leaves face right, branches inside a cluster in its colour; returns the leaves' order."""
-    count = len(tree) + 1
-    sets = [set(cluster) for cluster in clusters]
-    members: list[set[int]] = [{layer} for layer in range(count)]
-    for first, second in tree[:, :2].astype(int):
-        members.append(members[first] | members[second])
-
-    def colour(node: int) -> str:
-        inside = [index for index, cluster in enumerate(sets) if members[node] <= cluster]
-        return f"C{inside[0]}" if inside else BRANCH
-
-    if count > 1:
-        drawn = dendrogram(tree, no_plot=True, link_color_func=colour)
-        order = [int(leaf) for leaf in drawn["leaves"]]
-        for places, heights, name in zip(drawn["icoord"], drawn["dcoord"], drawn["color_list"], strict=True):
-            line = colours[int(name[1:])] if name != BRANCH else BRANCH
+    order = [0]
+    if len(tree):
+        nodes: list[int | None] = [*cluster_of]  # the cluster that each node is inside, layers first
+        for first, second in tree[:, :2].astype(int):
+            nodes.append(nodes[first] if nodes[first] == nodes[second] else None)
+        drawn = dendrogram(tree, no_plot=True, link_color_func=lambda node: _colour(nodes[node]))
+        order = drawn["leaves"]
+        for places, heights, colour in zip(drawn["icoord"], drawn["dcoord"], drawn["color_list"], strict=True):
             rows = [(place - 5) / 10 for place in places]  # SciPy puts leaf i at 10 i + 5
-            axes.plot(heights, rows, color=line, linewidth=1.6, solid_joinstyle="round")
-    else:
-        order = [0]
+            axes.plot(heights, rows, color=colour, linewidth=1.6, solid_joinstyle="round")
     axes.invert_xaxis()
     axes.xaxis.set_major_locator(MaxNLocator(2))
     axes.set(xlabel="1 $-$ CKA")

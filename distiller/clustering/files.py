@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 
 from distiller.clustering.figure import similarity_figure
-from distiller.clustering.tree import Clustering, representative
+from distiller.clustering.tree import (
+    Clustering,
+    automatic_count,
+    layer_tree,
+    representative,
+    separation,
+    tree_clusters,
+)
 from distiller.common.files import write_csv, write_json
-from distiller.objectives.config import ClustersConfig, LayerZero
+from distiller.objectives.config import ClustersConfig
 from upstream.errors import UserError
 
 CLUSTERS, MATRIX, FIGURE = "clusters.json", "cka.csv", "similarity.png"
@@ -26,58 +33,61 @@ class Similarity:
     cka: np.ndarray  # (layer, layer), in the order of `layers`
     calibration: dict[str, Any]  # for clusters.json
 
+    @property
+    def names(self) -> list[str]:
+        """The layers as figures and tables call them: P or F⁰, then numbers."""
+        first = "P" if self.calibration["layer_zero"] == "feature_projection" else "F⁰"
+        return [str(layer) if layer else first for layer in self.layers]
+
     def layers_of(self, clustering: Clustering) -> list[list[int]]:
         """The clusters as layers of the teacher."""
         return [[self.layers[place] for place in cluster] for cluster in clustering.clusters]
 
 
-def layer_names(layers: Sequence[int], layer_zero: LayerZero) -> list[str]:
-    """As figures and tables call them: P or F⁰, then numbers."""
-    first = "P" if layer_zero == "feature_projection" else "F⁰"
-    return [str(layer) if layer else first for layer in layers]
+def write_clusterings(
+    output: Path, similarity: Similarity, config: ClustersConfig, counts: Sequence[int], title: str = ""
+) -> list[Clustering]:
+    """Cluster the layers; write cka.csv, then similarity.png and clusters.json of each clustering.
 
+    Args:
+        counts: of clusters. The files of the first have these names, those of others end in -COUNT. If empty, the count
+            with the highest silhouette is taken.
 
-def write_matrix(path: Path, similarity: Similarity, layer_zero: LayerZero) -> None:
-    """CKA as CSV, a row and a column per layer."""
-    names = layer_names(similarity.layers, layer_zero)
-    values = [[f"{value:.8f}" for value in row] for row in similarity.cka]
-    write_csv(
-        path, [{"layer": name} | dict(zip(names, row, strict=True)) for name, row in zip(names, values, strict=True)]
-    )
-
-
-def write_clusters(
-    output: Path,
-    similarity: Similarity,
-    tree: np.ndarray,
-    clustering: Clustering,
-    config: ClustersConfig,
-    title: str = "",
-    ending: str = "",
-) -> None:
-    """similarity.png, then clusters.json, of one clustering; `ending` goes into both names."""
-    names = layer_names(similarity.layers, config.layer_zero)
-    figure, record = (output / name.replace(".", f"{ending}.") for name in (FIGURE, CLUSTERS))
-    title = ", ".join(part for part in (title, f"{len(clustering.clusters)} clusters") if part)
-    similarity_figure(figure, similarity.cka, tree, clustering.clusters, names, title)
-    numbers = {key: getattr(clustering, key) for key in ("silhouette", "within", "between")}
-    values = {
-        "layers": similarity.layers,
-        "cka": similarity.cka.tolist(),
-        "linkage": config.linkage,
-        "contiguous": config.contiguous,
-        "clusters": similarity.layers_of(clustering),
-        "separation": {key: None if math.isnan(value) else value for key, value in numbers.items()},
-        "calibration": similarity.calibration,
-    }
-    write_json(record, values)
+    Raises:
+        UserError: an impossible count.
+    """
+    tree = layer_tree(similarity.cka, config.linkage, config.contiguous)
+    counts = counts or [automatic_count(similarity.cka, tree)]
+    clusterings = [separation(similarity.cka, tree_clusters(tree, count)) for count in counts]
+    rows = [
+        {"layer": name} | {other: f"{value:.8f}" for other, value in zip(similarity.names, row, strict=True)}
+        for name, row in zip(similarity.names, similarity.cka, strict=True)
+    ]
+    write_csv(output / MATRIX, rows)
+    for count, clustering in zip(counts, clusterings, strict=True):
+        ending = "." if clustering is clusterings[0] else f"-{count}."
+        figure, record = (output / name.replace(".", ending) for name in (FIGURE, CLUSTERS))
+        heading = ", ".join(part for part in (title, f"{count} clusters") if part)
+        similarity_figure(figure, similarity.cka, tree, clustering.clusters, similarity.names, heading)
+        numbers = {key: getattr(clustering, key) for key in ("silhouette", "within", "between")}
+        values = {
+            "layers": similarity.layers,
+            "cka": similarity.cka.tolist(),
+            "linkage": config.linkage,
+            "contiguous": config.contiguous,
+            "clusters": similarity.layers_of(clustering),
+            "separation": {key: None if math.isnan(value) else value for key, value in numbers.items()},
+            "calibration": similarity.calibration,
+        }
+        write_json(record, values)
+    return clusterings
 
 
 def read_clusters(path: Path, config: ClustersConfig) -> ClustersConfig:
     """`config` with the clusters of a clusters.json, and the representative of each.
 
     Raises:
-        UserError: the file is not what `write_clusters` wrote.
+        UserError: the file is not what `write_clusterings` wrote.
     """
     try:
         values = json.loads(path.read_text())

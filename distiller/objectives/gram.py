@@ -93,36 +93,26 @@ def multiply_adds(
 
 
 def gram_distances(
-    teacher: Tensor,
-    student: Tensor,
-    lags: Sequence[int],
-    centred: bool = False,
-    relative: bool = False,
-    identity: bool = True,
-) -> list[Tensor]:
-    """|G_T - G_S|^2 per layer and utterance, for each lag.
+    teacher: Tensor, student: Tensor, lags: Sequence[int], centred: bool = False, identity: bool = True
+) -> list[tuple[Tensor, Tensor]]:
+    """|G_T - G_S|^2 and |G_T|^2 per layer and utterance, for each lag.
 
     Args:
         teacher, student: `gram_features` of F^0..F^L, (layer, batch, frame, channel); no gradient reaches the teacher.
         lags: 0: F^l against itself; 1: F^{l-1} against F^l; for l = 1..L.
         centred: divide each Gram matrix by its norm, the root of its mean square entry over valid pairs.
-        relative: divide each distance by the teacher's |G_T|^2.
         identity: whether the identity may be used where it is cheaper.
 
     Returns:
-        For each lag (layer l = 1..L, batch).
+        For each lag two of (layer l = 1..L, batch).
     """
     teacher = teacher.detach()
     frames, teacher_width = teacher.shape[-2:]
     costs = multiply_adds(frames, teacher_width, student.shape[-1], lags, student.requires_grad, centred)
     with full_precision(student.device.type):
         if identity and costs[1] < costs[0]:
-            pairs = _identity_distances(teacher, student, lags, centred)
-        else:
-            pairs = [_direct_distance(_lagged(teacher, lag), _lagged(student, lag), centred) for lag in lags]
-    if not relative:
-        return [distance for distance, _ in pairs]
-    return [distance / norm.clamp(min=TINY) for distance, norm in pairs]
+            return _identity_distances(teacher, student, lags, centred)
+        return [_direct_distance(_lagged(teacher, lag), _lagged(student, lag), centred) for lag in lags]
 
 
 def _lagged(features: Tensor, lag: int) -> Frames:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distiller.objectives.base import Objective, Term
 from distiller.objectives.config import ATTENTION_TERMS, GRAM_LAGS, StarConfig
-from distiller.objectives.gram import gram_distances, gram_features
+from distiller.objectives.gram import TINY, gram_distances, gram_features
 from distiller.objectives.layer_map import resolve_layer_map
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput
@@ -28,7 +28,6 @@ class Star(Objective):
         self.config = config
         self.layer_map = resolve_layer_map(config.layer_map, teacher_config.num_layers, student_config.num_layers)
         self.weights = {key: getattr(config, key) for key in (*ATTENTION_TERMS, *GRAM_LAGS) if getattr(config, key) > 0}
-        self.gram_names = [name for name in GRAM_LAGS if name in self.weights]
         self.attention_pairs = {
             name: self._attention_pairs(name, teacher_config, student_config)
             for name in ATTENTION_TERMS
@@ -38,16 +37,16 @@ class Star(Objective):
 
     def forward(self, teacher: EncoderOutput, student: EncoderOutput, frame_mask: Tensor) -> list[Term]:
         terms = [
-            Term(name, self._attention_loss(pairs, teacher, student, frame_mask).sum(), "frame", self.weights[name])
+            Term(name, _attention_loss(pairs, teacher, student, frame_mask).sum(), "frame", self.weights[name])
             for name, pairs in self.attention_pairs.items()
         ]
-        if self.gram_names:
+        if names := [name for name in GRAM_LAGS if name in self.weights]:
             losses = gram_losses(
                 # sub-sampled first, so that a student layer's input meets the input of all the layers that it replaces
                 [teacher.layer(layer, self.config.layer_zero) for layer in (0, *self.layer_map)],
                 [student.layer(layer, self.config.layer_zero) for layer in range(len(student.hidden_states))],
                 frame_mask,
-                self.gram_names,
+                names,
                 scaling=self.config.scaling,
                 relative=self.config.relative,
                 identity=self.config.identity == "auto",
@@ -67,20 +66,21 @@ class Star(Objective):
         require(bool(pairs), f"objective.{name}", self.weights[name], allowed)
         return pairs
 
-    def _attention_loss(
-        self, pairs: Sequence[tuple[int, int]], teacher: EncoderOutput, student: EncoderOutput, frame_mask: Tensor
-    ) -> Tensor:
-        loss = frame_mask.new_zeros(len(frame_mask), dtype=torch.float32)
-        for teacher_index, student_index in pairs:
-            teacher_map, student_map = _map(teacher, teacher_index), _map(student, student_index)
-            loss = loss + attention_loss(teacher_map, student_map, frame_mask)
-        return loss
+
+def _attention_loss(
+    pairs: Sequence[tuple[int, int]], teacher: EncoderOutput, student: EncoderOutput, frame_mask: Tensor
+) -> Tensor:
+    """The sum of `attention_loss` over pairs of (teacher, student) attention maps, (batch,)."""
+    total = frame_mask.new_zeros(len(frame_mask), dtype=torch.float32)
+    for teacher_index, student_index in pairs:
+        total = total + attention_loss(_map(teacher, teacher_index), _map(student, student_index), frame_mask)
+    return total
 
 
 def _map(output: EncoderOutput, index: int) -> Tensor:
-    attention_map = output.attention_maps[index] if output.attention_maps else None
-    if attention_map is None:
-        raise ValueError(f"no attention map of layer {index + 1}: run the encoders with attention_maps=True")
+    """The attention map of a layer that has heads."""
+    attention_map = (output.attention_maps or [])[index]
+    assert attention_map is not None
     return attention_map
 
 
@@ -102,9 +102,9 @@ def gram_losses(
         teacher_states, student_states: F^0..F^L of both, each (batch, frame, channel).
         frame_mask: (batch, frame) bool.
         names: the losses wanted; together they share work.
-        scaling: "none": G; "width": G / d; "unit": frames of unit norm; "centred": minus the mean over the utterance's
-            valid frames, and G divided by the root of its mean square entry over valid pairs: a layer's loss is then
-            the squared distance of the two matrices at unit Frobenius norm, at most 4 whatever the length.
+        scaling: of the Gram matrices, see `gram_features`. "centred" also divides G by the root of its mean square
+            entry over valid pairs: a layer's loss is then the squared distance of the two matrices at unit Frobenius
+            norm, at most 4 whatever the length.
         relative: divide each layer's term by the mean over valid pairs of the teacher's squared entries, and take the
             mean over layers: the loss is of order 1 whatever the depth, as the Lagrangian of pruning needs it.
         identity: allow the channel form of the distance where it is cheaper and accurate.
@@ -112,16 +112,13 @@ def gram_losses(
     Returns:
         name -> (batch,), computed in fp32 or better.
     """
-    distances = gram_distances(
-        gram_features(teacher_states, frame_mask, scaling),
-        gram_features(student_states, frame_mask, scaling),
-        [GRAM_LAGS[name] for name in names],
-        centred=scaling == "centred",
-        relative=relative,
-        identity=identity,
-    )
-    reduce = torch.mean if relative else torch.sum
-    return {name: reduce(distance, dim=0) for name, distance in zip(names, distances, strict=True)}
+    teacher, student = (gram_features(states, frame_mask, scaling) for states in (teacher_states, student_states))
+    pairs = gram_distances(teacher, student, [GRAM_LAGS[name] for name in names], scaling == "centred", identity)
+    if relative:
+        losses = [(distance / norm.clamp(min=TINY)).mean(dim=0) for distance, norm in pairs]
+    else:
+        losses = [distance.sum(dim=0) for distance, _ in pairs]
+    return dict(zip(names, losses, strict=True))
 
 
 def attention_loss(teacher_map: Tensor, student_map: Tensor, frame_mask: Tensor) -> Tensor:

@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distiller.audio.batch import Batch
+from distiller.clustering.calibrate import ENOUGH
 from distiller.clustering.cka import PairMoments
 from distiller.common.files import write_csv
 from distiller.common.progress import progress
 from distiller.objectives.layer_map import resolve_layer_map
 from upstream.encoder import SpeechEncoder
-
-ENOUGH = 20  # frames per channel, as for clusters of layers
 
 
 @torch.no_grad()
@@ -30,16 +29,12 @@ def write_distances(
     student's layers are matched to evenly spaced ones of the teacher. Enough of the batches for CKA are used; both
     encoders are in eval mode.
     """
-    depth = student.config.num_layers
-    if teacher.config.num_layers < depth:
-        layers = [(layer, layer) for layer in range(teacher.config.num_layers + 1)]
-    else:
-        followed = resolve_layer_map(None, teacher.config.num_layers, depth)
-        layers = list(zip([0, *followed], range(depth + 1), strict=True))
-    pairs = [(2 * index, 2 * index + 1) for index in range(len(layers))]  # of the states below
-    moments = PairMoments([both for t, s in pairs for both in ((t, t), (s, s), (t, s))], stride=1)
+    depth = teacher.config.num_layers
+    count = 1 + min(depth, student.config.num_layers)
+    layers = [0, *resolve_layer_map(None, depth, count - 1)]  # of the teacher; the student's are 0, 1, ...
+    moments = PairMoments([both for t, s in _pairs(count) for both in ((t, t), (s, s), (t, s))], stride=1)
     same_width = teacher.config.embed_dim == student.config.embed_dim
-    sums = torch.zeros(len(layers), 3, dtype=torch.float64)  # |T - S|^2, |T|^2, cosine
+    sums = torch.zeros(count, 3, dtype=torch.float64)  # |T - S|^2, |T|^2, cosine
     device = next(teacher.parameters()).device
     student.to(device)
     order = np.random.default_rng(0).permutation(len(batches))  # they are sorted by duration
@@ -47,25 +42,24 @@ def write_distances(
         batch = batches[index]().to(device)
         outputs = [encoder(batch.waveforms, batch.lengths) for encoder in (teacher, student)]
         mask = outputs[0].frame_mask()
-        states = [
-            output.layer(layer, "feature_projection")
-            for pair in layers
-            for output, layer in zip(outputs, pair, strict=True)
-        ]
+        states = [outputs[0].layer(layer) for layer in layers] + [outputs[1].layer(layer) for layer in range(count)]
         moments.update(states, mask)
         if same_width:
-            sums += torch.stack([_sums(states[t][mask], states[s][mask]) for t, s in pairs])
+            sums += torch.stack([_sums(states[t][mask], states[s][mask]) for t, s in _pairs(count)])
         if moments.frames >= ENOUGH * teacher.config.embed_dim:
             break
     rows = []
-    for (teacher_layer, student_layer), pair, (difference, norm, cosine) in zip(
-        layers, pairs, sums.tolist(), strict=True
-    ):
-        row: dict[str, float] = {"teacher_layer": teacher_layer, "student_layer": student_layer}
+    for layer, pair, (difference, norm, cosine) in zip(layers, _pairs(count), sums.tolist(), strict=True):
+        row: dict[str, float] = {"teacher_layer": layer, "student_layer": pair[0]}
         if same_width:
             row |= {"l2": math.sqrt(difference / norm), "cosine": 1 - cosine / moments.frames}
         rows.append(row | {"cka": _cka_distance(moments, pair)})
     write_csv(path, rows)
+
+
+def _pairs(count: int) -> list[tuple[int, int]]:
+    """The places of each teacher layer and its student layer in a list of all states, the teacher's first."""
+    return [(place, count + place) for place in range(count)]
 
 
 def _sums(teacher: Tensor, student: Tensor) -> Tensor:  # (frame, channel) each

@@ -54,18 +54,12 @@ def filterbank(context: int = 0) -> Representation:
     return represent
 
 
-@dataclass
 class Ridge:
     """Ridge regression onto one-hot classes from streamed sums: memory does not grow with the data."""
 
-    inputs: Tensor  # sum of x x', x extended by a constant 1
-    outputs: Tensor  # sum of x y'
-
-    @classmethod
-    def zeros(cls, width: int, classes: int) -> "Ridge":
-        return cls(
-            torch.zeros(width + 1, width + 1, dtype=torch.float64), torch.zeros(width + 1, classes, dtype=torch.float64)
-        )
+    def __init__(self, width: int, classes: int) -> None:
+        self.inputs = torch.zeros(width + 1, width + 1, dtype=torch.float64)  # sum of x x', x extended by a constant 1
+        self.outputs = torch.zeros(width + 1, classes, dtype=torch.float64)  # sum of x y'
 
     def add(self, inputs: Tensor, classes: Tensor) -> None:
         """inputs (example, channel), classes (example,)."""
@@ -126,8 +120,8 @@ class Probe:
         classes = 1 + max(speaker for _, _, speaker in self.splits["train"])
         for layers, targets, speaker in self._stream(represent, "train", name):
             if not phones:
-                phones = [Ridge.zeros(layer.shape[1], len(PHONES)) for layer in layers]
-                speakers = [Ridge.zeros(layer.shape[1], classes) for layer in layers]
+                phones = [Ridge(layer.shape[1], len(PHONES)) for layer in layers]
+                speakers = [Ridge(layer.shape[1], classes) for layer in layers]
             for index, layer in enumerate(layers):
                 phones[index].add(layer, targets)
                 speakers[index].add(layer.mean(dim=0, keepdim=True), torch.tensor([speaker]))

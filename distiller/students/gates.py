@@ -7,12 +7,14 @@ every activation. An encoder with gates is that same encoder, run with other wei
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from distiller.students.config import UNITS
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput, SpeechEncoder
 
@@ -43,7 +45,6 @@ class HardConcrete(nn.Module):
         """
         super().__init__()
         self.log_alpha = nn.Parameter(math.log((1 - drop) / drop) + SPREAD * torch.randn(units))
-        self.value: Tensor | None = None  # (unit,), while the encoder runs
 
     def open_probability(self) -> Tensor:
         """P(z > 0) of each unit, (unit,)."""
@@ -69,11 +70,13 @@ class HardConcrete(nn.Module):
         lowest = self.log_alpha.argsort(stable=True)[: min(closed, self.log_alpha.numel() - at_least)]
         return value.index_fill(0, lowest, 0.0)
 
-    def on_features(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # (batch, frame, channel)
-        """A forward hook; a bound method, so that a deep copy of the gated encoder hooks its own gates."""
-        if self.value is None:
-            raise RuntimeError("a gated encoder runs through GatedEncoder.forward, which draws its gates")
-        return output * self.value.to(output.dtype)
+
+def unit_count(config: EncoderConfig, unit: str, index: int) -> int:
+    """How many units a convolution or Transformer layer has; 0 where the sublayer is missing or empty."""
+    if unit == "channels":
+        return config.conv_layers[index][0]
+    count = len(config.attention_heads[index] or ()) if unit in ("heads", "attention") else config.ffn_dims[index] or 0
+    return count if unit in ("heads", "ffn_units") else min(1, count)
 
 
 def gated_sites(config: EncoderConfig, units: Iterable[str]) -> dict[GateSite, int]:
@@ -81,18 +84,14 @@ def gated_sites(config: EncoderConfig, units: Iterable[str]) -> dict[GateSite, i
 
     The last convolution of an encoder without a projection is as wide as the encoder and keeps its channels.
     """
-    sites: dict[GateSite, int] = {}
-    convolutions = config.conv_layers if config.projection else config.conv_layers[:-1]
-    layers = list(zip(config.attention_heads, config.ffn_dims, strict=True))
-    if "channels" in units:
-        sites |= {GateSite("channels", index): layer[0] for index, layer in enumerate(convolutions)}
-    for unit, count in (("heads", lambda heads, _: len(heads or ())), ("ffn_units", lambda _, inner: inner or 0)):
-        if unit in units:
-            sites |= {GateSite(unit, index): count(*layer) for index, layer in enumerate(layers) if count(*layer)}
-    for unit, part in (("attention", 0), ("ffn", 1)):
-        if unit in units:
-            sites |= {GateSite(unit, index): 1 for index, layer in enumerate(layers) if layer[part]}
-    return sites
+    convolutions = len(config.conv_layers) - (not config.projection)
+    sites = [
+        GateSite(unit, index)
+        for unit in UNITS
+        if unit in units
+        for index in range(convolutions if unit == "channels" else config.num_layers)
+    ]
+    return {site: count for site in sites if (count := unit_count(config, *site))}
 
 
 class GatedEncoder(nn.Module):
@@ -101,7 +100,7 @@ class GatedEncoder(nn.Module):
     def __init__(self, encoder: SpeechEncoder, drops: dict[str, float]) -> None:
         """
         Args:
-            encoder: becomes part of this module, its extractor with a hook; its weights are trained too.
+            encoder: becomes part of this module; its weights are trained too.
             drops: the initial drop rate of each unit to gate (of UNITS).
         """
         super().__init__()
@@ -109,9 +108,11 @@ class GatedEncoder(nn.Module):
         self.sites = gated_sites(encoder.config, drops)
         self.gates = nn.ModuleList(HardConcrete(count, drops[site.unit]) for site, count in self.sites.items())
         self.shift = 0.0  # of every log alpha in evaluation, see `SparsityLagrangian.settle_gates`
-        last = self.by_site().get(_last(encoder.config))
-        if last is not None:  # a layer norm follows it, not a weight
-            encoder.feature_extractor.register_forward_hook(last.on_features)
+        last = GateSite("channels", len(encoder.config.conv_layers) - 1)
+        extractor = encoder.feature_extractor
+        if last in self.sites and extractor.scale is None:  # a layer norm follows it, not a weight
+            del extractor.scale
+            extractor.register_buffer("scale", torch.ones(self.sites[last]), persistent=False)
 
     @property
     def config(self) -> EncoderConfig:
@@ -129,25 +130,13 @@ class GatedEncoder(nn.Module):
         self, values: GateValues, waveforms: Tensor, lengths: Tensor | None = None, attention_maps: bool = False
     ) -> EncoderOutput:
         """As `forward`, under given gate values."""
-        last = self.by_site().get(_last(self.config))
-        try:
-            if last is not None:
-                last.value = values[_last(self.config)]
-            inputs = (waveforms, lengths, attention_maps)
-            return functional_call(self.encoder, self._gated_weights(values), inputs)
-        finally:  # no graph outlives the pass in an attribute: it could be neither copied nor freed
-            if last is not None:
-                last.value = None
-
-    def _gated_weights(self, values: GateValues) -> dict[str, Tensor]:
-        """The encoder's gated parameters, already multiplied by their gates, by name."""
-        parameters = dict(self.encoder.named_parameters())
-        factors: dict[str, Tensor] = {}
+        weights = dict(chain(self.encoder.named_parameters(), self.encoder.named_buffers()))
+        gated: dict[str, Tensor] = {}
         for site, value in values.items():
             for name, factor in _factors(site, value, self.config):
-                if name in parameters:  # some convolutions have no bias, and none follows the last one
-                    factors[name] = factors[name] * factor if name in factors else factor
-        return {name: parameters[name] * factor for name, factor in factors.items()}
+                if name in weights:  # some convolutions have no bias
+                    gated[name] = gated.get(name, weights[name]) * factor
+        return functional_call(self.encoder, gated, (waveforms, lengths, attention_maps))
 
     def draw(self) -> GateValues:
         """Gate values: a sample in training mode, the fixed ones in evaluation."""
@@ -166,14 +155,13 @@ class GatedEncoder(nn.Module):
         return {site: gate.open_probability() for site, gate in self.by_site().items()}
 
 
-def _last(config: EncoderConfig) -> GateSite:
-    return GateSite("channels", len(config.conv_layers) - 1)
-
-
 def _factors(site: GateSite, value: Tensor, config: EncoderConfig) -> Iterator[tuple[str, Tensor]]:
     """The parameters that a site's gates `value` (unit,) multiply, by name, and the factor of each."""
     if site.unit == "channels":
-        yield f"feature_extractor.conv_layers.{site.layer + 1}.conv.weight", value[:, None]  # (out, in, tap)
+        if site.layer + 1 < len(config.conv_layers):
+            yield f"feature_extractor.conv_layers.{site.layer + 1}.conv.weight", value[:, None]  # (out, in, tap)
+        else:
+            yield "feature_extractor.scale", value
         if config.conv_norm == "layer":
             # A channel that is zero only behind the layer norm would still count in its statistics, and could not be
             # removed without changing the others.

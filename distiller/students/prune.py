@@ -8,15 +8,32 @@ its norms count only the remaining channels, and the biases of emptied sublayers
 """
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from distiller.students.gates import GatedEncoder, GateSite, GateValues
+from distiller.students.gates import GatedEncoder, GateSite, GateValues, unit_count
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
 
 State = dict[str, Tensor]
+
+
+class Sublayer(NamedTuple):
+    """One of the two sublayers of each Transformer layer."""
+
+    name: str  # in the state
+    gate: str  # on its whole output, of UNITS
+    units: str  # of UNITS
+    inputs: tuple[str, ...]  # linear layers into its units
+    output: str  # the linear layer out of them
+
+
+SUBLAYERS = (
+    Sublayer("attention", "attention", "heads", ("q_proj", "k_proj", "v_proj"), "out_proj"),
+    Sublayer("feed_forward", "ffn", "ffn_units", ("intermediate",), "output"),
+)
 
 
 @torch.no_grad()
@@ -32,13 +49,8 @@ def remove_closed_units(student: GatedEncoder, values: GateValues | None = None)
     state = {key: value.cpu() for key, value in student.encoder.state_dict().items()}
     _prune_extractor(state, before, config, values)
     for index in range(before.num_layers):
-        prefix = f"layers.{index}."
-        _prune_attention(state, prefix, before, index, values)
-        _prune_feed_forward(state, prefix, before, index, values)
-        if before.layer_norm_first:  # such a norm only feeds its sublayer
-            for sublayer, units in (("attention", config.attention_heads), ("feed_forward", config.ffn_dims)):
-                if not units[index]:
-                    _remove(state, f"{prefix}{sublayer}_norm.")
+        for sublayer in SUBLAYERS:
+            _prune_sublayer(state, sublayer, before, index, values)
     encoder = SpeechEncoder(config)
     encoder.load_state_dict(state)
     return encoder.eval()
@@ -47,16 +59,16 @@ def remove_closed_units(student: GatedEncoder, values: GateValues | None = None)
 def pruned_shape(before: EncoderConfig, values: GateValues) -> EncoderConfig:
     """The shape of the remaining encoder: units whose gate is open."""
     convolutions = [
-        (len(_open_units(values, "channels", index, channels)[0]), kernel, stride)
-        for index, (channels, kernel, stride) in enumerate(before.conv_layers)
+        (len(_open_units(values, before, "channels", index)[0]), kernel, stride)
+        for index, (_, kernel, stride) in enumerate(before.conv_layers)
     ]
     widths = tuple(before.norm_width(index) for index in range(len(convolutions)))
     heads, inner = [], []
     for index, (layer_heads, ffn_dim) in enumerate(zip(before.attention_heads, before.ffn_dims, strict=True)):
-        remaining, _ = _open_units(values, "heads", index, len(layer_heads or ()))
+        remaining, _ = _open_units(values, before, "heads", index)
         closed = layer_heads is None or not _sublayer_gate(values, "attention", index)
         heads.append(None if closed else tuple((layer_heads or ())[unit] for unit in remaining.tolist()))
-        remaining, _ = _open_units(values, "ffn_units", index, ffn_dim or 0)
+        remaining, _ = _open_units(values, before, "ffn_units", index)
         inner.append(None if ffn_dim is None or not _sublayer_gate(values, "ffn", index) else len(remaining))
     return replace(
         before,
@@ -68,17 +80,16 @@ def pruned_shape(before: EncoderConfig, values: GateValues) -> EncoderConfig:
     )
 
 
-def _open_units(values: GateValues, unit: str, index: int, count: int) -> tuple[Tensor, Tensor]:
+def _open_units(values: GateValues, before: EncoderConfig, unit: str, index: int) -> tuple[Tensor, Tensor]:
     """Indices of a site's open units, and their values; without a gate all units, at 1."""
-    value = values.get(GateSite(unit, index), torch.ones(count))
+    value = values.get(GateSite(unit, index), torch.ones(unit_count(before, unit, index)))
     remaining = (value > 0).nonzero()[:, 0]
     return remaining, value[remaining]
 
 
 def _sublayer_gate(values: GateValues, unit: str, index: int) -> float:
     """The gate of an entire sublayer; 1 without one."""
-    value = values.get(GateSite(unit, index))
-    return 1.0 if value is None else float(value)
+    return float(values.get(GateSite(unit, index), 1.0))
 
 
 def _remove(state: State, prefix: str) -> None:
@@ -88,9 +99,9 @@ def _remove(state: State, prefix: str) -> None:
 
 def _prune_extractor(state: State, before: EncoderConfig, after: EncoderConfig, values: GateValues) -> None:
     inputs, factors = torch.arange(1), torch.ones(1)  # open channels of the convolution before, and their gates
-    for index, (channels, _, _) in enumerate(before.conv_layers):
+    for index in range(len(before.conv_layers)):
         prefix = f"feature_extractor.conv_layers.{index}."
-        remaining, value = _open_units(values, "channels", index, channels)
+        remaining, value = _open_units(values, before, "channels", index)
         for key in [key for key in state if key.startswith(prefix)]:
             state[key] = state[key][remaining]
         state[prefix + "conv.weight"] = state[prefix + "conv.weight"][:, inputs] * factors[:, None]
@@ -127,42 +138,26 @@ def _prune_projection(state: State, before: EncoderConfig, after: EncoderConfig,
             state[prefix + "pruned_column"] = column + weight[:, closed] @ gamma[closed]
 
 
-def _prune_attention(state: State, prefix: str, before: EncoderConfig, index: int, values: GateValues) -> None:
-    if not before.attention_heads[index]:
+def _prune_sublayer(state: State, sublayer: Sublayer, before: EncoderConfig, index: int, values: GateValues) -> None:
+    if not unit_count(before, sublayer.units, index):
         return
-    remaining, value = _open_units(values, "heads", index, len(before.attention_heads[index] or ()))
-    gate, prefix = _sublayer_gate(values, "attention", index), prefix + "attention."
-    if _empty_sublayer(state, prefix, "out_proj", gate, remaining):
+    remaining, value = _open_units(values, before, sublayer.units, index)
+    gate, prefix = _sublayer_gate(values, sublayer.gate, index), f"layers.{index}.{sublayer.name}"
+    bias = state[f"{prefix}.{sublayer.output}.bias"] * gate
+    if not gate or not len(remaining):
+        _remove(state, f"{prefix}.")
+        if gate:
+            state[f"{prefix}.bias"] = bias  # all that stays of a sublayer without units
+        if before.layer_norm_first:  # such a norm only feeds its sublayer
+            _remove(state, f"{prefix}_norm.")
         return
-    rows = (remaining[:, None] * before.head_dim + torch.arange(before.head_dim)).flatten()
-    for name in ("q_proj", "k_proj", "v_proj"):
+    width = before.head_dim if sublayer.units == "heads" else 1
+    rows = (remaining[:, None] * width + torch.arange(width)).flatten()
+    for name in sublayer.inputs:
         for kind in ("weight", "bias"):
-            state[f"{prefix}{name}.{kind}"] = state[f"{prefix}{name}.{kind}"][rows]
-    factors = value.repeat_interleave(before.head_dim) * gate
-    state[prefix + "out_proj.weight"] = state[prefix + "out_proj.weight"][:, rows] * factors
-    if before.relative_position:
-        state[prefix + "gate.constant"] = state[prefix + "gate.constant"][remaining]
-
-
-def _prune_feed_forward(state: State, prefix: str, before: EncoderConfig, index: int, values: GateValues) -> None:
-    if not before.ffn_dims[index]:
-        return
-    remaining, value = _open_units(values, "ffn_units", index, before.ffn_dims[index] or 0)
-    gate, prefix = _sublayer_gate(values, "ffn", index), prefix + "feed_forward."
-    if _empty_sublayer(state, prefix, "output", gate, remaining):
-        return
-    for kind in ("weight", "bias"):
-        state[f"{prefix}intermediate.{kind}"] = state[f"{prefix}intermediate.{kind}"][remaining]
-    state[prefix + "output.weight"] = state[prefix + "output.weight"][:, remaining] * value * gate
-
-
-def _empty_sublayer(state: State, prefix: str, output: str, gate: float, remaining: Tensor) -> bool:
-    """Gates the output bias, all that stays of a sublayer without units; True if there are none."""
-    bias = state[f"{prefix}{output}.bias"] * gate
-    if gate and len(remaining):
-        state[f"{prefix}{output}.bias"] = bias
-        return False
-    _remove(state, prefix)
-    if gate:
-        state[f"{prefix}bias"] = bias
-    return True
+            state[f"{prefix}.{name}.{kind}"] = state[f"{prefix}.{name}.{kind}"][rows]
+    weight = f"{prefix}.{sublayer.output}.weight"
+    state[weight] = state[weight][:, rows] * (value.repeat_interleave(width) * gate)
+    state[f"{prefix}.{sublayer.output}.bias"] = bias
+    if (constant := f"{prefix}.gate.constant") in state:  # WavLM's position gate, of the heads
+        state[constant] = state[constant][remaining]

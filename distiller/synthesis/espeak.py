@@ -10,8 +10,8 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
-from math import gcd
 from pathlib import Path
 
 import numpy as np
@@ -78,19 +78,11 @@ class Voice:
 
     def definition(self) -> str:
         """The lines of an espeak-ng voice file that follow those of the accent."""
-        lines = [
-            f"pitch {_row(self.pitch)}",
-            f"flutter {self.flutter}",
-            f"roughness {self.roughness}",
-            f"tone {' '.join(_row(point) for point in self.tone)}",
-            f"voicing {self.voicing}",
-            f"consonants {_row(self.consonants)}",
-            f"intonation {self.intonation}",
-        ]
-        lines += [f"formant {number} {_row(scales)}" for number, scales in enumerate(self.formants, start=1)]
-        if self.breath:
-            lines.append(f"breath {_row(self.breath)}")
-        return "\n".join(lines)
+        names = ("pitch", "flutter", "roughness", "tone", "voicing", "consonants", "intonation")
+        settings = {name: getattr(self, name) for name in names}
+        settings |= {f"formant {number}": scales for number, scales in enumerate(self.formants, start=1)}
+        settings |= {"breath": self.breath} if self.breath else {}
+        return "\n".join(f"{name} {' '.join(map(str, np.ravel(values)))}" for name, values in settings.items())
 
 
 @dataclass(frozen=True)
@@ -146,8 +138,7 @@ class Synthesizer:
         phones = _intervals(starts, raw.size)
         if all(symbol == SILENCE for symbol, *_ in phones):
             raise UserError(f"the text {text!r} contains no speech")
-        common = gcd(SAMPLE_RATE, LIBRARY_RATE)
-        resampled = resample_poly(raw.astype(np.float64), SAMPLE_RATE // common, LIBRARY_RATE // common)
+        resampled = resample_poly(raw.astype(np.float64), SAMPLE_RATE, LIBRARY_RATE)
         samples = np.clip(np.rint(resampled), -32768, 32767).astype(np.int16)  # (sample,)
         return samples, phones
 
@@ -155,11 +146,9 @@ class Synthesizer:
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None  # both are pipes
         assert stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # the worker has ended; the empty answer below shows it
             stdin.write(json.dumps(request).encode() + b"\n")
             stdin.flush()
-        except BrokenPipeError:
-            pass  # the worker has ended; the empty answer below shows it
         line = stdout.readline()
         if not line:
             status = self.process.wait()
@@ -221,7 +210,3 @@ def _library() -> tuple[str, str]:
             "synthetic speech needs the package espeakng-loader, which is not installed: `uv sync --group synthesis`"
         ) from None
     return espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
-
-
-def _row(numbers: tuple[int, ...]) -> str:
-    return " ".join(map(str, numbers))

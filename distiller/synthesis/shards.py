@@ -5,7 +5,6 @@ the utterances alone, however many processes share the work.
 """
 
 import io
-import json
 import os
 import queue
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import soundfile
-from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.cut.data import DataCut
 from lhotse.supervision import AlignmentItem
 
@@ -87,12 +86,12 @@ def _write(shards: dict[Path, Sequence[Utterance]], workers: int) -> None:
             recorded = pool.map(record, utterances)
             for shard, part in shards.items():
                 with writing_folder(shard) as folder:
-                    manifest = ""
+                    cuts = []
                     for cut, audio in islice(recorded, len(part)):
                         (folder / f"{cut.id}.flac").write_bytes(audio)
-                        manifest += json.dumps(cut.to_dict()) + "\n"
+                        cuts.append(cut)
                         yield
-                    (folder / "cuts.jsonl").write_text(manifest, encoding="utf-8")
+                    CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl")
 
         for _ in progress(write(), "Synthesising speech", len(utterances)):
             pass
@@ -118,13 +117,9 @@ def _cut(utterance: Utterance, count: int, phones: list[Phone]) -> MonoCut:
 
 def _read(shard: Path) -> Iterator[DataCut]:
     try:
-        lines = (shard / "cuts.jsonl").read_text(encoding="utf-8").splitlines()
-        manifests = [json.loads(line) for line in lines]
+        cuts = CutSet.from_file(shard / "cuts.jsonl").to_eager()
     except (OSError, ValueError) as error:
         raise UserError(
             f"the synthetic speech in {shard} cannot be read: {error}; remove that folder to have it made again"
         ) from error
-    for manifest in manifests:
-        cut = MonoCut.from_dict(manifest).with_recording_path_prefix(shard)
-        assert isinstance(cut, MonoCut)  # Lhotse declares its base class
-        yield cut
+    yield from cuts.with_recording_path_prefix(shard)  # type: ignore[misc]  # Lhotse declares the base class of cuts

@@ -98,13 +98,6 @@ def speak(library: ctypes.CDLL, request: dict) -> tuple[bytes, list[tuple[str, i
     return b"".join(audio), phones
 
 
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write everything: os.write may write only part of it to a pipe."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
 def answer(library: ctypes.CDLL, line: str) -> bytes:
     """The answer to one request: a line of JSON and the samples that it announces."""
     try:
@@ -118,18 +111,20 @@ def answer(library: ctypes.CDLL, line: str) -> bytes:
 def main(library_path: str, data: str) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends silently when the process that asks has ended
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks handles interrupts
-    output = os.dup(1)
+    output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # the library's own messages must not mix with the answers
     library = initialise(library_path, data)
     while line := sys.stdin.readline():
         child = os.fork()
         if child == 0:
-            write_all(output, answer(library, line))
+            output.write(answer(library, line))
+            output.flush()
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if status != 0:
             error = f"espeak-ng died with wait status {status} at {line.strip()}"
-            write_all(output, json.dumps({"error": error}).encode() + b"\n")
+            output.write(json.dumps({"error": error}).encode() + b"\n")
+            output.flush()
 
 
 if __name__ == "__main__":

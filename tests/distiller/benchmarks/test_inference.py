@@ -1,15 +1,16 @@
 """Encoders side by side: rows that add up, and each in a process of its own."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from distiller.benchmarks.inference import Setting, _work, benchmark, measure
-from distiller.benchmarks.processes import process_of, receive
+from distiller.benchmarks.inference import Setting, benchmark, describe, measure, run_batch
+from distiller.benchmarks.processes import fresh_process
 from distiller.common.files import read_csv
-from distiller.common.provenance import parameter_count
+from distiller.common.provenance import parameter_count, peak_memory_mb
 from distiller.exporters.transformers import to_transformers
 from upstream.checkpoint import load, save
 from upstream.config import EncoderConfig
@@ -20,7 +21,7 @@ from upstream.errors import UserError
 SETTING = Setting(seconds=0.5, batches=(1, 3), rounds=2)
 
 
-def test_every_encoder_has_a_row_per_batch_size(in_threads, tiny_teacher, tmp_path, capsys) -> None:
+def test_every_encoder_has_a_row_per_batch_size(in_this_process, tiny_teacher, tmp_path, capsys) -> None:
     to_transformers(load(tiny_teacher), tmp_path / "hf", "card")
     benchmark([str(tiny_teacher), f"transformers:{tmp_path / 'hf'}"], SETTING, tmp_path / "bench")
     printed = capsys.readouterr().out
@@ -44,7 +45,7 @@ def test_every_encoder_has_a_row_per_batch_size(in_threads, tiny_teacher, tmp_pa
     assert plt.imread(tmp_path / "bench" / "benchmark.png").std() > 0.05
 
 
-def test_a_larger_encoder_takes_longer(in_threads, tiny_teacher, tmp_path) -> None:
+def test_a_larger_encoder_takes_longer(in_this_process, tiny_teacher, tmp_path) -> None:
     torch.manual_seed(0)
     layers = ((128, 10, 5), *((128, 3, 2),) * 4, (128, 2, 2), (128, 2, 2))
     heads = (tuple(range(4)),) * 6
@@ -57,22 +58,22 @@ def test_a_larger_encoder_takes_longer(in_threads, tiny_teacher, tmp_path) -> No
 
 
 @pytest.mark.parametrize("target", ["absent/folder/here", "transformers:absent/folder/here"])
-def test_a_target_that_does_not_exist_is_named(target: str, in_threads) -> None:
+def test_a_target_that_does_not_exist_is_named(target: str, in_this_process) -> None:
     with pytest.raises(UserError, match=r"^absent/folder/here does not exist"):
         measure([target], SETTING)
 
 
 def test_a_process_answers_with_times_memory_and_errors(tiny_teacher: Path) -> None:
-    with process_of(_work, str(tiny_teacher), SETTING) as encoder, process_of(_work, "random:base", SETTING) as wrong:
-        assert receive(encoder, "tiny")["kind"] == "ours"
-        encoder.send(1)
-        assert 0 < receive(encoder, "tiny") < 60
-        encoder.send(None)
-        assert receive(encoder, "tiny") > 50
-        with pytest.raises(UserError, match=r"^tiny: its process ended before it was measured"):
-            receive(encoder, "tiny")
+    tiny = str(tiny_teacher)
+    with fresh_process("tiny") as call:
+        assert call(describe, tiny, SETTING)["kind"] == "ours"
+        assert 0 < call(run_batch, tiny, SETTING, 1) < 60
+        assert call(peak_memory_mb) > 50
         with pytest.raises(UserError, match=r"^the shape after random: is 'base', but it must be one of"):
-            receive(wrong, "wrong")
+            call(describe, "random:base", SETTING)
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"^tiny: its process ended before it was measured"):
+                call(os._exit, 1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -5,7 +5,7 @@ from distiller.common.files import read_csv
 from upstream.checkpoint import load
 
 
-def test_chunks_of_a_long_wav_are_near_the_whole(in_threads, tiny_teacher, tmp_path, capsys) -> None:
+def test_chunks_of_a_long_wav_are_near_the_whole(in_this_process, tiny_teacher, tmp_path, capsys) -> None:
     benchmark_long([str(tiny_teacher)], LongSetting(seconds=6, chunk=1, overlap=1), tmp_path)
     (row,) = read_csv(tmp_path / "long.csv")
     assert int(row["frames"]) == load(tiny_teacher).config.frame_count(96_000)

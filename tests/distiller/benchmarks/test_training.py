@@ -26,7 +26,7 @@ SMALL = replace(
 
 @pytest.mark.parametrize("method", ["star", "skill"])
 def test_a_training_step_is_measured_against_its_multiplications(
-    method, in_threads, tmp_path, monkeypatch, capsys
+    method, in_this_process, tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr(training, "HUBERT_BASE", SMALL)
     setting = TrainSetting(seconds=0.5, rounds=2, threads=torch.get_num_threads())

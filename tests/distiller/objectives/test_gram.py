@@ -24,7 +24,8 @@ def distances(
     mask = torch.arange(frames) < torch.tensor([[frames], [frames - 7]])
     leaves = [layer.clone().requires_grad_() for layer in student]
     features = (gram_features(layers, mask, scaling) for layers in (teacher, leaves))
-    results = gram_distances(*features, [0, 1], scaling == "centred", relative, identity)
+    pairs = gram_distances(*features, [0, 1], scaling == "centred", identity)
+    results = [distance / norm if relative else distance for distance, norm in pairs]
     weights = torch.arange(1, 1 + results[0].numel(), dtype=student[0].dtype).view_as(results[0])
     total = (weights * results[0]).sum() + (weights.flip(0) * results[1]).sum()
     return [result.detach() for result in results], list(torch.autograd.grad(total, leaves))
@@ -153,7 +154,7 @@ def test_counted_cost_breaks_even_where_methods_says() -> None:
 
 def test_backward_products_of_the_identity_are_in_full_precision_too(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, student = torch.stack(states(0, 3, 40, torch.float32)), torch.stack(states(1, 3, 40, torch.float32))
-    total = sum(distance.sum() for distance in gram_distances(teacher, student.requires_grad_(), [0, 1]))
+    total = sum(distance.sum() for distance, _ in gram_distances(teacher, student.requires_grad_(), [0, 1]))
     entered: list[str] = []
     monkeypatch.setattr(gram, "full_precision", lambda device: entered.append(device) or full_precision(device))
     torch.autograd.grad(total, student)

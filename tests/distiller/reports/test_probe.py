@@ -11,7 +11,7 @@ from upstream.encoder import SpeechEncoder
 
 def test_ridge_finds_the_hand_computed_line() -> None:
     """x in {0, 2}, one class each: scores cross halfway, the constant is not penalised."""
-    ridge = Ridge.zeros(1, 2)
+    ridge = Ridge(1, 2)
     ridge.add(torch.tensor([[0.0], [0.0]]), torch.tensor([0, 0]))
     ridge.add(torch.tensor([[2.0], [2.0]]), torch.tensor([1, 1]))
     weights = ridge.solve()
@@ -26,7 +26,7 @@ def test_ridge_of_a_rescaled_input_is_the_same_classifier() -> None:
     inputs, classes = torch.randn(200, 5, generator=random), torch.randint(3, (200,), generator=random)
     scores = []
     for scale in (1.0, 1000.0):
-        ridge = Ridge.zeros(5, 3)
+        ridge = Ridge(5, 3)
         ridge.add(scale * inputs, classes)
         weights = ridge.solve()
         scores.append(scale * inputs.double() @ weights[:-1] + weights[-1])

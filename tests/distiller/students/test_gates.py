@@ -197,6 +197,9 @@ def test_state_survives_saving(student):
     assert torch.equal(other(waveforms).last_hidden_state, student.eval()(waveforms).last_hidden_state)
 
 
-def test_the_bare_encoder_is_not_run_by_mistake(student):
-    with pytest.raises(RuntimeError, match=r"GatedEncoder\.forward"):
-        student.encoder(torch.randn(1, 400))
+def test_the_bare_encoder_stays_what_it_was():
+    encoder, waveforms = SpeechEncoder(CONFIG).eval(), torch.randn(1, 400)
+    before, names = encoder(waveforms).last_hidden_state, list(encoder.state_dict())
+    GatedEncoder(encoder, EVERY_UNIT)
+    assert torch.equal(encoder(waveforms).last_hidden_state, before)
+    assert list(encoder.state_dict()) == names
