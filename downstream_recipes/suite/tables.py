@@ -3,34 +3,21 @@
 import base64
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pandas import DataFrame
 
-from downstream_recipes.scores.metrics import COLUMNS, Column, Row, generalizability_score, overall_score, references
+from downstream_recipes.scores.metrics import COLUMNS, Column, Row
 from downstream_recipes.suite.suite import Score
 
 SCORE_COLUMNS = ("upstream", "task", "metric", "value", "unit", "split", "seconds", "command")  # of scores.csv
 
 
 def measured_row(name: str, params_m: float | None, scores: Sequence[Score], miniature: bool) -> Row:
-    """A suite's row. On miniature corpora the scores over the table would be meaningless and are left out."""
-    row = Row(name, params_m, {f"{score.task}_{score.metric}": score.value for score in scores})
-    return row if miniature else with_overall_scores(row)
-
-
-def published_rows() -> list[Row]:
-    """The models of the papers' tables."""
-    return [with_overall_scores(row) for row in references()[1:]]  # the first is not a model
-
-
-def with_overall_scores(row: Row) -> Row:
-    """`row` with both scores over the table computed, if it is complete."""
-    if not row.complete:
-        return row
-    return replace(row, overall=overall_score(row.scores), generalizability=generalizability_score(row.scores))
+    """A suite's row."""
+    return Row(name, params_m, {f"{score.task}_{score.metric}": score.value for score in scores}, miniature=miniature)
 
 
 def used_columns(rows: Sequence[Row]) -> list[Column]:
