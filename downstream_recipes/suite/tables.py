@@ -76,24 +76,22 @@ def web_page(rows: Sequence[Row], notes: Sequence[str], title: str, figures: Map
     """A self-contained page: the table, measured rows (which come first) highlighted, and figures (caption -> PNG)."""
     table = frame(rows).rename(columns=lambda title: "\N{NO-BREAK SPACE}".join(title.rsplit(" ", 1)))  # for the arrow
     style = STYLE.replace("MEASURED", str(sum(not row.published for row in rows)))
+    title = html.escape(title)
     images = [
         f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,'
         f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
         for caption, path in figures.items()
     ]
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
-            f'<meta name="viewport" content="width=device-width"><style>{style}</style></head><body>',
-            f"<h1>{html.escape(title)}</h1>",
-            f'<div class="scroll">{table.to_html(index=False, border=0)}</div>',
-            f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in notes)}</ul>",
-            *images,
-            "</body></html>",
-            "",
-        ]
-    )
+    items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width"><style>{style}</style></head><body>
+<h1>{title}</h1>
+<div class="scroll">{table.to_html(index=False, border=0)}</div>
+<ul>{items}</ul>
+{"".join(images)}
+</body></html>
+"""
 
 
 def score_lines(upstream: str, scores: Sequence[Score], row: Row) -> list[dict[str, Any]]:
