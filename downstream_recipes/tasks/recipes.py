@@ -154,9 +154,7 @@ def _checked(name: str, corpora: Mapping[str, Any], recipe: Path, contents: bool
     Args:
         contents: check for the corpus's layout too. A user's own recipe may need a part of a corpus only.
     """
-    if corpora.get(name) is None:
-        raise UserError(f"{recipe.stem} needs the corpus '{name}', which the corpora file does not list")
-    fault = next(faults(name, corpora[name], contents and recipe.resolve().parent == FOLDER), None)
+    fault = next(faults(name, corpora.get(name), contents and recipe.resolve().parent == FOLDER), None)
     if fault:
         raise UserError(f"{recipe.stem} needs the corpus '{name}': {fault}")
     return corpora[name]
