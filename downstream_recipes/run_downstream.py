@@ -19,8 +19,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from distiller.common.command import Parser, run_command
 from downstream_recipes.miniature.make import corpora_file
 from downstream_recipes.scores.print_scores import print_after_evaluation
+from downstream_recipes.tasks.command_line import SHORT
 from downstream_recipes.tasks.recipes import read_corpora
-from downstream_recipes.tasks.runner import SHORT, run_experiment
+from downstream_recipes.tasks.runner import run_experiment
 
 HELP = {
     "mode": "train, evaluate or inference; default: train",
@@ -62,10 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> None:
-    values = vars(arguments)
-    corpora = values.pop("corpora")
     print_after_evaluation()
-    run_experiment(values, lambda: read_corpora(corpora_file(corpora)))
+    run_experiment(vars(arguments), lambda: read_corpora(corpora_file(arguments.corpora)))
 
 
 if __name__ == "__main__":

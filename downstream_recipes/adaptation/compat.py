@@ -37,7 +37,6 @@ def install() -> None:
     """
     if importlib.util.find_spec("s3prl") is None:
         raise UserError("s3prl is not installed: uv sync --group superb")
-    patch_audio_backend()
     patch_audio_files()
     patch_sox_effects()
     patch_hugging_face_hub()
@@ -56,18 +55,12 @@ def install() -> None:
     )
 
 
-def patch_audio_backend() -> None:
-    """s3prl chooses a backend at import; torchaudio 2.9 has no backends."""
+def patch_audio_files() -> None:
+    """torchaudio 2.9 has no backends, one of which s3prl chooses at import, and its `load` needs torchcodec."""
     if not hasattr(torchaudio, "set_audio_backend"):
         torchaudio.__dict__["set_audio_backend"] = lambda backend: None
-
-
-def patch_audio_files() -> None:
-    """Since torchaudio 2.9 load and save need torchcodec and info is gone; soundfile does the same."""
-    if not hasattr(torchaudio, "info"):
-        torchaudio.__dict__["info"] = torchaudio_io.info
         if importlib.util.find_spec("torchcodec") is None:
-            torchaudio.load, torchaudio.save = torchaudio_io.load, torchaudio_io.save
+            torchaudio.load = torchaudio_io.load
 
 
 def patch_sox_effects() -> None:

@@ -1,14 +1,17 @@
 """Miniature corpora of every task, synthesised: a folder with a corpora.yaml like that of real corpora."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import yaml
 
 from distiller.common.files import cache_folder, disk_errors, expanded, write_text, writing_folder
 from distiller.common.progress import progress
+from distiller.synthesis.espeak import Synthesizer
+from distiller.synthesis.utterances import render
 from downstream_recipes.miniature.layouts import LAYOUTS
-from downstream_recipes.miniature.recordings import Studio, open_studio
+from downstream_recipes.miniature.recordings import Studio
 from downstream_recipes.tasks.tasks import FOLDER
 from upstream.errors import UserError
 
@@ -53,8 +56,8 @@ def make_miniature(directory: Path, scale: float = 1.0) -> Path:
     Raises:
         UserError: the directory holds something else, cannot be written, or espeakng-loader is missing.
     """
-    with open_studio(scale) as studio:
-        return make_with(studio, directory)
+    with Synthesizer() as synthesizer:
+        return make_with(Studio(partial(render, synthesizer=synthesizer), scale), directory)
 
 
 def make_with(studio: Studio, directory: Path) -> Path:

@@ -1,16 +1,15 @@
 """Synthetic recordings for the miniature corpora, under conditions that depend on the recording's name."""
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from distiller.synthesis.espeak import SAMPLE_RATE, Phone, Prosody, Synthesizer
+from distiller.synthesis.espeak import SAMPLE_RATE, Phone, Prosody
 from distiller.synthesis.speakers import random_prosody, speaker_voice
-from distiller.synthesis.utterances import Conditions, Utterance, render
+from distiller.synthesis.utterances import Conditions, Utterance
 
 Render = Callable[[Utterance], tuple[np.ndarray, list[Phone]]]  # -> (sample,) int16 at 16 kHz, phones
 
@@ -24,6 +23,10 @@ class Studio:
     def count(self, full: int, minimum: int = 1) -> int:
         """How many of something a corpus gets: `full` at scale 1."""
         return max(minimum, round(full * self.scale))
+
+    def recordings(self, sizes: Mapping[str, int], minimum: int) -> Iterator[tuple[str, int]]:
+        """(split, index) of each recording of a corpus whose splits have `sizes` at scale 1."""
+        return ((split, index) for split, full in sizes.items() for index in range(self.count(full, minimum)))
 
     def random(self, name: str) -> np.random.Generator:
         """A generator that depends on the name alone."""
@@ -59,23 +62,13 @@ def write_wav(path: Path, samples: np.ndarray) -> None:
     soundfile.write(path, np.clip(samples, -1, 1), SAMPLE_RATE, subtype="PCM_16")
 
 
-def write_lines(path: Path, lines: Sequence[str]) -> None:
-    """Write lines that bring their line breaks."""
+def append(path: Path, line: str) -> None:
+    """Add a line to a text file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(lines))
+    with path.open("a") as file:
+        file.write(f"{line}\n")
 
 
 def fit(samples: np.ndarray, length: int) -> np.ndarray:
     """`samples` with `length`: truncated, or padded with zeros."""
     return np.pad(samples[:length], (0, max(length - len(samples), 0)))
-
-
-@contextmanager
-def open_studio(scale: float = 1.0) -> Iterator[Studio]:
-    """A studio with a synthesiser.
-
-    Raises:
-        UserError: the package espeakng-loader is missing.
-    """
-    with Synthesizer() as synthesizer:
-        yield Studio(lambda utterance: render(utterance, synthesizer), scale)

@@ -116,28 +116,27 @@ def diarization_error_rate(reference: Mapping[str, list[Segment]], hypothesis: M
 
     No collar; overlapping speech is scored; within a recording, speakers are mapped one to one by most common time.
     """
-    errors, total = 0.0, 0.0
-    for recording, turns in reference.items():
-        recording_errors, recording_total = _diarization_errors(turns, hypothesis.get(recording, []))
-        errors, total = errors + recording_errors, total + recording_total
+    counted = [_diarization_errors(turns, hypothesis.get(recording, [])) for recording, turns in reference.items()]
+    errors, total = map(sum, zip(*counted, strict=True))
     return 100 * errors / total
 
 
-def sweep_diarization(predictions: Path, rttm: Path, frame_seconds: float) -> dict[tuple[int, float], float]:
-    """DER in percent for SUPERB's ten ways of turning probabilities into segments; the task's score is the lowest.
+def sweep_diarization(folder: Path, test: Path) -> dict[tuple[int, float], float]:
+    """DER in percent for SUPERB's ten ways of turning probabilities into segments.
 
     Args:
-        predictions: s3prl's directory of `recording.h5`, each with `T_hat` (frame, speaker) in [0, 1].
-        rttm: the reference.
-        frame_seconds: the hop between frames.
+        folder: in which s3prl left `frame_shift` and scoring/predictions/RECORDING.h5, with `T_hat` (frame, speaker).
+        test: the corpus's folder of that name, with `rttm`.
 
     Returns:
         (frames of the median filter, threshold) -> DER.
 
     Raises:
-        UserError: a recording of the reference has no prediction.
+        UserError: the reference is missing, or a recording of it has no prediction.
     """
-    reference = read_rttm(rttm)
+    with disk_errors(folder / "frame_shift", "read"):
+        frame_seconds = int((folder / "frame_shift").read_text()) / 16_000
+    reference, predictions = read_rttm(test / "rttm"), folder / "scoring" / "predictions"
     activity = {recording: _read_prediction(predictions / f"{recording}.h5") for recording in reference}
     rates = {}
     for median, threshold in product(DIARIZATION_MEDIANS, DIARIZATION_THRESHOLDS):
@@ -147,18 +146,9 @@ def sweep_diarization(predictions: Path, rttm: Path, frame_seconds: float) -> di
 
 
 def score_diarization(folder: Path, test: Path) -> tuple[float, int, float]:
-    """The lowest of `sweep_diarization` for the test predictions that s3prl left in `folder`; its median and threshold.
-
-    Args:
-        test: the corpus's folder of that name, with `rttm`.
-
-    Raises:
-        UserError: a prediction or the reference is missing.
-    """
-    with disk_errors(folder / "frame_shift", "read"):
-        frame_seconds = int((folder / "frame_shift").read_text()) / 16_000
-    rates = sweep_diarization(folder / "scoring" / "predictions", test / "rttm", frame_seconds)
-    median, threshold = min(rates, key=lambda key: rates[key])
+    """The lowest of `sweep_diarization`, which is the task's score; its median and threshold."""
+    rates = sweep_diarization(folder, test)
+    median, threshold = min(rates, key=rates.__getitem__)
     return rates[median, threshold], median, threshold
 
 
@@ -178,7 +168,7 @@ def _segments(active: np.ndarray, median: int, frame_seconds: float) -> Iterable
     Args:
         active: (frame, speaker) bool.
     """
-    smoothed = medfilt(active.astype(np.float32), (median, 1)) if median > 1 else active
+    smoothed = medfilt(active.astype(np.float32), (median, 1))
     for speaker, frames in enumerate(smoothed.T):
         changes = np.flatnonzero(np.diff(frames.astype(np.int8), prepend=0, append=0))
         for start, end in changes.reshape(-1, 2):

@@ -23,9 +23,8 @@ def score_against_parameters(rows: Sequence[Row], path: Path) -> Path | None:
     if len(points) < 2:
         return None
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for (row, params, overall), height in zip(
-        points, _label_heights([overall for _, _, overall in points]), strict=True
-    ):
+    heights = _label_heights([overall for *_, overall in points])
+    for (row, params, overall), height in zip(points, heights, strict=True):
         marker, size, colour = ("o", 6, "#6b7683") if row.published else ("*", 13, "C3")
         axes.plot(params, overall, marker, ms=size, c=colour)
         line = {"arrowstyle": "-", "color": "#c3c9cf", "lw": 0.6, "relpos": (0, 0.5)}
@@ -38,15 +37,12 @@ def score_against_parameters(rows: Sequence[Row], path: Path) -> Path | None:
     return save_figure(figure, path)
 
 
-def _label_heights(values: Sequence[float], gap: float = 0.06) -> list[float]:
+def _label_heights(values: Sequence[float], gap: float = 0.06) -> np.ndarray:
     """Where to label rising values beside the axes, from 0 to 1: near their height, `gap` apart or as far as fits."""
     bottom, top = 0.02, 0.98
-    gap = min(gap, (top - bottom) / max(len(values) - 1, 1))
-    heights: list[float] = []
-    for value in values:
-        wanted = bottom + (top - bottom) * (value - values[0]) / max(values[-1] - values[0], 1e-9)
-        heights.append(max(wanted, heights[-1] + gap) if heights else wanted)
-    return [min(height, top - gap * above) for above, height in enumerate(reversed(heights))][::-1]
+    below = min(gap, (top - bottom) / max(len(values) - 1, 1)) * np.arange(len(values))  # room for the labels below
+    wanted = np.interp(values, (values[0], values[-1] + 1e-9), (bottom, top))
+    return np.minimum(np.maximum.accumulate(wanted - below) + below, top - below[::-1])
 
 
 def tasks_as_bars(rows: Sequence[Row], path: Path) -> Path | None:
@@ -58,9 +54,7 @@ def tasks_as_bars(rows: Sequence[Row], path: Path) -> Path | None:
     figure, axes = plt.subplots(figsize=(max(6, 0.9 * len(columns)), 4), layout="constrained")
     width = 0.8 / len(shown)
     for index, row in enumerate(shown):
-        values = [
-            column.metric.points(row.scores[column.key]) if column.key in row.scores else 0.0 for column in columns
-        ]
+        values = [column.metric.points(row.scores.get(column.key, np.nan)) for column in columns]
         places = np.arange(len(columns)) + (index - (len(shown) - 1) / 2) * width
         axes.bar(places, values, width, label=row.name, color="#9aa4af" if row.published else f"C{index}")
     axes.set_xticks(range(len(columns)), [column.title.replace(" ", "\n") for column in columns])

@@ -48,7 +48,7 @@ def run_task(suite: Suite, task: Task) -> Result:
     if suite.lr_search and task.trained:
         folders = {rate: folder / f"lr-{rate:.0e}" for rate in LEARNING_RATES}
         judged = {rate: _judge(suite, task, folders[rate], rate) for rate in LEARNING_RATES}
-        best = (max if task.judged_by.higher_better else min)(LEARNING_RATES, key=lambda rate: judged[rate])
+        best = task.judged_by.best(judged, key=judged.__getitem__)
         folder, changes = folders[best], {"optimizer": {"lr": best}}
         where = "the test trials, as SUPERB does" if task.procedure == "best on test" else "dev"
         note = f"Learning rate {best:.0e}, the best of {len(judged)} on {where}."
@@ -68,16 +68,18 @@ def _judge(suite: Suite, task: Task, folder: Path, rate: float) -> float:
     changes = {"optimizer": {"lr": rate}}
     if task.procedure == "best on test":
         return best_on_test(suite, task, folder, changes).values[0]
-    fold = task.folds[0] if task.folds else None
-    dev = train(suite, task, folder / fold if fold else folder, changes, fold)["dev"]
+    dev = train(suite, task, _folders(task, folder)[0], changes)["dev"]
     if dev is None:
         raise UserError(f"{task.code} was never evaluated on dev: runner.total_steps must reach runner.eval_step")
     return dev
 
 
-def train(
-    suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any], variant: str | None = None
-) -> dict[str, Any]:
+def _folders(task: Task, folder: Path) -> list[Path]:
+    """Where it is trained: of ER a folder below `folder` for each fold, named after it."""
+    return [folder / fold for fold in task.folds] or [folder]
+
+
+def train(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Train once, continuing from the newest checkpoint of an interrupted training; {"dev": best score or None}.
 
     A continued training sees its data in another order than an uninterrupted one. Without a checkpoint to continue
@@ -90,7 +92,7 @@ def train(
         if arguments["past_exp"] is None:
             shutil.rmtree(folder, ignore_errors=True)
             arguments |= {**suite.arguments, "downstream": task.code, "config": suite.configure(task, folder, changes)}
-            arguments |= {"expdir": folder, "downstream_variant": variant}
+            arguments |= {"expdir": folder, "downstream_variant": folder.name if folder.name in task.folds else None}
         suite.run(arguments, log)
         return {"dev": task.best_on_dev(log.read_text())}
 
@@ -140,15 +142,14 @@ def evaluate(suite: Suite, task: Task, folder: Path, checkpoint: Path, name: str
 
 def best_on_dev(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Outcome:
     """Train, take the best checkpoint on dev, test it; of ER the mean over the five folds."""
-    variants = {fold: folder / fold for fold in task.folds} or {None: folder}
-    trained = [train(suite, task, path, changes, fold) for fold, path in variants.items()]
-    checkpoints = [best_checkpoint(task, path) for path in variants.values()]
+    trained = [train(suite, task, path, changes) for path in _folders(task, folder)]
+    checkpoints = [best_checkpoint(task, path) for path in _folders(task, folder)]
     tested = [evaluate(suite, task, path.parent, path) for path in checkpoints]
-    values = [[result["scores"][metric.name] for result in tested] for metric in task.metrics]
-    folds = ", ".join(f"{value:.1f}" for value in values[0])
-    note = f"{task.title}: folds {folds}." if task.folds else ""
+    scores = [list(result["scores"].values()) for result in tested]  # (fold, metric)
+    values = [fmean(of_metric) for of_metric in zip(*scores, strict=True)]
+    note = f"{task.title}: folds {', '.join(f'{value:.1f}' for value, *_ in scores)}." if task.folds else ""
     command = " && ".join(result["command"] for result in tested)
-    return Outcome(list(map(fmean, values)), command, [*trained, *tested], note, folder, checkpoints[0])
+    return Outcome(values, command, [*trained, *tested], note, folder, checkpoints[0])
 
 
 def best_on_test(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Outcome:
@@ -170,13 +171,10 @@ def best_on_test(suite: Suite, task: Task, folder: Path, changes: Mapping[str, A
 
 def lowest_der(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Outcome:
     """SD: the lowest DER over the ways of turning the test predictions into segments (SUPERB's rule)."""
-    trained = train(suite, task, folder, changes)
-    checkpoint = best_checkpoint(task, folder)
-    tested = evaluate(suite, task, folder, checkpoint)
-    test = Path(suite.corpora["libri2mix_diarization"]) / "test"
-    rate, median, threshold = score_diarization(folder, test)
+    outcome = best_on_dev(suite, task, folder, changes)
+    rate, median, threshold = score_diarization(folder, Path(suite.corpora["libri2mix_diarization"]) / "test")
     note = f"SD: the lowest of 10 settings on test (median {median}, threshold {threshold}), as SUPERB does."
-    return Outcome([rate], tested["command"], [trained, tested], note, folder, checkpoint)
+    return outcome._replace(values=[rate], note=note)
 
 
 def search(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Outcome:
@@ -184,11 +182,9 @@ def search(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -
     layers = range(suite.described["states"])
     dev = {layer: _search_layer(suite, task, folder / f"dev-{layer}", "dev", layer) for layer in layers}
     best = max(dev, key=lambda layer: dev[layer]["mtwv"])
-    predictions = folder / f"test-{best}"
-    tested = _search_layer(suite, task, predictions, "test", best)
+    tested = _search_layer(suite, task, folder / f"test-{best}", "test", best)
     note = f"QbE: state {best} of {len(layers)}, the best on dev (MTWV {dev[best]['mtwv']:.4f})."
-    stages = [*dev.values(), tested]
-    return Outcome([tested["mtwv"]], tested["command"], stages, note, predictions, None)
+    return Outcome([tested["mtwv"]], tested["command"], [*dev.values(), tested], note, folder / f"test-{best}", None)
 
 
 def _search_layer(suite: Suite, task: Task, folder: Path, split: str, layer: int) -> dict[str, Any]:

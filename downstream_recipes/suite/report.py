@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distiller.common.files import write_csv, write_json, write_text
-from downstream_recipes.scores.metrics import Row
+from downstream_recipes.scores.metrics import Row, references
 from downstream_recipes.suite import figures, tables
 from downstream_recipes.suite.suite import Result, Suite, kept_result
 from downstream_recipes.tasks.tasks import TASKS, Task
@@ -34,7 +34,8 @@ def write_report(suite: Suite, beside: Sequence[Path] = ()) -> str:
     parameters = suite.described["parameters"] / 1e6
     name = suite.upstream if suite.output.name == suite.upstream else f"{suite.upstream} ({suite.output.name})"
     row = tables.measured_row(name, parameters, scores, suite.miniature)
-    rows = [*read_rows(beside, suite.miniature), row, *([] if suite.miniature else tables.published_rows())]
+    published = [] if suite.miniature else references()[1:]  # the first is not a model
+    rows = [*read_rows(beside, suite.miniature), row, *published]
     write_json(suite.output / "model.json", {"name": name, "params_m": parameters, "miniature": suite.miniature})
     notes = [result.note for result in done.values() if result.note]
     notes.append(MINIATURE_NOTE if suite.miniature else DEPARTURES)

@@ -18,8 +18,9 @@ from distiller.common.files import remove, write_json
 from distiller.common.provenance import parameter_count
 from downstream_recipes.suite.features import FeatureCache, reused
 from downstream_recipes.tasks.command_checks import check_upstream
+from downstream_recipes.tasks.command_line import Arguments, command_line
 from downstream_recipes.tasks.recipes import read_corpora, references, resolve, write_recipe
-from downstream_recipes.tasks.runner import LOG, Arguments, command_line, in_one_line, run_s3prl
+from downstream_recipes.tasks.runner import LOG, in_one_line, run_s3prl
 from downstream_recipes.tasks.tasks import FOLDER, TASKS, Task
 from upstream.errors import UserError
 

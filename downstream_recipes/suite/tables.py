@@ -3,34 +3,21 @@
 import base64
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pandas import DataFrame
 
-from downstream_recipes.scores.metrics import COLUMNS, Column, Row, generalizability_score, overall_score, references
+from downstream_recipes.scores.metrics import COLUMNS, Column, Row
 from downstream_recipes.suite.suite import Score
 
 SCORE_COLUMNS = ("upstream", "task", "metric", "value", "unit", "split", "seconds", "command")  # of scores.csv
 
 
 def measured_row(name: str, params_m: float | None, scores: Sequence[Score], miniature: bool) -> Row:
-    """A suite's row. On miniature corpora the scores over the table would be meaningless and are left out."""
-    row = Row(name, params_m, {f"{score.task}_{score.metric}": score.value for score in scores})
-    return row if miniature else with_overall_scores(row)
-
-
-def published_rows() -> list[Row]:
-    """The models of the papers' tables."""
-    return [with_overall_scores(row) for row in references()[1:]]  # the first is not a model
-
-
-def with_overall_scores(row: Row) -> Row:
-    """`row` with both scores over the table computed, if it is complete."""
-    if not row.complete:
-        return row
-    return replace(row, overall=overall_score(row.scores), generalizability=generalizability_score(row.scores))
+    """A suite's row."""
+    return Row(name, params_m, {f"{score.task}_{score.metric}": score.value for score in scores}, miniature=miniature)
 
 
 def used_columns(rows: Sequence[Row]) -> list[Column]:
@@ -89,24 +76,22 @@ def web_page(rows: Sequence[Row], notes: Sequence[str], title: str, figures: Map
     """A self-contained page: the table, measured rows (which come first) highlighted, and figures (caption -> PNG)."""
     table = frame(rows).rename(columns=lambda title: "\N{NO-BREAK SPACE}".join(title.rsplit(" ", 1)))  # for the arrow
     style = STYLE.replace("MEASURED", str(sum(not row.published for row in rows)))
+    title = html.escape(title)
     images = [
         f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,'
         f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
         for caption, path in figures.items()
     ]
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
-            f'<meta name="viewport" content="width=device-width"><style>{style}</style></head><body>',
-            f"<h1>{html.escape(title)}</h1>",
-            f'<div class="scroll">{table.to_html(index=False, border=0)}</div>',
-            f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in notes)}</ul>",
-            *images,
-            "</body></html>",
-            "",
-        ]
-    )
+    items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width"><style>{style}</style></head><body>
+<h1>{title}</h1>
+<div class="scroll">{table.to_html(index=False, border=0)}</div>
+<ul>{items}</ul>
+{"".join(images)}
+</body></html>
+"""
 
 
 def score_lines(upstream: str, scores: Sequence[Score], row: Row) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from downstream_recipes.adaptation import compat
 from downstream_recipes.adaptation.checkpoints import is_complete, read_checkpoint, regular_checkpoints
 from downstream_recipes.tasks.tasks import TASKS
-from upstream.errors import UserError, no_such, one_of, require
+from upstream.errors import UserError, nearest, no_such, one_of, require
 
 
 def chosen_device(device: str | None) -> str:
@@ -51,6 +51,33 @@ def read_experiment(path: Path) -> dict[str, Any]:
     if not isinstance(states, dict) or not {"Args", "Config"} <= set(states):
         raise UserError(f"-e {path} is not a checkpoint of run_downstream.py, or is truncated")
     return states
+
+
+def check_override(override: str | None, names: Collection[str], recipe: Mapping[str, Any]) -> None:
+    """Check -o, of which s3prl ignores what it does not know.
+
+    Args:
+        names: of s3prl's arguments.
+
+    Raises:
+        UserError: a part is not args.NAME=VALUE or config.KEY=VALUE, or KEY looks like one of the recipe's misspelt; a
+            recipe may get new keys.
+    """
+    for option in override.split(",,") if override and override.lower() != "none" else ():
+        key, *values = (part.strip() for part in option.split("="))
+        root, *path = key.split(".")
+        known = path and (root == "config" or (root == "args" and path[0] in names and len(path) == 1))
+        require(
+            len(values) == 1 and bool(known), "-o", option, "args.NAME=VALUE or config.KEY=VALUE; ,, separates several"
+        )
+        section: Any = recipe
+        for name in path if root == "config" else ():
+            meant = None if name in section else nearest(name, list(map(str, section)), cutoff=0.85)
+            if meant:
+                raise UserError(f"-o {key} does not exist; did you mean {key.replace(name, meant)}?")
+            section = section.get(name)
+            if not isinstance(section, Mapping):
+                break
 
 
 def check_split(arguments: Mapping[str, Any], downstream: str, recipe: Mapping[str, Any]) -> None:

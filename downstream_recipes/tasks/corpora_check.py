@@ -1,6 +1,6 @@
 """What a user's corpora lack, and how much audio they hold."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,24 +38,17 @@ def check_corpora(corpora: Mapping[str, Any]) -> tuple[str, bool]:
 
 def missing(name: str, corpora: Mapping[str, Any]) -> list[str]:
     """What keeps a corpus from being used, a line each; empty when it is complete."""
-    value = corpora.get(name)
-    if value is None:
-        return [f"{name}: not in the corpora file"]
-    lines = [f"{name}: {fault}" for fault in faults(name, value)]
-    return lines or ([] if isinstance(value, list) else _missing_wavs(name, Path(value)))
-
-
-def _missing_wavs(name: str, root: Path) -> list[str]:
-    """Files that Kaldi lists name but that do not exist."""
-    listed = [wav for scp in sorted(root.glob("**/wav.scp")) for wav in _scp(scp)] if not CORPORA[name].audio else []
-    absent = [wav for wav in listed if not wav.exists()]
+    lines = [f"{name}: {fault}" for fault in faults(name, corpora.get(name))]
+    if lines or CORPORA[name].audio or not CORPORA[name].needs:
+        return lines
+    absent = [wav for wav in _listed(Path(corpora[name])) if not wav.exists()]
     return [f"{name}: {absent[0]} and {len(absent) - 1} more files of its wav.scp do not exist"] if absent else []
 
 
-def _scp(path: Path) -> Iterator[Path]:
-    for line in path.read_text().splitlines():
-        if len(line.split()) == 2:  # a pipe is not checked
-            yield Path(line.split()[1])
+def _listed(root: Path) -> list[Path]:
+    """The files that Kaldi lists (wav.scp) name; a pipe is left out."""
+    rows = [line.split() for scp in sorted(root.glob("**/wav.scp")) for line in scp.read_text().splitlines()]
+    return [Path(fields[1]) for fields in rows if len(fields) == 2]
 
 
 def missing_words(corpora: Mapping[str, Any]) -> list[str]:
@@ -74,7 +67,7 @@ def missing_words(corpora: Mapping[str, Any]) -> list[str]:
 def hours(name: str, corpora: Mapping[str, Any]) -> float:
     """Hours of audio of a corpus, from the headers of its files; unreadable files do not count."""
     root, audio = Path(corpora[name]), CORPORA[name].audio
-    paths = sorted(root.glob(audio) if audio else {wav for scp in root.glob("**/wav.scp") for wav in _scp(scp)})
+    paths = sorted(set(root.glob(audio) if audio else _listed(root)))
     with ThreadPoolExecutor() as pool:
         return sum(progress(pool.map(_seconds, paths), f"hours of {name}", len(paths))) / 3600
 

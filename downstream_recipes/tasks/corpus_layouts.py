@@ -98,16 +98,18 @@ CORPORA: Mapping[str, Layout] = {
 }
 
 
-def faults(name: str, value: str | list[str], contents: bool = True) -> Iterator[str]:
-    """What is wrong with the path or paths of a corpus; fast for any size.
+def faults(name: str, value: str | list[str] | None, contents: bool = True) -> Iterator[str]:
+    """What is wrong with the path or paths of a corpus (None: not listed); fast for any size.
 
     Args:
         contents: also look for what the layout needs.
     """
-    paths = [Path(path) for path in (value if isinstance(value, list) else [value])]
+    paths = list(map(Path, value if isinstance(value, list) else [value] if value else []))
     missing = [path for path in paths if not path.exists()]
     needs = CORPORA[name].needs if name in CORPORA else ()
-    if missing or not contents:
+    if not paths:
+        yield "not in the corpora file"
+    elif missing or not contents:
         yield from (f"{path} does not exist" for path in missing)
     elif needs:
         yield from (f"nothing at {paths[0] / need}" for need in needs if not any(paths[0].glob(need)))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distiller.common.files import disk_errors, expanded, write_text
@@ -37,8 +37,7 @@ def read_corpora(file: Path) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, has an unknown key, or a value that is not allowed.
     """
-    values = OmegaConf.to_container(read_yaml(file))
-    assert isinstance(values, dict)
+    values = read_yaml(file)
     known = [*CORPORA, *PREPARED, "workers", "miniature"]
     for key, value in values.items():
         name = f"{file}: {key}"
@@ -52,7 +51,7 @@ def read_corpora(file: Path) -> dict[str, Any]:
             require(isinstance(value, bool), name, value, "true or false")
         else:
             values[key] = _absolute(name, value, key in CORPORA and CORPORA[key].several, file.resolve().parent)
-    return {str(key): value for key, value in values.items()}
+    return values
 
 
 def _absolute(name: str, value: Any, several: bool, folder: Path) -> Any:
@@ -64,20 +63,20 @@ def _absolute(name: str, value: Any, several: bool, folder: Path) -> Any:
     return absolute if several else absolute[0]
 
 
-def read_yaml(file: Path) -> DictConfig:
-    """A YAML file of keys.
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A YAML file of keys; ${...} is left as it is.
 
     Raises:
         UserError: the file cannot be read, or is something else.
     """
     with disk_errors(file, "read"):
         try:
-            values = OmegaConf.create(file.read_text(encoding="utf-8"))
+            values = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
         except (yaml.YAMLError, ValueError, OmegaConfBaseException) as error:  # ValueError: not UTF-8
             raise UserError(f"{file} is not a YAML file: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, DictConfig):
+    if not isinstance(values, dict):
         raise UserError(f"{file} must hold `key: value` lines")
-    return values
+    return {str(key): value for key, value in values.items()}
 
 
 def references(recipe: Path) -> list[tuple[str, str]]:
@@ -86,8 +85,7 @@ def references(recipe: Path) -> list[tuple[str, str]]:
     Raises:
         UserError: the recipe cannot be read.
     """
-    values = flatten(OmegaConf.to_container(read_yaml(recipe)))  # type: ignore[arg-type] - not a list
-    return sorted(set(REFERENCE.findall(" ".join(map(str, values.values())))))
+    return sorted(set(REFERENCE.findall(" ".join(map(str, flatten(read_yaml(recipe)).values())))))
 
 
 def corpora_of(recipe: Path) -> list[str]:
@@ -156,9 +154,7 @@ def _checked(name: str, corpora: Mapping[str, Any], recipe: Path, contents: bool
     Args:
         contents: check for the corpus's layout too. A user's own recipe may need a part of a corpus only.
     """
-    if corpora.get(name) is None:
-        raise UserError(f"{recipe.stem} needs the corpus '{name}', which the corpora file does not list")
-    fault = next(faults(name, corpora[name], contents and recipe.resolve().parent == FOLDER), None)
+    fault = next(faults(name, corpora.get(name), contents and recipe.resolve().parent == FOLDER), None)
     if fault:
         raise UserError(f"{recipe.stem} needs the corpus '{name}': {fault}")
     return corpora[name]

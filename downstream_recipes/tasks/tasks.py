@@ -1,9 +1,10 @@
 """The tasks of SUPERB: everything that differs between them, except their recipes (CODE.yaml) and their corpora."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from upstream.errors import UserError
 
@@ -36,6 +37,11 @@ class Metric:
         """Its values in what s3prl printed about `split`, in their order."""
         pattern = (self.pattern or "").format(split=re.escape(split))
         return [self.scale * float(value) for value in re.findall(pattern, text, re.MULTILINE)] if pattern else []
+
+    @property
+    def best(self) -> Callable[..., Any]:
+        """Chooses the best of several values: `max` or `min`."""
+        return max if self.higher_better else min
 
     def points(self, value: float) -> float:
         """The value as points of 100, higher better, as the overall score adds them up."""
@@ -108,8 +114,7 @@ class Task:
 
     def best_on_dev(self, text: str) -> float | None:
         """The best dev value that a training printed; None without an evaluation."""
-        values = self.judged_by.printed(text, self.dev_split)
-        return (max(values) if self.judged_by.higher_better else min(values)) if values else None
+        return self.judged_by.best(self.judged_by.printed(text, self.dev_split), default=None)
 
 
 PER = Metric("per", "PER", False, r"^{split} per: (\S+)$")

@@ -85,6 +85,14 @@ def test_training_evaluation_and_an_unmodified_s3prl_agree(folder):
     evaluated = python(SCRIPT, "-m evaluate -t dev -e exp/states-4.ckpt")
     assert accuracy(evaluated.stdout, "dev") == accuracy(trained.stdout, "dev")
 
+    (folder / "student").rename(folder / "a=b")
+    (folder / "fluent").rename(folder / "elsewhere")
+    (folder / "corpora.yaml").write_text("fluent_commands: elsewhere\nworkers: 0\n")
+    moved = python(SCRIPT, "-m evaluate -t dev -e exp -k a=b --corpora corpora.yaml")
+    assert accuracy(moved.stdout, "dev") == accuracy(trained.stdout, "dev")
+    (folder / "a=b").rename(folder / "student")
+    (folder / "elsewhere").rename(folder / "fluent")
+
     (folder / "site").mkdir()
     assert s3prl_hook.main(["install", "--site-packages", "site"]) == 0
     hooked = "import site; site.addsitedir('site'); import runpy, sys; sys.argv[0] = 's3prl'; "

@@ -84,12 +84,10 @@ def test_the_simple_effects():
 
 def test_soundfile_replaces_torchaudio(tmp_path: Path):
     audio = torch.rand(2, 800) - 0.5
-    torchaudio_io.save(tmp_path / "a.wav", audio, 16000)
+    soundfile.write(tmp_path / "a.wav", audio.T.numpy(), 16000)
     loaded, rate = torchaudio_io.load(tmp_path / "a.wav")
     assert rate == 16000
     assert torch.allclose(loaded, audio, atol=1e-4)
     assert torch.equal(torchaudio_io.load(tmp_path / "a.wav", 100, 50)[0], loaded[:, 100:150])
     assert torchaudio_io.load(tmp_path / "a.wav", channels_first=False)[0].shape == (800, 2)
     assert torchaudio_io.load(tmp_path / "a.wav", normalize=False)[0].dtype == torch.int16
-    header = torchaudio_io.info(tmp_path / "a.wav")
-    assert (header.sample_rate, header.num_frames, header.num_channels, header.bits_per_sample) == (16000, 800, 2, 16)

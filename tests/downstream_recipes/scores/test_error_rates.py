@@ -109,11 +109,13 @@ def test_the_diarization_sweep_reads_s3prl_predictions(tmp_path: Path):
     probabilities = np.zeros((100, 2), dtype=np.float32)  # 2 s of 20 ms frames
     probabilities[:50, 0] = 0.65
     probabilities[70:73, 1] = 0.9  # a click that the median filter removes
-    with h5py.File(tmp_path / "r.h5", "w") as file:
+    (tmp_path / "scoring" / "predictions").mkdir(parents=True)
+    with h5py.File(tmp_path / "scoring" / "predictions" / "r.h5", "w") as file:
         file["T_hat"] = probabilities
-    rttm = tmp_path / "ref.rttm"
+    (tmp_path / "frame_shift").write_text("320\n")
+    rttm = tmp_path / "rttm"
     rttm.write_text("SPEAKER r 1 0.00 1.00 <NA> <NA> A <NA>\n")
-    rates = sweep_diarization(tmp_path, rttm, 0.02)
+    rates = sweep_diarization(tmp_path, tmp_path)
     assert len(rates) == 10
     assert rates[1, 0.5] == pytest.approx(6)
     assert rates[11, 0.5] == pytest.approx(0)
@@ -121,4 +123,4 @@ def test_the_diarization_sweep_reads_s3prl_predictions(tmp_path: Path):
     assert rates[11, 0.7] == pytest.approx(100)
     rttm.write_text("SPEAKER other 1 0.00 1.00 <NA> <NA> A <NA>\n")
     with pytest.raises(UserError, match=r"other\.h5"):
-        sweep_diarization(tmp_path, rttm, 0.02)
+        sweep_diarization(tmp_path, tmp_path)

@@ -10,7 +10,8 @@ from downstream_recipes.suite import tables
 from downstream_recipes.suite.figures import _label_heights, layers_by_task, score_against_parameters, tasks_as_bars
 from downstream_recipes.suite.suite import Score
 
-STAR = next(row for row in references() if row.name == "STaRHuBERT (LS 960)")
+PUBLISHED = references()[1:]
+STAR = next(row for row in PUBLISHED if row.name == "STaRHuBERT (LS 960)")
 
 
 def cells(text: str) -> list[str]:
@@ -36,7 +37,7 @@ def test_a_whole_row_has_both_scores_and_a_part_has_none():
 
 
 def test_published_rows_follow_ours():
-    rows = [tables.measured_row("star & co_1", 22.31, scores(), miniature=False), *tables.published_rows()]
+    rows = [tables.measured_row("star & co_1", 22.31, scores(), miniature=False), *PUBLISHED]
     assert len(rows) == 1 + 16
     lines = cells(tables.markdown(rows, ["a note"]))
     assert lines[0].startswith("| Upstream | Params (M) | PR PER ↓ | ASR WER ↓ | KS Acc ↑ | QbE MTWV ↑ |")
@@ -72,7 +73,7 @@ def test_extra_tasks_are_columns_and_no_part_of_the_overall_score(tmp_path):
 
 
 def test_latex_is_a_tabular_that_compiles():
-    rows = [tables.measured_row("star & co_1", 22.31, scores(), miniature=False), *tables.published_rows()]
+    rows = [tables.measured_row("star & co_1", 22.31, scores(), miniature=False), *PUBLISHED]
     text = tables.latex(rows, ["50% of it"])
     assert r"star \& co\_1 & 22.31 & 8.16" in text
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
@@ -83,7 +84,7 @@ def test_latex_is_a_tabular_that_compiles():
 
 
 def test_the_page_is_self_contained(tmp_path: Path):
-    rows = [tables.measured_row("<star>", 22.31, scores(), miniature=False), *tables.published_rows()]
+    rows = [tables.measured_row("<star>", 22.31, scores(), miniature=False), *PUBLISHED]
     figure = tasks_as_bars(rows, tmp_path / "tasks.png")
     page = tables.web_page(rows, ["a < b"], "SUPERB: <star>", {"Tasks": figure})
     assert "&lt;star&gt;" in page
@@ -105,7 +106,7 @@ def test_scores_csv_has_the_agreed_columns(tmp_path):
 
 
 def test_figures_are_drawn_where_there_is_something_to_draw(tmp_path):
-    rows = [tables.measured_row("star", 22.31, scores(), miniature=False), *tables.published_rows()]
+    rows = [tables.measured_row("star", 22.31, scores(), miniature=False), *PUBLISHED]
     assert score_against_parameters(rows, tmp_path / "a.png").stat().st_size > 10_000
     assert score_against_parameters(rows[:1], tmp_path / "b.png") is None
     assert tasks_as_bars(rows, tmp_path / "c.png").stat().st_size > 10_000

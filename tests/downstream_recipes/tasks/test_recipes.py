@@ -135,7 +135,7 @@ def test_wrong_corpora_are_a_one_line_error(tmp_path):
     file.write_text("quesst14: absent")
     with pytest.raises(UserError, match=r"qbe needs the corpus 'quesst14': .*absent does not exist"):
         recipes.resolve(TASKS["qbe"].recipe, recipes.read_corpora(file), tmp_path)
-    with pytest.raises(UserError, match="ic needs the corpus 'fluent_commands', which the corpora file does not list"):
+    with pytest.raises(UserError, match="ic needs the corpus 'fluent_commands': not in the corpora file"):
         recipes.resolve(TASKS["ic"].recipe, recipes.read_corpora(file), tmp_path)
 
 

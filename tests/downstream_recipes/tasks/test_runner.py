@@ -16,8 +16,9 @@ from downstream_recipes.adaptation import compat
 from downstream_recipes.miniature.make import corpora_file
 from downstream_recipes.run_downstream import parser
 from downstream_recipes.tasks import command_checks, runner
+from downstream_recipes.tasks.command_line import command_line
 from downstream_recipes.tasks.recipes import read_corpora, write_recipe
-from downstream_recipes.tasks.runner import command_line, run_s3prl
+from downstream_recipes.tasks.runner import run_s3prl
 from tests.downstream_recipes.laid_out import lay_out
 from upstream.errors import UserError
 
@@ -38,8 +39,7 @@ def plan(monkeypatch) -> Callable[[str], Experiment]:
 
     def run(line: str) -> Experiment:
         arguments = vars(parser().parse_args(line.split()))
-        corpora = arguments.pop("corpora")
-        runner.run_experiment(arguments, lambda: read_corpora(corpora_file(corpora)))
+        runner.run_experiment(arguments, lambda: read_corpora(corpora_file(arguments["corpora"])))
         return experiment
 
     return run
