@@ -3,6 +3,7 @@
 import logging
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -38,6 +39,7 @@ class FullPrecisionInputs(MixedPrecision):
 def open_fabric(module: TrainingModule, config: TrainerConfig, output: Path) -> Fabric:
     """Devices, processes, precision and the TensorBoard log of a training."""
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # says at every start what the recipe says
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # as it is on every login node
     precision: dict[str, Any] = {"precision": "32-true"}
     if config.precision != "32-true":
         device = config.accelerator if config.accelerator in ("cpu", "mps") else "cuda"
