@@ -4,8 +4,7 @@ The order is a function of (seed, epoch), the corpus and the batch settings, wha
 without reading audio, so a run continues exactly where it stopped.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -19,7 +18,6 @@ from distiller.audio.batch import Batch, StepBatch
 from distiller.audio.decoding import Decoder, Undecodable, source_path
 from distiller.audio.sampler import StepBatchPlan
 from distiller.audio.skipped import Skipped
-from upstream.errors import UserError
 
 REPLACEMENTS = 20  # utterances tried instead of a batch of which nothing could be decoded
 
@@ -82,24 +80,3 @@ def validation_batches(cuts: list[DataCut], batch_seconds: float, decoder: Decod
 
 def _validation_batch(group: list[DataCut], others: list[DataCut], decoder: Decoder, index: int) -> Batch:
     return load_batch(group, others, decoder, np.random.default_rng(index)).require_audio()
-
-
-@contextmanager
-def lost_workers(setting: str) -> Iterator[None]:
-    """Explains that the system has killed a worker of the DataLoader that the block reads from.
-
-    Args:
-        setting: the option or key that the number of workers comes from.
-
-    Raises:
-        UserError: a worker was killed.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):  # other errors are "caught in DataLoader worker process"
-            raise
-        raise UserError(
-            "a worker process was killed, perhaps because memory ran out; run the same command again to continue, "
-            f"with fewer {setting}"
-        ) from error

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from distiller.audio.batch import Batch
 from distiller.audio.dataset import validation_batches
 from distiller.audio.decoding import Decoder
+from distiller.audio.workers import batch_bytes, loader_options, lost_workers
 from distiller.common.files import disk_errors, expanded, read_csv, write_csv
 from distiller.common.progress import progress
 from distiller.common.provenance import command_line, commit, machine
@@ -57,7 +58,7 @@ def benchmark(
     cuts = open_corpus(CorpusConfig(path=path, subsets=subsets), DECODER).train
     seconds = sum(cut.duration for cut in cuts)
     cuts = cuts[:: max(1, int(seconds / (60 * minutes)))]  # spread evenly over the corpus
-    with tempfile.TemporaryDirectory() as name, disk_errors(Path(name)):
+    with tempfile.TemporaryDirectory() as name, disk_errors(Path(name)), lost_workers("--workers"):
         formats = write_formats(cuts, Path(name))
         loaders = {key: loader(scan(folder, folder)[0], workers) for key, folder in formats.items()}
         sizes = {key: bytes_of(folder) for key, folder in formats.items()}
@@ -106,13 +107,13 @@ def bytes_of(folder: Path) -> int:
 def loader(cuts: list[DataCut], workers: int) -> "DataLoader[Batch]":
     """Batches of utterances of similar length, read as in training; its workers live from one pass to the next."""
     batches = validation_batches(cuts, BATCH_SECONDS, DECODER)
+    options = loader_options(workers, batch_bytes(BATCH_SECONDS), len(RATES) * 3, "--workers")
     return DataLoader(
         batches,  # type: ignore[arg-type]
         batch_size=None,
         collate_fn=call,  # type: ignore[arg-type]
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        persistent_workers=workers > 0,
+        persistent_workers=options["num_workers"] > 0,
+        **options,
     )
 
 

@@ -17,10 +17,13 @@ from upstream.errors import UserError, nearest
 
 FAILED, REFUSED = 1, 2  # exit codes: something of the machine's went wrong; the user has something to correct
 INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}  # exit codes
-# What the operating system says of a disk, a path or a permission; any other OSError is a fault of the code.
+# What the operating system says of a disk, a path, a permission or a limit; any other OSError is a fault of the code.
 SURROUNDINGS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG}
-)
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP,
+        errno.ENAMETOOLONG, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN,
+    }
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):

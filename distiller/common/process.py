@@ -1,22 +1,79 @@
-"""This process among those of a run."""
+"""This process among those of a run, by what its launcher has told it."""
 
 import os
+from typing import NamedTuple
+
+# The variables that each launcher sets for every process it starts, the first of them the process's number. Some of
+# them alone are left over from somewhere else and count for nothing.
+LAUNCHERS = {
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"),
+    "Lightning": ("LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    "SLURM": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID"),
+}
+TEXTS = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR")  # all others are numbers
+
+
+class Started(NamedTuple):
+    """What a launcher has started, and the command and options by which it starts other numbers."""
+
+    launcher: str
+    command: str
+    processes: int  # on each node
+    nodes: int
+    option: str
+    nodes_option: str
+
+
+def launcher() -> str | None:
+    """What has started this process beside others: torchrun, SLURM, or Lightning in another process.
+
+    A shell inside a SLURM job, which SLURM names bash or interactive, hands its task's number to all that it starts.
+    """
+    for name, variables in LAUNCHERS.items():
+        shell = name == "SLURM" and os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+        if not shell and all(_is_set(variable) for variable in variables):
+            return name
+    return None
+
+
+def _is_set(variable: str) -> bool:
+    value = os.environ.get(variable, "")
+    return bool(value) if variable in TEXTS else value.isdecimal()
 
 
 def rank() -> int:
     """This process's number among those of the run, 0 for the one that speaks and writes.
 
-    Known before a process group exists: from torchrun, Lightning's own launcher, or srun. A shell inside a SLURM job,
-    which SLURM names bash or interactive, hands its task's number to all that it starts: there it says nothing.
+    Known before a process group exists.
     """
-    if "RANK" in os.environ:
-        return int(os.environ["RANK"])
-    shell = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if "SLURM_PROCID" in os.environ and "LOCAL_RANK" not in os.environ and not shell:
-        return int(os.environ["SLURM_PROCID"])
-    return int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0))
+    name = launcher()
+    return 0 if name is None else int(os.environ[LAUNCHERS[name][0]])
 
 
 def is_child() -> bool:
     """Whether Lightning started this process, beside the one that the user did; torchrun's and srun's are not its."""
-    return "RANK" not in os.environ and int(os.environ.get("LOCAL_RANK", 0)) > 0
+    return launcher() == "Lightning" and rank() > 0
+
+
+def started() -> Started | None:
+    """What torchrun or srun has started; None without either."""
+    name = launcher()
+    if name == "torchrun":
+        here, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        return Started(name, name, here, world // max(here, 1), "--nproc-per-node", "--nnodes")
+    if name == "SLURM":
+        nodes = max(1, int(os.environ["SLURM_NNODES"])) if _is_set("SLURM_NNODES") else 1
+        here = int(os.environ["SLURM_NTASKS"]) // nodes
+        return Started(name, "srun", here, nodes, "--ntasks-per-node", "--nodes")
+    return None
+
+
+def settle_launcher() -> None:
+    """Leave in the environment only what belongs to this process's launcher, for the libraries that look there."""
+    name = launcher()
+    mine = LAUNCHERS[name] if name else ()
+    others = {variable for variables in LAUNCHERS.values() for variable in variables} - set(mine)
+    for variable in others - ({"MASTER_ADDR", "MASTER_PORT"} if name else set()):
+        os.environ.pop(variable, None)
+    if name == "SLURM" and (all_of := started()):  # set by --ntasks-per-node only, and for the job rather than the step
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(all_of.processes)

@@ -15,8 +15,8 @@ from typing import Any
 from lhotse.cut.data import DataCut
 from torch.utils.data import DataLoader
 
-from distiller.audio.dataset import lost_workers
 from distiller.audio.skipped import Skipped, check_share, skipped_count, write_skipped
+from distiller.audio.workers import lost_workers
 from distiller.common.files import expanded, lock_folder, sweep, write_json
 from distiller.common.progress import progress
 from distiller.common.values import difference

@@ -3,22 +3,27 @@
 import os
 from dataclasses import replace
 
+from distiller.common.process import launcher, settle_launcher, started
 from distiller.training.config import TrainerConfig
-from upstream.errors import UserError
+from upstream.errors import UserError, require
 
 
 def place(trainer: TrainerConfig) -> TrainerConfig:
     """The same with `auto` replaced by what it stands for on this machine, so that a continued run is placed alike.
 
     Raises:
-        UserError: a device that this machine does not have, or a number of processes that is not torchrun's.
+        UserError: a device that this machine does not have, a number of processes that is not the launcher's, or a
+            strategy or precision that the device does not have.
     """
     counts = _available()
     accelerator = _accelerator(trainer.accelerator, counts)
     devices = _devices(str(trainer.devices), accelerator, counts)
     _check_launcher(trainer, devices)
+    settle_launcher()
     if accelerator == "cpu" and trainer.precision == "16-mixed":
         raise UserError("trainer.precision is '16-mixed', but on cpu it must be 32-true or bf16-mixed")
+    if accelerator == "mps":
+        require(trainer.strategy == "auto", "trainer.strategy", trainer.strategy, "auto on mps")
     return replace(trainer, accelerator=accelerator, devices=devices)
 
 
@@ -51,9 +56,13 @@ def _devices(wanted: str, accelerator: str, counts: dict[str, int]) -> int | str
     count = counts[accelerator]
     if wanted == "auto":
         return count
+    if "," in wanted:
+        require(len(set(indices(wanted))) == len(indices(wanted)), "trainer.devices", wanted, "different indices")
     beyond = int(wanted) > count if wanted.isdecimal() else any(index >= count for index in indices(wanted))
     if beyond:
         have = f"a count up to {count}" + (f" or indices up to {count - 1}" if count > 1 else "")
+        if launcher() == "SLURM" and count == 1:
+            have = "each task all GPUs of its node, by --gpus-per-node in place of --gpus-per-task"
         raise UserError(f"trainer.devices is {wanted}, but this machine has {count} of kind {accelerator}: give {have}")
     return int(wanted) if wanted.isdecimal() else wanted
 
@@ -70,14 +79,24 @@ def device_count(devices: int | str) -> int:
 
 
 def _check_launcher(trainer: TrainerConfig, devices: int | str) -> None:
-    """torchrun has decided the number of processes; Lightning's own complaint comes late and does not name the key."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    """A launcher has decided the number of processes; Lightning's own complaint comes late and names no key."""
+    here = device_count(devices)
+    if (by := started()) is None:
+        if trainer.num_nodes > 1:
+            raise UserError(
+                f"trainer.num_nodes is {trainer.num_nodes}, but neither torchrun nor srun has started this process: "
+                "use one of them on every node"
+            )
+        if launcher() is None and (world := os.environ.get("WORLD_SIZE", "")).isdecimal() and "RANK" in os.environ:
+            require(int(world) <= 1, "WORLD_SIZE", int(world), "unset, beside RANK, or set by torchrun: start with it")
         return
-    here, all_nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     wanted = {
-        "trainer.devices": (device_count(devices), here),
-        "trainer.num_nodes": (trainer.num_nodes, all_nodes // here),
+        "trainer.devices": (here, by.processes, by.option),
+        "trainer.num_nodes": (trainer.num_nodes, by.nodes, by.nodes_option),
     }
-    for key, (asked, started) in wanted.items():
-        if asked != started:
-            raise UserError(f"{key} is {asked}, but torchrun started {started}: add {key}={started}")
+    for key, (asked, present, option) in wanted.items():
+        if asked != present:
+            raise UserError(
+                f"{key} is {asked}, but {by.launcher} started {present}: add {key}={present}, or start "
+                f"it by {by.command} {option}={asked}"
+            )

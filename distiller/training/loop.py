@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from distiller.audio.batch import Batch, StepBatch
-from distiller.audio.dataset import AudioDataset, lost_workers
+from distiller.audio.dataset import AudioDataset
 from distiller.audio.sampler import StepBatchSampler, step_batches_per_epoch
 from distiller.audio.skipped import SkippedLog
+from distiller.audio.workers import batch_bytes, loader_options, lost_workers
 from distiller.common.files import StepTable
 from distiller.common.process import rank
 from distiller.training.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
@@ -99,14 +100,11 @@ class Training:
             fabric.load(newest.path, state, weights_only=True)
             epoch, index = progress.position or (0, -1)
             stream.start(epoch, index + 1)
-        loader = DataLoader(
-            self.dataset,
-            sampler=stream,
-            batch_size=None,
-            num_workers=self.workers,
-            pin_memory=fabric.device.type == "cuda",
-            prefetch_factor=4 if self.workers else None,
-        )
+        size = batch_bytes(stream.batch_seconds * stream.accumulate)
+        here = device_count(config.devices)
+        options = loader_options(self.workers, size, here, "corpus.workers", fabric.is_global_zero)
+        pinned = fabric.device.type == "cuda"
+        loader = DataLoader(self.dataset, sampler=stream, batch_size=None, pin_memory=pinned, **options)
         table = StepTable(self.output / "metrics.csv", progress.step + 1) if fabric.is_global_zero else None
         with StepBar(progress.step, module.steps, visible=fabric.is_global_zero) as bar:
             for batch in islice(loader, module.steps - progress.step):

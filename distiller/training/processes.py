@@ -3,12 +3,14 @@
 import logging
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.fabric.plugins.precision.amp import MixedPrecision
@@ -38,6 +40,7 @@ class FullPrecisionInputs(MixedPrecision):
 def open_fabric(module: TrainingModule, config: TrainerConfig, output: Path) -> Fabric:
     """Devices, processes, precision and the TensorBoard log of a training."""
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # says at every start what the recipe says
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # as it is on every login node
     precision: dict[str, Any] = {"precision": "32-true"}
     if config.precision != "32-true":
         device = config.accelerator if config.accelerator in ("cpu", "mps") else "cuda"
@@ -87,7 +90,8 @@ def log_values(fabric: Fabric, row: dict[str, float], prefix: str = "") -> None:
 
 @contextmanager
 def process_errors(fabric: Fabric) -> Iterator[None]:
-    """Around a training: an early end also ends the processes started for it, a lost process is a UserError.
+    """Around a training: an early end also ends the processes started for it; a lost process or memory that is full is
+    a UserError.
 
     Lightning's observer of child processes must forget them first: it would answer their end by `kill -9` of this
     process. The thread that writes TensorBoard's file keeps quiet about a full disk; its next row raises the error.
@@ -102,13 +106,29 @@ def process_errors(fabric: Fabric) -> Iterator[None]:
                 for child in thread._child_processes:
                     child.terminate()
                 thread._child_processes.clear()
-        # DistBackendError is a RuntimeError; gloo raises bare ones
-        lost = isinstance(error, RuntimeError) and re.search(LOST, str(error), re.IGNORECASE)
-        if fabric.world_size == 1 or not lost:
+        sentence = of_surroundings(error, fabric)
+        if sentence is None:
             raise
-        raise UserError(
-            f"another process of this run (of {fabric.world_size}) exited or did not respond for "
-            f"{TIMEOUT.seconds // 60} minutes; run the same command again to continue from the last checkpoint"
-        ) from error
+        raise UserError(sentence) from error
     finally:
         threading.excepthook = hook
+
+
+def of_surroundings(error: BaseException, fabric: Fabric) -> str | None:
+    """What a library's error says of the machine or of the other processes; None if it says nothing of them."""
+    text = str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+        return (
+            f"the memory of {fabric.device} is full: corpus.batch_seconds halved and trainer.accumulate doubled, in a "
+            "new --output, need about half and learn the same"
+        )
+    if not isinstance(error, RuntimeError):  # DistBackendError is one; gloo raises bare ones
+        return None
+    if "/dev/shm" in text:  # NCCL's buffers
+        return "shared memory (/dev/shm) is too small for NCCL: docker run --shm-size=2g gives a container more"
+    if fabric.world_size > 1 and re.search(LOST, text, re.IGNORECASE):
+        return (
+            f"another process of this run (of {fabric.world_size}) exited or did not respond for "
+            f"{TIMEOUT.seconds // 60} minutes; run the same command again to continue from the last checkpoint"
+        )
+    return None

@@ -9,6 +9,7 @@ import soundfile
 import torch
 
 from distiller import run
+from distiller.common.process import LAUNCHERS
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
@@ -71,7 +72,7 @@ def small_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_teacher: Path, capfd: pytest.CaptureFixture[str]
 ) -> SmallRun:
     """Makes tmp_path the working directory, with corpus/train, corpus/dev and teacher in it, and no launcher around."""
-    for variable in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "TORCHELASTIC_RUN_ID"):
+    for variable in {name for names in LAUNCHERS.values() for name in names}:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
     Path("teacher").mkdir()

@@ -15,17 +15,21 @@ import pytest
 
 from distiller import run
 from distiller.common.files import lock_folder
+from distiller.common.process import LAUNCHERS
 from distiller.recipes.recipe import Recipe, load_recipe
 from distiller.training import devices
 
 SCRIPT = Path(run.__file__)
 STAR = ["--method", "star", "trainer.accelerator=cpu"]
+TORCHRUN = "TORCHELASTIC_RUN_ID=x RANK=1 LOCAL_RANK=1 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2"
+SRUN = "SLURM_PROCID=1 SLURM_LOCALID=1 SLURM_NODEID=0 SLURM_NTASKS=2"
+CHILD = "LOCAL_RANK=1 NODE_RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500"
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An empty working directory, and no launcher around the tests."""
-    for variable in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "TORCHELASTIC_RUN_ID"):
+    for variable in {name for names in LAUNCHERS.values() for name in names}:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -223,8 +227,9 @@ def test_one_run_at_a_time(distilled: list, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_only_the_first_rank_writes(distilled: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
-    assert run.main([*STAR, "--overwrite"]) == 0
+    for setting in TORCHRUN.split():
+        monkeypatch.setenv(*setting.split("="))
+    assert run.main([*STAR, "--overwrite", "trainer.devices=2"]) == 0
     assert len(distilled) == 1
     assert not Path("exp").exists()
 
@@ -286,9 +291,7 @@ def test_interruption(
     assert not went_on
 
 
-@pytest.mark.parametrize(
-    ("launcher", "code"), [("LOCAL_RANK=1", 0), ("RANK=1 LOCAL_RANK=1", 143), ("SLURM_PROCID=1", 143)]
-)
+@pytest.mark.parametrize(("launcher", "code"), [(CHILD, 0), (TORCHRUN, 143), (SRUN, 143)])
 def test_an_interrupted_child_leaves_the_exit_code_to_its_parent(
     launcher: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,7 +300,7 @@ def test_an_interrupted_child_leaves_the_exit_code_to_its_parent(
     for setting in launcher.split():
         monkeypatch.setenv(*setting.split("="))
     use(monkeypatch, lambda recipe, output: signal.raise_signal(signal.SIGTERM))
-    assert run.main(STAR) == code
+    assert run.main([*STAR, "trainer.devices=2"]) == code
     assert capsys.readouterr().err == "[rank 1] interrupted; run the same command to continue\n"
 
 

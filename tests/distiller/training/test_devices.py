@@ -1,7 +1,10 @@
 """Where a run takes place: what is asked for against what there is, and against what a launcher started."""
 
+from contextlib import nullcontext
+
 import pytest
 
+from distiller.common.process import LAUNCHERS
 from distiller.training import devices
 from distiller.training.config import TrainerConfig
 from upstream.errors import UserError
@@ -10,7 +13,7 @@ from upstream.errors import UserError
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher around the tests."""
-    for variable in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "TORCHELASTIC_RUN_ID"):
+    for variable in {name for names in LAUNCHERS.values() for name in names} | {"SLURM_JOB_NAME", "SLURM_NNODES"}:
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -23,6 +26,8 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
             "trainer.devices is 4, .* 2 of kind cuda: give a count up to 2",
         ),
         ({"devices": "0,2", "accelerator": "cuda"}, {"cuda": 2}, "trainer.devices is 0,2, .* indices up to 1"),
+        ({"devices": "0,0", "accelerator": "cuda"}, {"cuda": 2}, "trainer.devices is '0,0', .* different indices"),
+        ({"strategy": "ddp", "accelerator": "mps"}, {"mps": 1}, "trainer.strategy is 'ddp', .* auto on mps"),
         ({"accelerator": "mps"}, {"cuda": 1}, "trainer.accelerator is 'mps', but this machine has only cuda and cpu"),
     ],
 )
@@ -42,13 +47,38 @@ def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [devices.device_count(one.devices) for one in placed] == [4, 2, 2, 1]
 
 
-def test_torchrun_has_the_last_word_on_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    torchrun = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
-    for variable, value in torchrun.items():
-        monkeypatch.setenv(variable, value)
-    cpu = {"steps": 1, "accelerator": "cpu"}
-    with pytest.raises(UserError, match=r"^trainer\.devices is 1, but torchrun started 4: add trainer\.devices=4"):
-        devices.place(TrainerConfig(**cpu))
-    with pytest.raises(UserError, match=r"add trainer\.num_nodes=2"):
-        devices.place(TrainerConfig(**cpu, devices=4))
-    assert devices.place(TrainerConfig(**cpu, devices=4, num_nodes=2)).devices == 4
+TORCHRUN = "TORCHELASTIC_RUN_ID=x LOCAL_WORLD_SIZE=4 WORLD_SIZE=8 RANK=0 LOCAL_RANK=0"
+SLURM = "SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_NAME=job"
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys", "said"),
+    [
+        (TORCHRUN, {}, "trainer.devices is 1, but torchrun started 4: add trainer.devices=4"),
+        (TORCHRUN, {"devices": 4}, "add trainer.num_nodes=2, or start it by torchrun --nnodes=1"),
+        (TORCHRUN, {"devices": 4, "num_nodes": 2}, None),
+        (
+            f"{SLURM} SLURM_NTASKS=1",
+            {"devices": 4},
+            "trainer.devices is 4, but SLURM started 1: .* --ntasks-per-node=4",
+        ),
+        (f"{SLURM} SLURM_NTASKS=8", {"devices": 4, "num_nodes": 2}, "trainer.devices is 4, but SLURM started 8"),
+        (f"{SLURM} SLURM_NTASKS=8 SLURM_NNODES=2 SLURM_NTASKS_PER_NODE=1", {"devices": 4, "num_nodes": 2}, None),
+        (f"{SLURM} SLURM_NTASKS=8 SLURM_NNODES=2", {"devices": 4}, "trainer.num_nodes is 1, but SLURM started 2"),
+        (f"{SLURM} SLURM_NTASKS=1", {}, None),
+        ("SLURM_NTASKS=1 SLURM_JOB_NAME=job", {"devices": 4}, None),  # of salloc: nothing was started
+        (f"{SLURM}_bash SLURM_JOB_NAME=bash SLURM_NTASKS=1", {"devices": 4}, None),
+        ("RANK=3", {"devices": 2}, None),
+        ("RANK=1 WORLD_SIZE=4", {"devices": 2}, "WORLD_SIZE is 4, but it must be .* set by torchrun"),
+        ("RANK=0 WORLD_SIZE=1", {}, None),
+        ("", {"num_nodes": 2}, "trainer.num_nodes is 2, but neither torchrun nor srun"),
+    ],
+)
+def test_the_launcher_has_the_last_word_on_processes(
+    settings: str, keys: dict, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for setting in settings.split():
+        monkeypatch.setenv(*setting.split("="))
+    with nullcontext() if said is None else pytest.raises(UserError, match=said):
+        placed = devices.place(TrainerConfig(steps=1, accelerator="cpu", **keys))
+        assert placed.devices == keys.get("devices", 1)

@@ -1,0 +1,107 @@
+"""Worker processes that decode: as many as shared memory holds the batches of, and one line when they are lost.
+
+A worker hands its batches over in shared memory, of which a container has 64 MB unless it is told otherwise.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import queues
+from pathlib import Path
+from typing import Any, NoReturn
+
+from upstream.config import SAMPLE_RATE
+from upstream.errors import UserError
+
+SHARED_MEMORY = Path("/dev/shm")  # where Linux has it
+PREFETCH = 4  # batches that a worker has ready
+HELD = 2  # batches that the main process holds: the one in use, and one on its way to the GPU
+KEPT_FREE = 0.1  # share of the shared memory
+TIMEOUT = 600.0  # seconds for one batch, far more than any takes
+FULL = 100  # exit code of a worker that finds shared memory full
+LARGER = "docker run --shm-size=2g gives a container more, and {key}=0 needs none"
+
+
+def free_shared_memory() -> int | None:
+    """Free bytes of shared memory; None where it has no limit of its own."""
+    try:
+        status = os.statvfs(SHARED_MEMORY)
+    except (OSError, AttributeError):  # macOS, Windows
+        return None
+    return status.f_bavail * status.f_frsize
+
+
+def batch_bytes(seconds: float) -> int:
+    """Bytes of a batch of so much audio, padding included."""
+    return int(seconds * SAMPLE_RATE) * 4
+
+
+def loader_options(workers: int, batch_bytes: int, processes: int, key: str, tell: bool = True) -> dict[str, Any]:
+    """Settings of a DataLoader that has at most `workers`, and no more than shared memory holds the batches of.
+
+    Args:
+        batch_bytes: of the largest batch.
+        processes: on this machine that each have such a loader.
+        key: the option or key that the number of workers comes from.
+        tell: print a line when there are fewer workers than that.
+    """
+    free = free_shared_memory()
+    fitting = workers * PREFETCH  # batches of the workers
+    if free is not None and workers:
+        fitting = min(fitting, int(free * (1 - KEPT_FREE) / processes / batch_bytes) - HELD)
+    number = max(0, min(workers, fitting))
+    if number < workers and tell:
+        print(
+            f"{key} is {number} in place of {workers}: {SHARED_MEMORY} has {_megabytes(free or 0)} free, and each "
+            f"worker needs at least {_megabytes(batch_bytes * processes)} of it; {LARGER.format(key=key)}"
+        )
+    if not number:
+        return {"num_workers": 0}
+    prefetch = min(PREFETCH, fitting // number)
+    return {
+        "num_workers": number, "prefetch_factor": prefetch, "timeout": TIMEOUT, "worker_init_fn": _end_when_full
+    }  # fmt: skip
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
+
+
+def _end_when_full(worker: int) -> None:
+    """In a worker: end when a batch cannot be handed over. Python would lose it, and the main process wait for ever."""
+
+    def end(error: Exception, batch: object) -> NoReturn:
+        os._exit(FULL)
+
+    queues.Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]  # a hook for such cases
+
+
+@contextmanager
+def lost_workers(key: str) -> Iterator[None]:
+    """Explains the loss of a worker of the DataLoader that the block reads from.
+
+    Args:
+        key: the option or key that the number of workers comes from.
+
+    Raises:
+        UserError: a worker was killed, found shared memory full, or did not answer.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        text = f"{error} {error.__cause__}"  # other errors are "caught in DataLoader worker process"
+        again = "run the same command again to continue"
+        if re.search(rf"DataLoader worker.*(exit code {FULL}\b|Bus error)", text):
+            remedy = f"shared memory ({SHARED_MEMORY}) is full: {LARGER.format(key=key)}; {again}"
+        elif "DataLoader timed out" in text:
+            remedy = (
+                f"no worker process has had a batch ready for {TIMEOUT / 60:.0f} minutes: is the disk there? {again}"
+            )
+        elif "DataLoader worker (pid" in text or (
+            isinstance(error, (ConnectionError, FileNotFoundError, EOFError)) and "pin memory thread" in text
+        ):
+            remedy = f"a worker process was killed, perhaps because memory ran out; {again}, with fewer {key}"
+        else:
+            raise
+        raise UserError(remedy) from error
