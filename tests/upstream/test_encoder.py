@@ -251,3 +251,16 @@ def test_relative_positions_are_bucketed_by_sign_and_size(tiny_encoder) -> None:
     table = tiny_encoder(family="wavlm").relative_position
     buckets = table._bucket(torch.tensor([0, -1, -7, -8, -79, -500, 1, 7, 8, 79, 500]))
     assert buckets.tolist() == [0, 1, 7, 8, 15, 15, 17, 23, 24, 31, 31]
+
+
+@pytest.mark.parametrize("name", ["wavlm", "pruned wavlm"])
+def test_long_wavs_have_their_position_biases_in_blocks(name, tiny_encoder, waveforms, lengths, monkeypatch) -> None:
+    """A block of 7 queries for 49 frames, and larger ones for the shorter wavs of the batch."""
+    encoder = tiny_encoder(**STRUCTURES[name])
+    with torch.no_grad():
+        whole = encoder(waveforms, lengths)
+        monkeypatch.setattr("upstream.attention.BIAS_PAIRS", 350)
+        blocks, with_maps = encoder(waveforms, lengths), encoder(waveforms, lengths, attention_maps=True)
+    for expected, *found in zip(whole.hidden_states, blocks.hidden_states, with_maps.hidden_states, strict=True):
+        for states in found:
+            torch.testing.assert_close(states, expected, atol=1e-5, rtol=0)
