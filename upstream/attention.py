@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from .config import EncoderConfig
 
+BIAS_PAIRS = 1 << 20  # pairs of query and key whose biases are in memory at a time in inference: 1,024 frames' (20 s)
+
 
 class RelativePosition(nn.Embedding):
     """WavLM's table of relative-position biases, shared by all layers, whichever attention is pruned."""
@@ -20,9 +22,15 @@ class RelativePosition(nn.Embedding):
         """Nothing: the encoder initialises all its parts."""
 
     def forward(self, frames: int) -> Tensor:  # type: ignore[override]  # positions follow from the frame count
-        """Bias of each head for every (query, key) pair: (head, query, key)."""
+        """Bias of each head for every (query, key) pair: (head, query, key).
+
+        For a long wav in inference: for every distance of them, (head, distance), which `biases_of` expands.
+        """
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and frames**2 > BIAS_PAIRS:
+            distances = torch.arange(1 - frames, frames, device=self.weight.device)  # key minus query
+            return super().forward(self._bucket(distances)).T
         positions = torch.arange(frames, device=self.weight.device)
-        distances = positions[None, :] - positions[:, None]  # key minus query
+        distances = positions[None, :] - positions[:, None]
         return super().forward(self._bucket(distances)).permute(2, 0, 1)
 
     def _bucket(self, distances: Tensor) -> Tensor:
@@ -34,6 +42,15 @@ class RelativePosition(nn.Embedding):
         log_share = torch.log(size.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
         logarithmic = (exact + log_share * (signed - exact)).long().clamp(max=signed - 1)
         return ahead + torch.where(size < exact, size, logarithmic)
+
+
+def biases_of(position_bias: Tensor, queries: slice) -> Tensor:
+    """The part of `RelativePosition`'s biases that belongs to some queries: (head, query, key)."""
+    if position_bias.ndim == 3:
+        return position_bias[:, queries]
+    frames = (position_bias.shape[1] + 1) // 2
+    needed = position_bias[:, frames - queries.stop : 2 * frames - 1 - queries.start]
+    return needed.unfold(1, frames, 1).flip(1)  # windows of the distances: the first belongs to the last query
 
 
 class PositionGate(nn.Module):
@@ -78,7 +95,7 @@ class SelfAttention(nn.Module):
         Args:
             states: (batch, frame, channel).
             key_mask: True at valid keys, (batch, 1, 1, key); None if every frame is valid.
-            position_bias: WavLM's (head, query, key).
+            position_bias: WavLM's, as from `RelativePosition`.
             attention_map: whether softmax(Q K^T / sqrt(d_h) + bias), before dropout, is returned as well.
 
         Returns:
@@ -88,18 +105,35 @@ class SelfAttention(nn.Module):
             projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, head, frame, .)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        bias = key_mask
-        if self.gate is not None and position_bias is not None:
-            bias = self.gate(states, position_bias).to(query.dtype)
-            if key_mask is not None:
-                bias = bias.masked_fill(~key_mask, -math.inf)
-        weights = _attention_map(query, key, bias) if attention_map else None
-        if weights is None:
-            dropped = self.dropout.p if self.training else 0.0
-            context = F.scaled_dot_product_attention(query, key, value, bias, dropped)
-        else:
+        if attention_map:
+            everything = slice(0, states.shape[1])
+            bias = self._bias(states, key_mask, position_bias, everything, query.dtype)
+            weights = _attention_map(query, key, bias)
             context = self.dropout(weights).to(value.dtype) @ value
-        return self.out_proj(context.transpose(1, 2).flatten(2)), weights
+            return self.out_proj(context.transpose(1, 2).flatten(2)), weights
+        dropout, parts = self.dropout.p if self.training else 0.0, []
+        for rows in _blocks(states.shape[1], position_bias):
+            bias = self._bias(states, key_mask, position_bias, rows, query.dtype)
+            parts.append(F.scaled_dot_product_attention(query[:, :, rows], key, value, bias, dropout))
+        context = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        return self.out_proj(context.transpose(1, 2).flatten(2)), None
+
+    def _bias(
+        self, states: Tensor, key_mask: Tensor | None, position_bias: Tensor | None, queries: slice, dtype: torch.dtype
+    ) -> Tensor | None:
+        """What is added to the scores of some queries, or the mask of keys alone; None if there is neither."""
+        if self.gate is None or position_bias is None:
+            return key_mask
+        bias = self.gate(states[:, queries], biases_of(position_bias, queries)).to(dtype)
+        return bias if key_mask is None else bias.masked_fill(~key_mask, -math.inf)
+
+
+def _blocks(frames: int, position_bias: Tensor | None) -> list[slice]:
+    """All queries at once, or blocks of them whose biases are few, where those of all pairs have not been computed."""
+    if position_bias is None or position_bias.ndim == 3:
+        return [slice(0, frames)]
+    size = max(1, BIAS_PAIRS // frames)
+    return [slice(start, min(start + size, frames)) for start in range(0, frames, size)]
 
 
 def _attention_map(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,8 @@ from torch.nn import functional as F
 
 from .attention import PositionGate, RelativePosition, SelfAttention
 from .config import EncoderConfig
-from .errors import UserError
-from .extractor import FeatureExtractor, FeatureProjection, faster_by_row, frame_mask, normalize_waveforms
+from .extractor import FeatureExtractor, FeatureProjection, faster_by_row
+from .waveforms import as_batch, centred, frame_mask, normalize_waveforms
 
 
 @dataclass
@@ -156,33 +157,39 @@ class SpeechEncoder(nn.Module):
         if self.layer_norm.weight.device.type != "meta":  # which has no values, and torch would import its compiler
             self.apply(_initialize)
 
-    def forward(self, waveforms: Tensor, lengths: Tensor | None = None, attention_maps: bool = False) -> EncoderOutput:
+    def forward(self, waveforms: Any, lengths: Any = None, attention_maps: bool = False) -> EncoderOutput:
         """
         Args:
-            waveforms: (batch, sample), 16 kHz; the padding is ignored.
+            waveforms: (batch, sample), 16 kHz, or anything else that `as_batch` takes; the padding is ignored.
             lengths: (batch,) valid samples of each, best on the CPU, where they are checked; default: all samples.
             attention_maps: whether A^1..A^L are computed too, without the fused attention kernel.
 
         Raises:
-            UserError: a wav too short for one frame, or lengths that do not fit the batch.
+            UserError: as `as_batch`; a wav must be long enough for one frame.
         """
-        if lengths is None:
-            lengths = torch.full(waveforms.shape[:1], waveforms.shape[-1])
         projected, frame_lengths = self.extract(waveforms, lengths)
         return self.contextualize(projected, frame_lengths, attention_maps)
 
-    def extract(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, sample) and (batch,) samples -> P (batch, frame, channel) and, on the CPU, (batch,) frames."""
-        tracing = torch.compiler.is_compiling()  # a graph, which must serve padded batches too
-        lengths = lengths if tracing else lengths.cpu()
-        padded = tracing or self._check_lengths(waveforms, lengths)
+    def extract(self, waveforms: Any, lengths: Any = None) -> tuple[Tensor, Tensor]:
+        """As `forward`: waveforms and lengths -> P (batch, frame, channel) and, on the CPU, (batch,) frames."""
+        weight = next(self.feature_extractor.parameters())
+        waveforms, lengths = as_batch(waveforms, lengths, weight, self.config.min_samples)
+        # a traced graph must serve padded batches too
+        padded = torch.compiler.is_compiling() or int(lengths.min()) < waveforms.shape[1]
         on_device = lengths.to(waveforms.device, non_blocking=True)
-        if padded:
-            waveforms = waveforms.masked_fill(~frame_mask(on_device, waveforms.shape[1]), 0.0)
-        if self.config.normalize_waveform:
-            waveforms = normalize_waveforms(waveforms, on_device, self.config.normalize_eps)
+        waveforms = self.prepare(waveforms, on_device).to(weight.dtype)
         features = self.feature_extractor(waveforms, on_device if padded else None)
         return self.feature_projection(features), self.config.frame_count(lengths)
+
+    def prepare(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, sample), zero-padded, as the extractor takes it: normalised or centred, where that is exact.
+
+        A group norm over time takes away the mean of its channels, and so the constant that a wav's mean adds to them.
+        To take it away before costs nothing in meaning and saves the digits that a large offset would fill.
+        """
+        if self.config.normalize_waveform:
+            return normalize_waveforms(waveforms, lengths, self.config.normalize_eps)
+        return centred(waveforms, lengths) if self.config.conv_norm == "group" else waveforms
 
     def contextualize(self, projected: Tensor, frame_lengths: Tensor, attention_maps: bool = False) -> EncoderOutput:
         """P (batch, frame, channel) and, best on the CPU, (batch,) frames -> the encoder's output."""
@@ -213,43 +220,32 @@ class SpeechEncoder(nn.Module):
         )
 
     def _row_by_row(self, projected: Tensor, frame_lengths: Tensor, attention_maps: bool) -> EncoderOutput:
-        """`contextualize` of each row without its padding; padded frames are zeros."""
-        frames = projected.shape[1]
+        """`contextualize` of each row without its padding."""
         rows = [
             self.contextualize(projected[row, None, :length], frame_lengths[row, None], attention_maps)
             for row, length in enumerate(frame_lengths.tolist())
         ]
-        layers = zip(*(row.hidden_states for row in rows), strict=True)
-        hidden_states = [_together(layer, frames) for layer in layers]
-        last = hidden_states[-1]
-        if self.config.layer_norm_first:
-            last = _together([row.last_hidden_state for row in rows], frames)
-        maps = None
-        if attention_maps:
-            layers = zip(*(row.attention_maps or () for row in rows), strict=True)
-            maps = [None if layer[0] is None else _together(layer, frames, square=True) for layer in layers]
-        return EncoderOutput(projected, hidden_states, last, frame_lengths, maps)
-
-    def _check_lengths(self, waveforms: Tensor, lengths: Tensor) -> bool:
-        """Whether any wav is padded.
-
-        Raises:
-            UserError: as `forward`.
-        """
-        if waveforms.ndim != 2 or lengths.shape != waveforms.shape[:1]:
-            shapes = f"{tuple(waveforms.shape)} and {tuple(lengths.shape)}"
-            raise UserError(f"waveforms and lengths have shapes {shapes}, but must be (batch, sample) and (batch,)")
-        shortest, longest = (int(value) for value in lengths.aminmax())
-        if shortest < self.config.min_samples:
-            minimum = self.config.min_samples
-            raise UserError(f"a wav has {shortest} samples, but it must have at least {minimum}, one frame")
-        if longest > waveforms.shape[1]:
-            raise UserError(f"a length is {longest} samples, but its batch has {waveforms.shape[1]}")
-        return shortest < waveforms.shape[1]
+        return replace(together(rows), projected=projected)
 
 
-def _together(rows: Sequence[Tensor], frames: int, square: bool = False) -> Tensor:
+def together(rows: Sequence[EncoderOutput]) -> EncoderOutput:
+    """Outputs for batches of one as one batch, in which padded frames are zeros."""
+    frames = max(row.projected.shape[1] for row in rows)
+    layers = zip(*(row.hidden_states for row in rows), strict=True)
+    maps = zip(*(row.attention_maps or () for row in rows), strict=True)
+    return EncoderOutput(
+        projected=_padded([row.projected for row in rows], frames),
+        hidden_states=[_padded(layer, frames) for layer in layers],
+        last_hidden_state=_padded([row.last_hidden_state for row in rows], frames),
+        frame_lengths=torch.cat([row.frame_lengths for row in rows]),
+        attention_maps=[_padded(layer, frames, square=True) for layer in maps] if rows[0].attention_maps else None,
+    )
+
+
+def _padded(rows: Sequence[Any], frames: int, square: bool = False) -> Any:
     """Rows of states (1, frame, channel), or of `square` maps (1, head, frame, frame), padded to one batch."""
+    if rows[0] is None:  # no map
+        return None
     gaps = [frames - row.shape[-2] for row in rows]
     return torch.cat([F.pad(row, (0, square * gap, 0, gap)) for row, gap in zip(rows, gaps, strict=True)])
 

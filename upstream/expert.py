@@ -1,5 +1,6 @@
 """The s3prl upstream: a list of wavs in, hidden states out."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,19 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from .checkpoint import load
+from .chunked import encode
+from .config import SAMPLE_RATE
 from .encoder import EncoderOutput
 from .errors import UserError, no_such, one_of, shown
-from .extractor import normalize_waveforms
 from .formats.files import read_yaml
+from .waveforms import as_batch, normalize_waveforms
 
 OPTIONS = {
     # exposed states: F^1..F^L as STaR's authors do, with P in front as DPHuBERT's do, or P and F^0..F^L
     "states": ("layers", "projected", "all"),
     # group norm over an utterance's own frames, or over the padded batch as in the published features
     "padding": ("invariant", "reference"),
+    "chunk_seconds": (),  # a positive number
 }
 
 
@@ -33,6 +36,8 @@ class UpstreamExpert(nn.Module):
         states: "layers" (F^1..F^L), "projected" (P, F^1..F^L) or "all" (P, F^0..F^L).
         padding: "invariant": a wav's features do not depend on its batch, and padded frames repeat its last valid
             one; "reference": the published features, whose group norm averages over the padding.
+        chunk_seconds: longer wavs are computed in overlapping chunks of that length (30 is a good one), without
+            gradients and in bounded memory, see `chunked`; None: every wav in one piece.
         kwargs: further options of s3prl's runner; `refresh` is accepted and ignored.
 
     Raises:
@@ -45,24 +50,27 @@ class UpstreamExpert(nn.Module):
         model_config: str | Path | None = None,
         states: str = "projected",
         padding: str = "invariant",
+        chunk_seconds: float | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
         configuration, options = parse_model_config(model_config)
-        options = {"states": states, "padding": padding, **options}
+        options = {"states": states, "padding": padding, "chunk_seconds": chunk_seconds, **options}
         _check_options(options | {key: value for key, value in kwargs.items() if key != "refresh"})
         self.name = type(self).__name__
         self.states, self.padding = options["states"], options["padding"]
+        self.chunk_seconds = float(options["chunk_seconds"] or math.inf)
         self.encoder = load(ckpt, configuration)
 
     def get_downsample_rates(self, key: str = "hidden_states") -> int:
         """Samples per frame, the same for every key."""
         return self.encoder.config.samples_per_frame
 
-    def forward(self, wavs: list[Tensor]) -> dict[str, Any]:
+    def forward(self, wavs: Any) -> dict[str, Any]:
         """
         Args:
-            wavs: 1-D, 16 kHz, of any lengths; one shorter than a frame is zero-padded to one.
+            wavs: 16 kHz, of any lengths, as a list or a batch, see `as_batch`; one shorter than a frame is zero-padded
+                to one.
 
         Returns:
             hidden_states: list of (batch, frame, channel), see `states`.
@@ -70,16 +78,12 @@ class UpstreamExpert(nn.Module):
             A wav of n samples has (n - 400) // 320 + 1 valid frames; s3prl cuts off the others except one.
 
         Raises:
-            UserError: a wav that is not 1-D.
+            UserError: as `as_batch`.
         """
-        if not wavs or any(wav.dim() != 1 for wav in wavs):
-            shapes = [tuple(wav.shape) for wav in wavs][:3]
-            raise UserError(f"wavs have shapes {shapes}, but they must be 1-D tensors of samples")
         minimum = self.encoder.config.min_samples
-        lengths = torch.tensor([max(len(wav), minimum) for wav in wavs])
-        dtype = next(self.encoder.parameters()).dtype
-        waveforms = pad_sequence([wav.to(dtype) for wav in wavs], batch_first=True)  # (batch, sample)
+        waveforms, lengths = as_batch(wavs, None, next(self.encoder.parameters()), 1)
         waveforms = nn.functional.pad(waveforms, (0, max(minimum - waveforms.shape[1], 0)))
+        lengths = lengths.clamp(min=minimum)
         output = self._encode(waveforms, lengths)
         front = {"layers": [], "projected": [output.projected], "all": [output.projected, output.hidden_states[0]]}
         states = [*front[self.states], *output.hidden_states[1:], output.last_hidden_state]
@@ -89,10 +93,13 @@ class UpstreamExpert(nn.Module):
 
     def _encode(self, waveforms: Tensor, lengths: Tensor) -> EncoderOutput:
         encoder = self.encoder
+        if waveforms.shape[1] > self.chunk_seconds * SAMPLE_RATE:
+            return encode(encoder, waveforms, lengths, self.chunk_seconds)
         if self.padding == "invariant":
             return encoder(waveforms, lengths)
         if encoder.config.normalize_waveform:
             waveforms = normalize_waveforms(waveforms, lengths, encoder.config.normalize_eps)
+        waveforms = waveforms.to(next(encoder.parameters()).dtype)
         features = encoder.feature_extractor(waveforms, None)  # whose group norm takes every frame for a valid one
         projected = encoder.feature_projection(features)
         return encoder.contextualize(projected, encoder.config.frame_count(lengths))
@@ -135,6 +142,18 @@ def _check_options(options: Mapping[str, Any]) -> None:
     for key, value in options.items():
         if key not in OPTIONS:
             raise no_such(f"upstream option {key}", key, OPTIONS)
-        if value not in OPTIONS[key]:
-            text = f"{value:.80}" if isinstance(value, str) else shown(value)
+        text = f"{value:.80}" if isinstance(value, str) else shown(value)
+        if key == "chunk_seconds":
+            if value is not None and not _is_positive(value):
+                raise UserError(f"upstream option {key} is {text}, but it must be a positive number")
+            if value is not None and options["padding"] == "reference":
+                raise UserError(f"upstream option {key} is {text}, but it must be left out with padding=reference")
+        elif value not in OPTIONS[key]:
             raise UserError(f"upstream option {key} is {text}, but it must be {one_of(value, OPTIONS[key])}")
+
+
+def _is_positive(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and 0 < float(value) < math.inf
+    except (TypeError, ValueError):
+        return False

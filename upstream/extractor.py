@@ -5,15 +5,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import SAMPLE_RATE, EncoderConfig
+from .waveforms import frame_mask
 
 BLOCK_SECONDS = 2.0  # of audio in the convolutions at a time, in inference on a CPU: fits its cache
 SAMPLE_BLOCK = 1 << 18  # samples in memory at a time while the covariance of their windows is summed
-
-
-def frame_mask(lengths: Tensor, frames: int, device: torch.device | None = None) -> Tensor:
-    """True at valid frames: lengths (batch,) -> (batch, frame) on `device`, which is not waited for."""
-    lengths = lengths.to(device or lengths.device, non_blocking=True)
-    return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
 def faster_by_row(states: Tensor) -> bool:
@@ -22,18 +17,6 @@ def faster_by_row(states: Tensor) -> bool:
     Not with gradients, nor in a traced graph, which must serve batches.
     """
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or states.device.type != "cpu")
-
-
-def normalize_waveforms(waveforms: Tensor, lengths: Tensor, eps: float = 1e-7) -> Tensor:
-    """Zero mean and unit variance over each wav's valid samples, zeros elsewhere; (batch, sample) both ways."""
-    lengths = lengths.to(waveforms.device, non_blocking=True)
-    mask = frame_mask(lengths, waveforms.shape[1])
-    samples = waveforms.to(torch.promote_types(waveforms.dtype, torch.float32))  # the sums overflow float16
-    count = lengths[:, None].to(samples.dtype)
-    mean = samples.sum(dim=1, keepdim=True) / count  # padding is already zero
-    centred = (samples - mean) * mask
-    variance = centred.square().sum(dim=1, keepdim=True) / count
-    return (centred / torch.sqrt(variance + eps)).to(waveforms.dtype)
 
 
 class ChannelGroupNorm(nn.GroupNorm):

@@ -17,6 +17,7 @@ from .config import EncoderConfig  # type: ignore[import-not-found]
 from .encoder import PositionalConvolution, SpeechEncoder  # type: ignore[import-not-found]
 from .errors import UserError  # type: ignore[import-not-found]  # noqa: F401
 from .extractor import FeatureExtractor  # type: ignore[import-not-found]  # noqa: F401
+from .waveforms import as_batch  # type: ignore[import-not-found]  # noqa: F401
 
 
 class SpeechEncoderConfig(PretrainedConfig):

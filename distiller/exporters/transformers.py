@@ -11,7 +11,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from distiller.exporters.checks import checked, farthest, wavs
-from upstream import attention, config, encoder, errors, extractor
+from upstream import attention, config, encoder, errors, extractor, waveforms
 from upstream.checkpoint import write_folder
 from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
@@ -67,7 +67,7 @@ def _own_files(student: SpeechEncoder) -> dict[str, bytes | str]:
 
 def _own_code() -> dict[str, str]:
     """The Python files of an export that needs its own code."""
-    modules = (attention, config, encoder, errors, extractor)
+    modules = (attention, config, encoder, errors, extractor, waveforms)
     code = {Path(inspect.getfile(module)).name: inspect.getsource(module) for module in modules}
     return code | {f"{MODELING}.py": (Path(__file__).parent / f"{MODELING}.py").read_text()}
 

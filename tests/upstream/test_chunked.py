@@ -45,7 +45,8 @@ def test_chunks_are_as_long_as_asked(tiny_encoder) -> None:
 @pytest.mark.parametrize(
     ("samples", "seconds", "overlap", "said"),
     [
-        (100, 1.0, 0.0, r"the waveform has shape \(100,\), but it must be \(sample,\) of at least 400"),
+        (100, 1.0, 0.0, "a wav has 100 samples, but it must have at least 400, one frame"),
+        ((2, 16_000), 1.0, 0.0, "the audio holds 2 wavs, but it must be one, which is cut into chunks"),
         (16_000, 0.01, 0.0, "the length of a chunk is 0.01, but it must be at least 0.02 seconds"),
         (16_000, 1.0, -1.0, "the overlap of chunks is -1.0, but it must be at least 0 seconds"),
     ],

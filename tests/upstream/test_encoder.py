@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from upstream.cost import count_macs
 from upstream.errors import UserError
-from upstream.extractor import Convolution, normalize_waveforms
+from upstream.extractor import Convolution
 
 STRUCTURES = {
     "plain": {},
@@ -49,19 +49,6 @@ def test_an_odd_extractor_counts_its_frames(tiny_encoder) -> None:
         UserError, match=f"has {min_samples - 1} samples, but it must have at least {min_samples}, one frame"
     ):
         encoder(torch.randn(1, min_samples - 1))
-
-
-def test_lengths_that_do_not_fit_are_refused(tiny_encoder) -> None:
-    encoder = tiny_encoder()
-    waveforms = torch.randn(2, 1600)
-    with pytest.raises(UserError, match=r"a wav has 399 samples, but it must have at least 400"):
-        encoder(waveforms, torch.tensor([1600, 399]))
-    with pytest.raises(UserError, match="a length is 1601 samples, but its batch has 1600"):
-        encoder(waveforms, torch.tensor([1601, 400]))
-    with pytest.raises(UserError, match=r"must be \(batch, sample\) and \(batch,\)"):
-        encoder(waveforms, torch.tensor([1600]))
-    with pytest.raises(UserError, match=r"must be \(batch, sample\)"):
-        encoder(waveforms[0])
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -266,15 +253,14 @@ def test_relative_positions_are_bucketed_by_sign_and_size(tiny_encoder) -> None:
     assert buckets.tolist() == [0, 1, 7, 8, 15, 15, 17, 23, 24, 31, 31]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_ten_seconds_are_normalised_in_any_precision(dtype):
-    waveforms = torch.zeros(2, 160_000, dtype=torch.float64)
-    waveforms[0] = 0.1 * torch.sin(torch.arange(160_000) / 7) + 0.3
-    waveforms[1, :1000] = waveforms[0, :1000]
-    normal = normalize_waveforms(waveforms.to(dtype), torch.tensor([160_000, 1000]))
-    assert normal.dtype == dtype
-    for row, length in zip(normal.double(), (160_000, 1000), strict=True):
-        expected = waveforms[0, :length]
-        expected = (expected - expected.mean()) / torch.sqrt(expected.var(correction=0) + 1e-7)
-        torch.testing.assert_close(row[:length], expected, atol=0.1 if dtype.itemsize == 2 else 1e-4, rtol=0)
-        assert not row[length:].any()
+@pytest.mark.parametrize("name", ["wavlm", "pruned wavlm"])
+def test_long_wavs_have_their_position_biases_in_blocks(name, tiny_encoder, waveforms, lengths, monkeypatch) -> None:
+    """A block of 7 queries for 49 frames, and larger ones for the shorter wavs of the batch."""
+    encoder = tiny_encoder(**STRUCTURES[name])
+    with torch.no_grad():
+        whole = encoder(waveforms, lengths)
+        monkeypatch.setattr("upstream.attention.BIAS_PAIRS", 350)
+        blocks, with_maps = encoder(waveforms, lengths), encoder(waveforms, lengths, attention_maps=True)
+    for expected, *found in zip(whole.hidden_states, blocks.hidden_states, with_maps.hidden_states, strict=True):
+        for states in found:
+            torch.testing.assert_close(states, expected, atol=1e-5, rtol=0)

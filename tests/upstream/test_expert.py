@@ -133,6 +133,17 @@ def test_options_come_through_s3prls_one_argument(tmp_path, student):
     assert parse_model_config(None) == (None, {})
 
 
+def test_long_wavs_are_computed_in_chunks_if_asked(student, wavs):
+    """Chunks of 5 s of context: all of these short wavs. Every state, P and the last one included, in one batch."""
+    whole, chunked = expert(student, states="all"), expert(student, "states=all,chunk_seconds=0.3")
+    with torch.no_grad():
+        expected = whole(wavs)
+    found = chunked(wavs)
+    pairs = zip(found["hidden_states"], expected["hidden_states"], strict=True)
+    for left, right in [*pairs, (found["last_hidden_state"], expected["last_hidden_state"])]:
+        torch.testing.assert_close(left, right, atol=1e-4, rtol=0)
+
+
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
@@ -179,8 +190,12 @@ def test_wrong_options_are_one_sentence(student, wavs):
         expert(student, "nowhere")
     with pytest.raises(UserError, match=r"model_config is 'x{300}', but it must be a file or options"):
         expert(student, "x" * 300)
-    with pytest.raises(UserError, match="1-D"):
-        expert(student)([torch.zeros(1, 16000)])
+    with pytest.raises(UserError, match="chunk_seconds is long, but it must be a positive number"):
+        expert(student, "chunk_seconds=long")
+    with pytest.raises(UserError, match="chunk_seconds is 0, but it must be a positive number"):
+        expert(student, chunk_seconds=0)
+    with pytest.raises(UserError, match="chunk_seconds is 30, but it must be left out with padding=reference"):
+        expert(student, "padding=reference", chunk_seconds=30)
     with pytest.raises(UserError, match="absent"):
         expert(student.parent / "absent")
     expert(student, refresh=True)  # s3prl's runner passes it to every upstream

@@ -1,5 +1,6 @@
 """The entries of s3prl and torch.hub."""
 
+import shutil
 import subprocess
 import sys
 import types
@@ -92,21 +93,50 @@ def test_published_weights_are_fetched_with_their_configuration(tmp_path, monkey
     assert opened[2] == ((tmp_path / names[3], tmp_path / names[4]), {"states": "projected"})
 
 
-WITHOUT_S3PRL = """
+BESIDE_ANOTHER = """
 import sys, torch
+import safetensors.torch, yaml  # what the entries import besides
 sys.modules["s3prl"] = None
-model = torch.hub.load(sys.argv[1], "starhubert", source="local", ckpt=sys.argv[2])
-features = model([torch.randn(16000), torch.randn(8000)])
-print(type(model).__name__, len(features["hidden_states"]), tuple(features["last_hidden_state"].shape))
+before, path = set(sys.modules), list(sys.path)
+models = []
+for again in (False, True):  # with the user's packages importable, then imported
+    models.append(torch.hub.load(sys.argv[1], "starhubert", source="local", ckpt=sys.argv[2], force_reload=again))
+    added = {name.partition(".")[0] for name in set(sys.modules) - before}
+    assert not added & {"upstream", "distiller", "hubconf", "tests"}, added
+    import upstream.sub, distiller
+    assert upstream.MINE and distiller.MINE
+    before |= set(sys.modules)
+assert sys.path == path and type(models[0]) is type(models[1])
+torch.save(models[0].state_dict(), "state.pt")
+models[1].load_state_dict(torch.load("state.pt", weights_only=True))
+torch.save(models[0], "model.pt")  # the private name is importable as long as the process lives
+features = torch.load("model.pt", weights_only=False)([torch.randn(16000), torch.randn(8000)])
+print(type(models[0]).__name__, len(features["hidden_states"]), tuple(features["last_hidden_state"].shape))
 """
 
 
-def test_torch_hub_loads_it_without_s3prl_from_anywhere(tmp_path, student):
+def test_torch_hub_works_without_s3prl_and_beside_another_upstream(tmp_path, student):
+    (tmp_path / "upstream").mkdir()
+    for name in ("distiller.py", "upstream/__init__.py", "upstream/sub.py"):
+        (tmp_path / name).write_text("MINE = True\n")
+    (tmp_path / "script.py").write_text(BESIDE_ANOTHER)
     run = subprocess.run(
-        [sys.executable, "-c", WITHOUT_S3PRL, str(ROOT), str(student)], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "script.py", str(ROOT), str(student)], cwd=tmp_path, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split("\n")[0] == "UpstreamExpert 3 (2, 49, 48)"
+    assert run.stdout == "UpstreamExpert 3 (2, 49, 48)\n"
+
+
+def test_changed_code_is_loaded_anew(tmp_path, student):
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT / "upstream", copy / "upstream", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "hubconf.py", copy)
+    first = torch.hub.load(str(copy), "starhubert", source="local", ckpt=str(student))
+    with (copy / "upstream" / "expert.py").open("a") as file:
+        file.write("\nUpstreamExpert.changed = True\n")
+    second = torch.hub.load(str(copy), "starhubert", source="local", ckpt=str(student))
+    assert not hasattr(first, "changed")
+    assert second.changed
 
 
 def test_torch_hub_lists_the_entries_and_documents_them(tmp_path, monkeypatch):
