@@ -7,6 +7,7 @@ text file that lists any of these, or a corpus prepared by `corpus.py prepare`. 
 import json
 import os
 import re
+import stat
 import tarfile
 from collections.abc import Callable, Iterable
 from itertools import chain
@@ -22,6 +23,7 @@ from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 
 from distiller.audio.decoding import reason, sources
+from distiller.audio.formats import AUDIO, COMMON, NOT_READ, ending, endings
 from distiller.audio.skipped import Skipped, read_skipped, write_skipped
 from distiller.common.files import disk_error, disk_errors, lock_folder, write_with
 from distiller.common.progress import progress, quiet_stderr
@@ -30,11 +32,10 @@ from distiller.corpora.manifests import plain, problem_of, problem_of_recording,
 from distiller.corpora.prepared import check_subsets, is_prepared, prepared_sources, read_prepared
 from upstream.errors import UserError
 
-AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 MANIFEST = (".jsonl", ".jsonl.gz")
 LIST = (".txt", ".lst")
 THREADS = 16  # reading headers waits for the disk, not for the processor
-VERSION = 1  # increase it when the same source would give other cuts
+VERSION = 2  # increase it when the same source would give other cuts
 
 Item = TypeVar("Item")
 
@@ -114,16 +115,19 @@ def _scan(source: Path, root: Path, listed_in: tuple[Path, ...] = ()) -> Iterabl
         shards = sorted(source.glob("cuts*.jsonl*"))
         if shards and any(source.glob("recording*.tar")):
             return chain.from_iterable(_in_threads(_shard, shards, f"Shards of {source.name}"))
-        return _files(_audio_files(source), root, source.name)
+        audio, other = _audio_files(source)
+        return [*_files(audio, root, source.name), *map(_not_read, other)]
     if _is_audio(source):
         return _files([source], root, source.name)
     if source.name.endswith(MANIFEST):
         return _manifest(source)
     if source.name.endswith(LIST):
         return _listed(source, root, listed_in)
-    endings = ", ".join((*AUDIO, *MANIFEST, *LIST))
+    if ending(source) in NOT_READ and listed_in:
+        return [_not_read(source)]
+    known = ", ".join((*COMMON, *MANIFEST, *LIST))
     problem = "is not a corpus" if source.exists() else "does not exist"
-    raise UserError(f"{source} {problem}; a corpus is a folder, or a file that ends in one of {endings}")
+    raise UserError(f"{source} {problem}; a corpus is a folder, or a file that ends in one of {known}")
 
 
 def _is_audio(path: Path) -> bool:
@@ -146,8 +150,11 @@ def _listed(source: Path, root: Path, listed_in: tuple[Path, ...]) -> Iterable[D
     return chain.from_iterable([files[path]] if path in files else _scan(path, root, inside) for path in paths)
 
 
-def _audio_files(folder: Path) -> list[Path]:
-    """The audio files below a folder, sorted; links are followed, hidden files and folders left out."""
+def _audio_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The audio files below a folder, and those in formats that are not read, sorted.
+
+    Links are followed, hidden files and folders left out.
+    """
 
     def refuse(error: OSError) -> None:
         raise disk_error(Path(error.filename), error, "read") from error
@@ -157,12 +164,23 @@ def _audio_files(folder: Path) -> list[Path]:
         real = os.path.realpath(parent)
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in visited else []
         if real not in visited:
-            files += [Path(parent, name) for name in names if name.lower().endswith(AUDIO) and name[0] != "."]
+            files += [Path(parent, name) for name in names if name[0] != "."]
         visited.add(real)
-    if not files:
-        kinds = ", ".join(ending[1:] for ending in AUDIO)
-        raise UserError(f"{folder} holds no audio: there is no {kinds} file in it or in the folders below it")
-    return sorted(files)
+    audio = sorted(path for path in files if path.name.lower().endswith(AUDIO))
+    other = sorted(path for path in files if ending(path) in NOT_READ)
+    if not audio:
+        kinds = ", ".join(one[1:] for one in COMMON)
+        counts = ", ".join(f"{count} {kind}" for kind, count in endings(other).items())
+        raise UserError(
+            f"{folder} holds no audio: there is no {kinds} file, nor another that libsndfile reads, in it or in the "
+            "folders below it" + (f", but {counts}, which must be converted first" if counts else "")
+        )
+    return audio, other
+
+
+def _not_read(path: Path) -> Skipped:
+    name = os.fsencode(path).decode(errors="replace")
+    return Skipped(name, f"{ending(path)} files are not read; convert it to wav or flac")
 
 
 def _in_threads(examine: Callable[[Any], Item], items: list[Any], title: str) -> list[Item]:
@@ -188,6 +206,8 @@ def _files(paths: list[Path], root: Path, name: str) -> list[DataCut | Skipped]:
 def _header(path: str) -> Any:
     try:
         path.encode()
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            return Skipped(path, "it is not a regular file")
         header = soundfile.info(path)
     except UnicodeEncodeError:
         return Skipped(os.fsencode(path).decode(errors="replace"), "its name is not UTF-8")
