@@ -127,7 +127,7 @@ def reason(error: BaseException, path: str) -> str:
 
 
 def mono(channels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(channel, sample) -> (sample,): the mean; the loudest channel where the channels cancel each other.
+    """(channel, sample) -> (sample,): the mean; one of the loudest channels where they cancel each other.
 
     The variance of the mean of n channels, times n^2, is the sum of theirs if they are unrelated and more if they are
     alike. Less than a 50th of the sum means the same sound with opposite signs, as from a cable soldered wrongly.
@@ -137,7 +137,8 @@ def mono(channels: NDArray[np.float32]) -> NDArray[np.float32]:
     mean = channels.mean(axis=0)
     each = channels.var(axis=1, dtype=np.float64)  # (channel,)
     cancelled = len(channels) ** 2 * mean.var(dtype=np.float64) < CANCELLED * each.sum()
-    return channels[each.argmax()] if cancelled else mean
+    loud = each >= each.max() / 2  # not the loudest: which one that is would differ from window to window
+    return channels[loud.argmax()] if cancelled else mean
 
 
 def _load(cut: DataCut, start: int, stop: int) -> NDArray[np.float32]:
