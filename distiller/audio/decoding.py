@@ -1,24 +1,36 @@
 """Audio files to 16 kHz mono samples, or the reason why not."""
 
+import io
+import math
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
+from io import FileIO
 
 import numpy as np
 import torch
 from lhotse import AudioSource, set_audio_duration_mismatch_tolerance, set_current_audio_backend
 from lhotse.cut.data import DataCut
-from lhotse.utils import fastcopy
+from lhotse.utils import compute_num_samples, fastcopy
+from numpy.typing import NDArray
 from scipy.signal import resample_poly
 from soundfile import LibsndfileError
 from torch import Tensor
 
+from distiller.audio.streams import Slice
+from distiller.audio.windows import source_samples, window_of
 from distiller.common.progress import quiet_stderr
 from upstream.config import SAMPLE_RATE
 
 MAX_RATE = 1_048_575  # Hz: the highest that FLAC allows, beyond any recorder
 MAX_DENOMINATOR = 2**16  # of the ratio of two rates (the filter is 20 times as long); rounds rates by less than 2e-5
+HALF_FILTER = 10  # half the length of scipy's filter, in samples of the lower of two rates
 TOLERANCE = 0.025  # seconds by which a file's samples may differ from what its header or manifest says
+BUFFER = 65_536  # bytes read at once
+WARM_UP = 1.0  # seconds before a window that are decoded with it: mp3 and the like depend on what came before
+CANCELLED = 0.02  # see `mono`
+ROUNDING = 1e-6  # of float32: audio that varies less, relative to its level, is constant
 
 # libsndfile reads every format we support; Lhotse's default would try decoders that are not installed.
 set_current_audio_backend("LibsndfileBackend")
@@ -39,33 +51,44 @@ class Decoder:
     min_samples: int
 
     def decode(self, cut: DataCut) -> Tensor:
-        """(sample,) float32 at 16 kHz, the mean of the cut's channels.
+        """(sample,) float32 at 16 kHz, one channel; of a window, the samples that its whole recording has there.
 
         Resampling uses scipy's polyphase filter of at most 10 MB: torchaudio's kernel (Lhotse's choice) takes 10 GB for
         a rate that shares no factor with 16 kHz.
 
         Raises:
             Undecodable: the file is broken or its length is not the declared one, its sampling rate is out of range, or
-                its samples are not finite, all zero or too few.
+                its samples are not finite, all equal or too few.
         """
         if cut.sampling_rate > MAX_RATE:
             raise Undecodable(f"its sampling rate is {cut.sampling_rate} Hz, above {MAX_RATE} Hz")
-        try:
-            with quiet_stderr():
-                channels = _in_memory(cut).load_audio()
-        except Exception as error:  # decoders raise all kinds of errors
-            raise Undecodable(reason(error, source_path(cut))) from error
-        if channels is None or channels.size == 0:
+        ratio = Fraction(SAMPLE_RATE, cut.sampling_rate).limit_denominator(MAX_DENOMINATOR)
+        up, down = ratio.numerator, ratio.denominator
+        whole, first, last = window_of(cut)
+        total = source_samples(whole)
+        begin, end, start, stop = 0, total, 0, total  # the window, and what is read; both in samples of the source
+        if last is not None:
+            begin, end = first * down // up, min(total, math.ceil(last * down / up))
+            margin = math.ceil(HALF_FILTER * max(up, down) / up) + 2
+            # A whole number of the filter's cycles is left out, so that every sample meets the same phase of it.
+            start = max(0, begin - margin - int(WARM_UP * cut.sampling_rate)) // down * down
+            stop = min(total, end + margin)
+        samples = mono(_load(whole, start, stop))
+        own = samples[begin - start : end - start]
+        if not own.size:
             raise Undecodable("it holds no samples")
-        samples = channels.mean(axis=0) if len(channels) > 1 else channels[0]  # (sample,) at the file's rate
-        if not np.isfinite(samples).all():
+        if not np.isfinite(own).all():
             raise Undecodable("it holds NaN or infinite samples")
-        if not samples.any():
+        if not own.any():
             raise Undecodable("all its samples are zero")
         if cut.sampling_rate != SAMPLE_RATE:
-            ratio = Fraction(SAMPLE_RATE, cut.sampling_rate).limit_denominator(MAX_DENOMINATOR)
-            samples = resample_poly(samples, ratio.numerator, ratio.denominator)
+            samples = resample_poly(samples, up, down)
+        before = start // down * up
+        samples = samples if last is None else samples[first - before : last - before]
         self.check_length(samples.size)
+        low, high = float(own.min()), float(own.max())
+        if high - low <= ROUNDING * max(-low, high):
+            raise Undecodable(f"all its samples are {high:.3g}")
         return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
 
     def check_length(self, samples: int) -> None:
@@ -103,16 +126,54 @@ def reason(error: BaseException, path: str) -> str:
     return cause.error_string.removeprefix("Error : ")
 
 
-def _in_memory(cut: DataCut) -> DataCut:
-    """A cut of a Shar archive with its audio's bytes in memory; any other cut unchanged."""
+def mono(channels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(channel, sample) -> (sample,): the mean; one of the loudest channels where they cancel each other.
+
+    The variance of the mean of n channels, times n^2, is the sum of theirs if they are unrelated and more if they are
+    alike. Less than a 50th of the sum means the same sound with opposite signs, as from a cable soldered wrongly.
+    """
+    if len(channels) == 1:
+        return channels[0]
+    mean = channels.mean(axis=0)
+    each = channels.var(axis=1, dtype=np.float64)  # (channel,)
+    cancelled = len(channels) ** 2 * mean.var(dtype=np.float64) < CANCELLED * each.sum()
+    loud = each >= each.max() / 2  # not the loudest: which one that is would differ from window to window
+    return channels[loud.argmax()] if cancelled else mean
+
+
+def _load(cut: DataCut, start: int, stop: int) -> NDArray[np.float32]:
+    """(channel, sample): samples `start` to `stop` of a cut at its own rate.
+
+    Raises:
+        Undecodable: the file is broken, or its length is not the declared one.
+    """
+    try:
+        with quiet_stderr(), ExitStack() as files:
+            channels = _part(_opened(cut, files), start, stop).load_audio()
+    except Exception as error:  # decoders raise all kinds of errors
+        raise Undecodable(reason(error, source_path(cut))) from error
+    if channels is None or channels.size == 0:
+        raise Undecodable("it holds no samples")
+    return channels[:, start:stop] if cut.recording.transforms else channels  # type: ignore[union-attr]
+
+
+def _opened(cut: DataCut, files: ExitStack) -> DataCut:
+    """A cut of a Shar archive with its part of the archive open as a file; any other cut unchanged."""
     assert cut.recording is not None
     span = (cut.custom or {}).get("span")
     if span is None:
         return cut
-    with open(span["archive"], "rb") as archive:
-        archive.seek(span["offset"])
-        data = archive.read(span["size"])
-    source = fastcopy(sources(cut)[0], type="memory", source=data)
-    # "whole": a complete file of a prepared corpus, whose cut is as long as its source, to a fraction of a sample
-    seconds = cut.recording.duration if span.get("whole") else cut.duration
+    archive = files.enter_context(FileIO(span["archive"]))
+    file = io.BufferedReader(Slice(archive, span["offset"], span["size"]), BUFFER)
+    source = fastcopy(sources(cut)[0], type="file", source=file)
+    seconds = source_samples(cut) / cut.sampling_rate if span.get("whole") else cut.duration
     return fastcopy(cut, recording=fastcopy(cut.recording, sources=[source]), duration=seconds)
+
+
+def _part(cut: DataCut, start: int, stop: int) -> DataCut:
+    """Samples `start` to `stop` of a cut; all of it if its samples are changed after they are read."""
+    rate, total = cut.sampling_rate, source_samples(cut)
+    if (start, stop) == (0, total) or cut.recording.transforms:  # type: ignore[union-attr]
+        return cut
+    begin = compute_num_samples(cut.start, rate) + start
+    return fastcopy(cut, start=begin / rate, duration=(stop - start) / rate)

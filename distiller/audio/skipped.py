@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from distiller.audio.formats import NOT_READ, ending
 from distiller.common.files import lock_folder, read_csv, write_csv
 from upstream.errors import UserError
 
@@ -15,6 +16,11 @@ class Skipped(NamedTuple):
 
     path: str
     reason: str
+
+
+def countable(rows: Iterable[Skipped]) -> list[Skipped]:
+    """The rows that count towards the share: not those of formats that are never read."""
+    return [row for row in rows if ending(row.path) not in NOT_READ]
 
 
 def check_share(skipped: int, seen: int, max_skipped: float, where: str, key: str = "corpus.max_skipped") -> None:

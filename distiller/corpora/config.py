@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from distiller.common.strict import AT_LEAST_0, AT_LEAST_1, STRICT, Text, check
+from distiller.common.strict import ABOVE_0, AT_LEAST_0, AT_LEAST_1, STRICT, Text, check
 from upstream.errors import require
 
 SYNTHETIC = "synthetic"  # the name of the corpus that the project synthesises
@@ -28,7 +28,11 @@ class CorpusConfig:
     validation: Names = field(default_factory=list)  # subsets to validate on; none: hold out a share of the rest
     validation_share: Annotated[float, Field(gt=0, lt=1, description="a share above 0 and below 1")] = 0.02
     min_seconds: Annotated[float, AT_LEAST_0] = 0.0  # shorter utterances are not used
-    max_seconds: Annotated[float | None, Field(allow_inf_nan=True)] = None  # nor longer ones; batch_seconds at most
+    max_seconds: Annotated[float | None, Field(allow_inf_nan=True)] = (
+        None  # longer ones are split; batch_seconds at most
+    )
+    # longer ones are split into equal windows of at most this; null: they are not used
+    window_seconds: Annotated[float | None, ABOVE_0] = 20.0
     batch_seconds: Annotated[float, Field(description="a number above corpus.min_seconds")] = (
         100.0  # of one device, padding included
     )
@@ -60,5 +64,10 @@ class CorpusConfig:
 
     @property
     def longest(self) -> float:
-        """Seconds of the longest utterance that is used: a batch's, or max_seconds if that is less."""
+        """Seconds of the longest utterance that is used whole: a batch's, or max_seconds if that is less."""
         return self.batch_seconds if self.max_seconds is None else min(self.max_seconds, self.batch_seconds)
+
+    @property
+    def window(self) -> float | None:
+        """Seconds of the longest window of a longer recording; None if those are not used."""
+        return None if self.window_seconds is None else min(self.window_seconds, self.longest)

@@ -10,7 +10,10 @@ from pathlib import Path
 from lhotse.cut.data import DataCut
 
 from distiller.audio.decoding import Decoder, Undecodable, source_path
-from distiller.audio.skipped import Skipped, check_share
+from distiller.audio.formats import endings
+from distiller.audio.inventory import Amount, Inventory
+from distiller.audio.skipped import Skipped, check_share, countable
+from distiller.audio.windows import windows
 from distiller.common.files import expanded
 from distiller.corpora.config import SYNTHETIC, CorpusConfig
 from distiller.corpora.scanning import locate, scan_cached
@@ -25,11 +28,15 @@ class Corpus:
 
     train: list[DataCut]
     validation: list[DataCut]
-    skipped: list[Skipped]  # unreadable headers, and audio shorter than one frame
+    skipped: list[Skipped]  # unreadable headers, audio shorter than one frame, formats that are not read
+    inventory: Inventory
 
 
 def open_corpus(config: CorpusConfig, decoder: Decoder, cache: Path | None = None) -> Corpus:
     """Find the audio of a recipe, check its headers, and set aside what cannot be used.
+
+    A recording longer than `config.longest` is split into windows, or left out. All windows of one are on the same
+    side, since what is held out is chosen before.
 
     Args:
         decoder: decides what is too short.
@@ -42,27 +49,32 @@ def open_corpus(config: CorpusConfig, decoder: Decoder, cache: Path | None = Non
     train, validation, skipped = _scanned(config, cache)
     train, validation = (with_enough_samples(cuts, decoder, skipped) for cuts in (train, validation))
     _check_skipped(config, skipped, len(train) + len(validation))
-    durations = [cut.duration for cut in train + validation]
+    found = train + validation
+    inventory = _inventory(config, found, skipped)
+    longest = config.longest if config.window is None else math.inf
     train, validation = (
-        [cut for cut in cuts if config.min_seconds <= cut.duration <= config.longest] for cuts in (train, validation)
+        [cut for cut in cuts if config.min_seconds <= cut.duration <= longest] for cuts in (train, validation)
     )
     if not config.validation and config.path != SYNTHETIC:
         train, validation = _hold_out(train, config.validation_share)
     if not train or not validation:
+        durations = [cut.duration for cut in found]
         raise UserError(
-            f"not enough audio in {config.path}: of {len(durations)} utterances ({min(durations, default=0):.3g} to "
+            f"not enough audio in {config.path}: of {len(found)} utterances ({min(durations, default=0):.3g} to "
             f"{max(durations, default=0):.3g} s long), {len(train)} can be used for training and {len(validation)} for "
-            f"validation within {config.min_seconds:g} to {config.longest:g} s (corpus.min_seconds, .max_seconds, "
-            ".batch_seconds)"
+            f"validation within {config.min_seconds:g} to {longest:g} s (corpus.min_seconds, .max_seconds, "
+            ".batch_seconds, .window_seconds)"
         )
-    return Corpus(train, validation, skipped)
+    if config.window is not None:
+        train, validation = (_split(cuts, config.longest, config.window) for cuts in (train, validation))
+    return Corpus(train, validation, skipped, inventory)
 
 
 def open_audio(path: str, longest: float, decoder: Decoder, cache: Path | None = None) -> list[DataCut]:
     """All audio of a corpus, to measure something on: nothing is held out, and no length is too long.
 
-    A cut of more than `longest` seconds is split into chunks of that length, ID-0, ID-1, ... The synthetic corpus gives
-    its training part. Warns when some of the audio cannot be used.
+    A cut of more than `longest` seconds is split into windows of at most that. The synthetic corpus gives its training
+    part. Warns when some of the audio cannot be used.
 
     Args:
         path: as CorpusConfig.path.
@@ -82,7 +94,7 @@ def open_audio(path: str, longest: float, decoder: Decoder, cache: Path | None =
             f"{len(skipped)} of {len(usable) + len(skipped)} utterances of {path} cannot be used; {_first(skipped)}",
             stacklevel=2,
         )
-    return with_enough_samples((chunk for cut in usable for chunk in _chunks(cut, longest)), decoder, [])
+    return _split(usable, longest, longest)
 
 
 def hours(cuts: Iterable[DataCut]) -> float:
@@ -114,18 +126,33 @@ def _scanned(config: CorpusConfig, cache: Path | None) -> tuple[list[DataCut], l
     return train, validation, [row for _, rows in scans for row in rows]
 
 
-def _chunks(cut: DataCut, longest: float) -> list[DataCut]:
-    """A cut that is too long in chunks, the last of them the shortest; any other cut unchanged."""
-    if cut.duration <= longest:
-        return [cut]
-    chunks: list[DataCut] = list(cut.cut_into_windows(longest))  # type: ignore[arg-type]
-    for chunk in chunks:
-        if span := (chunk.custom or {}).get("span"):  # of a prepared corpus: no longer a complete file
-            chunk.custom = {"span": span | {"whole": False}}
-    return chunks
+def _split(cuts: Iterable[DataCut], longest: float, window: float) -> list[DataCut]:
+    """The cuts, in place of each that is longer than `longest` its windows."""
+    return [part for cut in cuts for part in (windows(cut, window) if cut.duration > longest else [cut])]
+
+
+def _inventory(config: CorpusConfig, cuts: list[DataCut], skipped: list[Skipped]) -> Inventory:
+    """What becomes of all that was found."""
+    short = [cut for cut in cuts if cut.duration < config.min_seconds]
+    long = [cut for cut in cuts if cut.duration > config.longest]
+    whole = [cut for cut in cuts if config.min_seconds <= cut.duration <= config.longest]
+    split = long if config.window is not None else []
+    return Inventory(
+        whole=Amount.of(whole),
+        split=Amount.of(split),
+        windows=0 if config.window is None else len(_split(split, 0.0, config.window)),
+        short=Amount.of(short),
+        long=Amount.of([] if split else long),
+        unusable=len(countable(skipped)),
+        not_read=endings(row.path for row in skipped),
+        min_seconds=config.min_seconds,
+        longest=config.longest,
+        window_seconds=config.window,
+    )
 
 
 def _check_skipped(config: CorpusConfig, skipped: list[Skipped], usable: int) -> None:
+    skipped = countable(skipped)
     if skipped and not usable:
         raise UserError(f"none of the {len(skipped)} utterances of {config.path} can be used; {_first(skipped)}")
     if skipped:

@@ -1,19 +1,61 @@
-"""The entries of Lhotse manifests, checked one by one: Lhotse itself accepts any JSON value for any field."""
+"""The entries of lists of files and of Lhotse manifests, as editors and other tools write them.
 
+Entries of manifests are checked one by one: Lhotse itself accepts any JSON value for any field.
+"""
+
+import codecs
+import gzip
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from lhotse import AudioSource, Recording
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MixedCut, PaddingCut
 from lhotse.cut.data import DataCut
-from lhotse.lazy import LazyManifestIterator
+from lhotse.serialization import decode_json_line, deserialize_item
 from lhotse.utils import fastcopy
 
+from distiller.audio.decoding import TOLERANCE
 from distiller.audio.skipped import Skipped
-from distiller.common.files import disk_error
+from distiller.common.files import disk_error, disk_errors, expanded
 from upstream.errors import UserError
+
+
+def read_list(path: Path) -> tuple[Path, list[tuple[int, Path]]]:
+    """The folder that the entries of a list are in, and the number and path of each.
+
+    Comments and blank lines are left out, and what follows a tab. A list of fairseq's has the folder in its first line,
+    and the number of samples behind the tabs.
+
+    Raises:
+        UserError: it cannot be read, or a line is not UTF-8.
+    """
+    with disk_errors(path, "read"):
+        content = path.read_bytes()
+    try:
+        text = content.decode(
+            "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        )
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"list {path}, line {line} cannot be read: it is not UTF-8") from error
+    lines = [(number, line.strip()) for number, line in enumerate(re.split("\r\n|\n|\r", text), 1)]
+    lines = [(number, line) for number, line in lines if line and (line[0] != "#" or (path.parent / line).exists())]
+    folder = path.parent
+    if len(lines) > 1 and "\t" not in lines[0][1] and re.search(r"\t\d+$", lines[1][1]):
+        (number, root), *lines = lines
+        folder = next((one for one in (folder / root, Path(root).absolute()) if one.is_dir()), None)
+        if folder is None:
+            raise UserError(f"list {path}, line {number}: {root} is not a folder, as fairseq has it before the files")
+    elif path.suffix == ".tsv":
+        raise UserError(
+            f"{path} is not a corpus; a corpus is a folder, or a file; a .tsv has fairseq's lines, a folder "
+            "first and then PATH<TAB>SAMPLES"
+        )
+    names = [(number, re.sub('^"(.+)"$', r"\1", line.split("\t")[0].strip())) for number, line in lines]
+    return folder, [(number, folder / expanded(name)) for number, name in names]
 
 
 def read_items(path: Path) -> list[Any]:
@@ -22,13 +64,21 @@ def read_items(path: Path) -> list[Any]:
     Raises:
         UserError: it cannot be read, or Lhotse does not recognise a line of it.
     """
+    items: list[Any] = []
+    number = 0
+    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        return list(LazyManifestIterator(path))
+        with opener(path, "rt", encoding="utf-8-sig") as file:
+            for line in file:
+                number += 1
+                if line.strip() and line[0] != "#":
+                    items.append(deserialize_item(decode_json_line(line)))
     except OSError as error:
         raise disk_error(path, error, "read") from error
     except Exception as error:  # gzip, JSON and Lhotse raise several kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"manifest {path} is not a Lhotse manifest: {reason:.200}") from error
+        raise UserError(f"manifest {path} is not a Lhotse manifest: line {number}: {reason:.200}") from error
+    return items
 
 
 def plain(item: Any, manifest: Path) -> DataCut | Skipped:
@@ -44,6 +94,8 @@ def plain(item: Any, manifest: Path) -> DataCut | Skipped:
         if problem := problem_of_recording(item):
             return Skipped(where, problem)
         item = item.to_cut()
+    if isinstance(item, MixedCut) and not item.transforms:
+        item = _without_padding(item)
     if not isinstance(item, DataCut) or item.recording is None:
         return Skipped(where, f"a {type(item).__name__} that is not a part of one recording")
     if problem := problem_of(item):
@@ -54,6 +106,33 @@ def plain(item: Any, manifest: Path) -> DataCut | Skipped:
     files = [fastcopy(source, source=os.path.abspath(str(source.source))) for source in item.recording.sources]
     recording = fastcopy(item.recording, sources=files)
     return fastcopy(item, recording=recording, supervisions=[], features=None, custom=None)
+
+
+def _without_padding(cut: MixedCut) -> Cut:
+    """The one cut that was padded, under the id of the whole; unchanged if there are several."""
+    cuts = [track.cut for track in cut.tracks if not isinstance(track.cut, PaddingCut)]
+    return fastcopy(cuts[0], id=cut.id) if len(cuts) == 1 and isinstance(cuts[0], DataCut) else cut
+
+
+def as_filed(cut: DataCut, header: Any, manifest: Path) -> DataCut | Skipped:
+    """A cut with its recording as the header of its file has it, where the manifest says something else.
+
+    A cut that is all of its recording stays so. A part of one, and what is longer than the file, must lie in the file.
+    """
+    recording = cut.recording
+    assert recording is not None
+    rate, seconds = header.samplerate, header.frames / header.samplerate
+    if recording.transforms or len(recording.sources) > 1:
+        return cut
+    if recording.sampling_rate == rate and abs(recording.duration - seconds) <= TOLERANCE:
+        return cut
+    whole = cut.start == 0 and abs(cut.duration - recording.duration) <= TOLERANCE
+    whole = whole and (recording.sampling_rate != rate or seconds > recording.duration)
+    if not whole and cut.end > seconds + TOLERANCE:
+        said = f"to {cut.end:.2f} s of a recording at {recording.sampling_rate} Hz"
+        return Skipped(f"{manifest}:{cut.id}", f"it goes {said}, but the file holds {seconds:.2f} s at {rate} Hz")
+    recording = fastcopy(recording, sampling_rate=rate, num_samples=header.frames, duration=seconds)
+    return fastcopy(cut, recording=recording, duration=seconds if whole else cut.duration)
 
 
 def problem_of(cut: DataCut) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 from lhotse.cut.data import DataCut
 from torch.utils.data import DataLoader
 
-from distiller.audio.skipped import Skipped, check_share, skipped_count, write_skipped
+from distiller.audio.skipped import Skipped, check_share, countable, skipped_count, write_skipped
 from distiller.audio.workers import lost_workers
 from distiller.common.files import expanded, lock_folder, sweep, write_json
 from distiller.common.progress import progress
@@ -92,11 +92,11 @@ def prepare(
         plans = {name: plan_shards(name, cuts, shard_seconds) for name, (cuts, _) in zip(names, scans, strict=True)}
         work = [plan for name in names for plan in plans[name]]
         skipped = [row for _, rows in scans for row in rows]
-        total = sum(len(cuts) for cuts, _ in scans) + len(skipped)
+        total = sum(len(cuts) for cuts, _ in scans) + len(countable(skipped))
 
         def check() -> None:
             write_skipped(output / SKIPPED, skipped)
-            check_share(len(skipped), total, max_skipped, f"{output / SKIPPED} says why", "--max-skipped")
+            check_share(len(countable(skipped)), total, max_skipped, f"{output / SKIPPED} says why", "--max-skipped")
 
         check()
         shards: list[Shard] = []

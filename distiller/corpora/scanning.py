@@ -7,7 +7,9 @@ text file that lists any of these, or a corpus prepared by `corpus.py prepare`. 
 import json
 import os
 import re
+import stat
 import tarfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from itertools import chain
 from multiprocessing.pool import ThreadPool
@@ -22,19 +24,19 @@ from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 
 from distiller.audio.decoding import reason, sources
+from distiller.audio.formats import AUDIO, COMMON, NOT_READ, ending, endings
 from distiller.audio.skipped import Skipped, read_skipped, write_skipped
 from distiller.common.files import disk_error, disk_errors, lock_folder, write_with
 from distiller.common.progress import progress, quiet_stderr
 from distiller.common.values import digest
-from distiller.corpora.manifests import plain, problem_of, problem_of_recording, read_items
+from distiller.corpora.manifests import as_filed, plain, problem_of, problem_of_recording, read_items, read_list
 from distiller.corpora.prepared import check_subsets, is_prepared, prepared_sources, read_prepared
 from upstream.errors import UserError
 
-AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 MANIFEST = (".jsonl", ".jsonl.gz")
-LIST = (".txt", ".lst")
+LIST = (".txt", ".lst", ".tsv", ".m3u", ".m3u8")
 THREADS = 16  # reading headers waits for the disk, not for the processor
-VERSION = 1  # increase it when the same source would give other cuts
+VERSION = 2  # increase it when the same source would give other cuts
 
 Item = TypeVar("Item")
 
@@ -63,12 +65,14 @@ def locate(path: Path, subsets: list[str]) -> tuple[Path, list[Path]]:
 
 
 def _subsets(folder: Path) -> dict[str, Path]:
-    """Everything in a folder that may be a subset; a manifest also goes by its name without the ending."""
+    """Everything in a folder that may be a subset; a manifest, or a list of fairseq's, also goes by its bare name."""
     with disk_errors(folder, "read"):
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    manifests = [entry for entry in entries if entry.name.endswith(MANIFEST)]
+    manifests = [entry for entry in entries if entry.name.endswith((*MANIFEST, ".tsv"))]
     folders = [entry for entry in entries if entry.is_dir()]
-    return {entry.name.split(".jsonl")[0]: entry for entry in manifests} | {entry.name: entry for entry in folders}
+    return {re.sub(r"(\.tsv|\.jsonl(\.gz)?)$", "", entry.name): entry for entry in manifests} | {
+        entry.name: entry for entry in folders
+    }
 
 
 def scan_cached(source: Path, root: Path, cache: Path | None) -> tuple[list[DataCut], list[Skipped]]:
@@ -111,19 +115,24 @@ def _scan(source: Path, root: Path, listed_in: tuple[Path, ...] = ()) -> Iterabl
     if is_prepared(root):
         return read_prepared(source)
     if source.is_dir():
-        shards = sorted(source.glob("cuts*.jsonl*"))
+        shards = sorted(path for path in source.glob("cuts*.jsonl*") if path.is_file())
         if shards and any(source.glob("recording*.tar")):
             return chain.from_iterable(_in_threads(_shard, shards, f"Shards of {source.name}"))
-        return _files(_audio_files(source), root, source.name)
+        audio, other = _audio_files(source)
+        return [*_files(audio, root, source.name), *map(_not_read, other)]
     if _is_audio(source):
         return _files([source], root, source.name)
+    if source.exists() and not source.is_file():
+        raise UserError(f"{source} is neither a folder nor a regular file")
     if source.name.endswith(MANIFEST):
         return _manifest(source)
     if source.name.endswith(LIST):
         return _listed(source, root, listed_in)
-    endings = ", ".join((*AUDIO, *MANIFEST, *LIST))
+    if ending(source) in NOT_READ and listed_in:
+        return [_not_read(source)]
+    known = ", ".join((*COMMON, *MANIFEST, *LIST))
     problem = "is not a corpus" if source.exists() else "does not exist"
-    raise UserError(f"{source} {problem}; a corpus is a folder, or a file that ends in one of {endings}")
+    raise UserError(f"{source} {problem}; a corpus is a folder, or a file that ends in one of {known}")
 
 
 def _is_audio(path: Path) -> bool:
@@ -134,20 +143,24 @@ def _listed(source: Path, root: Path, listed_in: tuple[Path, ...]) -> Iterable[D
     """The entries of a list, in its order; the headers of all its audio files are read together."""
     if source.resolve() in listed_in:
         raise UserError(f"list {source} lists itself")
-    try:
-        with disk_errors(source, "read"):
-            lines = source.read_text().splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"list {source} cannot be read: {error}") from error
-    paths = [source.parent / line.strip() for line in lines if line.strip()]
-    audio = list(dict.fromkeys(filter(_is_audio, paths)))
+    folder, entries = read_list(source)
+    root = root if folder == source.parent else folder
+    audio = list(dict.fromkeys(path for _, path in entries if _is_audio(path)))
     files = dict(zip(audio, _files(audio, root, source.name), strict=True))
-    inside = (*listed_in, source.resolve())
-    return chain.from_iterable([files[path]] if path in files else _scan(path, root, inside) for path in paths)
+    items: list[DataCut | Skipped] = []
+    for number, path in entries:
+        try:
+            items += [files[path]] if path in files else _scan(path, root, (*listed_in, source.resolve()))
+        except UserError as error:
+            raise UserError(f"list {source}, line {number}: {error}") from error
+    return items
 
 
-def _audio_files(folder: Path) -> list[Path]:
-    """The audio files below a folder, sorted; links are followed, hidden files and folders left out."""
+def _audio_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The audio files below a folder, and those in formats that are not read, sorted.
+
+    Links are followed, hidden files and folders left out.
+    """
 
     def refuse(error: OSError) -> None:
         raise disk_error(Path(error.filename), error, "read") from error
@@ -157,12 +170,23 @@ def _audio_files(folder: Path) -> list[Path]:
         real = os.path.realpath(parent)
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in visited else []
         if real not in visited:
-            files += [Path(parent, name) for name in names if name.lower().endswith(AUDIO) and name[0] != "."]
+            files += [Path(parent, name) for name in names if name[0] != "."]
         visited.add(real)
-    if not files:
-        kinds = ", ".join(ending[1:] for ending in AUDIO)
-        raise UserError(f"{folder} holds no audio: there is no {kinds} file in it or in the folders below it")
-    return sorted(files)
+    audio = sorted(path for path in files if path.name.lower().endswith(AUDIO))
+    other = sorted(path for path in files if ending(path) in NOT_READ)
+    if not audio:
+        kinds = ", ".join(one[1:] for one in COMMON)
+        counts = ", ".join(f"{count} {kind}" for kind, count in endings(other).items())
+        raise UserError(
+            f"{folder} holds no audio: there is no {kinds} file, nor another that libsndfile reads, in it or in the "
+            "folders below it" + (f", but {counts}, which must be converted first" if counts else "")
+        )
+    return audio, other
+
+
+def _not_read(path: Path) -> Skipped:
+    name = os.fsencode(path).decode(errors="replace")
+    return Skipped(name, f"{ending(path)} files are not read; convert it to wav or flac")
 
 
 def _in_threads(examine: Callable[[Any], Item], items: list[Any], title: str) -> list[Item]:
@@ -188,6 +212,8 @@ def _files(paths: list[Path], root: Path, name: str) -> list[DataCut | Skipped]:
 def _header(path: str) -> Any:
     try:
         path.encode()
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            return Skipped(path, "it is not a regular file")
         header = soundfile.info(path)
     except UnicodeEncodeError:
         return Skipped(os.fsencode(path).decode(errors="replace"), "its name is not UTF-8")
@@ -202,10 +228,13 @@ def _manifest(path: Path) -> list[DataCut | Skipped]:
     cuts = [candidate for candidate in candidates if isinstance(candidate, DataCut)]
     paths = sorted({source.source for cut in cuts for source in sources(cut)})
     headers = _in_threads(_header, paths, f"Headers of {path.name}")
-    broken = {header.path: header for header in headers if isinstance(header, Skipped)}
+    known = dict(zip(paths, headers, strict=True))
+    broken = {path: header for path, header in known.items() if isinstance(header, Skipped)}
 
     def checked(cut: DataCut) -> DataCut | Skipped:
-        return next((broken[s.source] for s in sources(cut) if s.source in broken), cut)
+        if rows := [broken[source.source] for source in sources(cut) if source.source in broken]:
+            return rows[0]
+        return as_filed(cut, known[sources(cut)[0].source], path)
 
     return [checked(candidate) if isinstance(candidate, DataCut) else candidate for candidate in candidates]
 
@@ -216,9 +245,9 @@ def _shard(manifest: Path) -> list[DataCut | Skipped]:
     members = _members(archive)
 
     def located(cut: Any) -> DataCut | Skipped:
-        if not isinstance(cut, DataCut) or not isinstance(cut.id, str) or cut.id not in members:
+        if not isinstance(cut, DataCut) or not isinstance(cut.id, str) or not members[cut.id]:
             return Skipped(f"{archive}/{getattr(cut, 'id', '')}", "it is missing or truncated in the archive")
-        recording, member = members[cut.id]
+        recording, member = members[cut.id].pop(0)  # cuts of equal ids come in the order of the archive
         if problem_of_recording(recording) is None:
             source = fastcopy(recording.sources[0], type="file", source=f"{archive}/{member.name}")
             recording = fastcopy(recording, sources=[source])
@@ -230,16 +259,16 @@ def _shard(manifest: Path) -> list[DataCut | Skipped]:
     return [located(cut) for cut in read_items(manifest)]
 
 
-def _members(archive: Path) -> dict[str, tuple[Any, tarfile.TarInfo]]:
-    """Recording and audio member of a Shar tar by cut id; of a damaged tar, those before the damage."""
+def _members(archive: Path) -> dict[str, list[tuple[Any, tarfile.TarInfo]]]:
+    """Recordings and audio members of a Shar tar by cut id; of a damaged tar, those before the damage."""
     audio: dict[str, tarfile.TarInfo] = {}
-    members: dict[str, tuple[Any, tarfile.TarInfo]] = {}
+    members: dict[str, list[tuple[Any, tarfile.TarInfo]]] = defaultdict(list)
     try:
-        with tarfile.open(archive, "r:") as tar:
+        with tarfile.open(archive if archive.is_file() else os.devnull, "r:") as tar:
             for member in tar:
                 name, _, ending = member.name.rpartition(".")
                 if ending == "json" and (file := tar.extractfile(member)) is not None:
-                    members[name] = (deserialize_item(json.load(file)), audio[name])
+                    members[name].append((deserialize_item(json.load(file)), audio[name]))
                 else:
                     audio[name] = member
     except Exception:  # tarfile, JSON and Lhotse raise several kinds

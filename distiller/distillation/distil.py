@@ -39,6 +39,7 @@ def distil(recipe: Recipe, output: Path) -> None:
     seconds = distilled.seconds + time.perf_counter() - started
     skipped = skipped_count(output / "skipped.csv")
     result = report.summary(recipe, distilled.folders[-1], student, probe, skipped, seconds)
+    result["corpus"] = run.corpus.inventory.to_dict()
     if distilled.pruning is not None:
         result["pruning"] = distilled.pruning
     if probe is not None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -116,7 +117,9 @@ def _length(recipe: Recipe, min_samples: int) -> Iterator[tuple[str, str]]:
     accumulate = recipe.trainer.accumulate
     step_seconds = corpus.batch_seconds * accumulate * devices
     of_each = f"of at most {step_seconds:g} s ({corpus.batch_seconds:g} s x {accumulate} batches x {devices} devices)"
-    epoch_hours, windows = _epoch(recipe, devices, min_samples) if recipe.trainer.steps is None else (None, None)
+    known = _epoch(recipe, devices, min_samples) if recipe.trainer.steps is None else (None, None, [])
+    epoch_hours, windows, lines = known
+    yield from (cast(tuple[str, str], tuple(line.split(": ", 1))) for line in lines)
     for stage, trainer in trainers.items():
         epochs = trainer.epochs or 0
         if trainer.steps is not None:
@@ -132,24 +135,24 @@ def _length(recipe: Recipe, min_samples: int) -> Iterator[tuple[str, str]]:
             yield "audio", stage + total_hours + ("" if exact else ", without looking at the corpus")
 
 
-def _epoch(recipe: Recipe, devices: int, min_samples: int) -> tuple[float | None, int | None]:
-    """Hours of an epoch and its optimiser steps, as far as they are known."""
+def _epoch(recipe: Recipe, devices: int, min_samples: int) -> tuple[float | None, int | None, list[str]]:
+    """Hours of an epoch, its optimiser steps, and what of the corpus is split or left out, as far as they are known."""
     config = recipe.corpus
     if config.path == SYNTHETIC:  # not synthesised for this
         from distiller.synthesis.splits import SPLITS
 
-        return SPLITS["train"].utterances * SYNTHETIC_SECONDS / 3600, None
+        return SPLITS["train"].utterances * SYNTHETIC_SECONDS / 3600, None, []
     if not os.path.exists(expanded(config.path)):
         known = bool(config.subsets) and set(config.subsets) <= set(LIBRISPEECH_HOURS)
-        return sum(LIBRISPEECH_HOURS[name] for name in config.subsets) if known else None, None
+        return sum(LIBRISPEECH_HOURS[name] for name in config.subsets) if known else None, None, []
     from distiller.audio.decoding import Decoder
     from distiller.audio.sampler import StepBatchSampler, step_batches_per_epoch
 
-    train = open_corpus(config, Decoder(min_samples)).train
+    corpus = open_corpus(config, Decoder(min_samples))
     sampler = StepBatchSampler(
-        train, config.batch_seconds, config.buckets, recipe.seed, 0, devices, recipe.trainer.accumulate
+        corpus.train, config.batch_seconds, config.buckets, recipe.seed, 0, devices, recipe.trainer.accumulate
     )
-    return hours(train), step_batches_per_epoch(sampler)
+    return hours(corpus.train), step_batches_per_epoch(sampler), corpus.inventory.lines()
 
 
 def _giga(macs: int) -> str:

@@ -26,6 +26,7 @@ from distiller.audio.decoding import Decoder
 from distiller.audio.sampler import StepBatchSampler
 from distiller.audio.skipped import SkippedLog
 from distiller.clustering.calibrate import CalibrationAudio, cluster_layers
+from distiller.common.process import rank
 from distiller.common.provenance import parameter_count
 from distiller.corpora.corpus import Corpus, open_audio, open_corpus
 from distiller.distillation.distillation_module import Distillation, JointDistillation
@@ -62,7 +63,10 @@ class Run:
 
     @cached_property
     def corpus(self) -> Corpus:
-        return open_corpus(self.recipe.corpus, self.decoder, self.output / "corpus")
+        corpus = open_corpus(self.recipe.corpus, self.decoder, self.output / "corpus")
+        if rank() == 0:
+            print("".join(f"{line}\n" for line in corpus.inventory.lines()), end="")
+        return corpus
 
     @cached_property
     def held_out(self) -> list[Callable[[], Batch]]:

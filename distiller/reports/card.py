@@ -6,7 +6,7 @@ from typing import Any
 
 from distiller.common.provenance import ORIGIN, teacher_licence
 from distiller.reports.figures import FIGURES
-from distiller.reports.report import pruning_summary
+from distiller.reports.report import audio_lines, pruning_summary
 
 CARD = """\
 # {recipe[method]} student of {recipe[teacher]}
@@ -50,6 +50,8 @@ def model_card(result: dict[str, Any], figures: list[str]) -> str:
     """What the student is, where it comes from, how to use it and what was measured."""
     licence = teacher_licence(result["recipe"]["teacher"])
     card = CARD.format_map(result | {"gmacs": result["macs_10s"] / 1e9, "licence": licence})
+    for line in audio_lines(result):
+        card += "| {} | {} |\n".format(*line.split(": ", 1))
     if "pruning" in result:
         card += f"| pruning | {pruning_summary(result['pruning'])} |\n"
     if "held_out" in result["losses"]:

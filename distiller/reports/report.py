@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from distiller.audio.inventory import Inventory
 from distiller.common.files import read_columns, write_json
 from distiller.common.provenance import TEN_SECONDS, command_line, commit, machine, parameter_count, peak_memory_mb
 from distiller.recipes.recipe import Recipe, to_dict
@@ -107,6 +108,7 @@ def print_report(output: Path) -> None:
     ]
     numbers += [] if held_out is None else [f"held-out loss {held_out:.4g}"]
     numbers += [f"{result['skipped']} files skipped, see {output / 'skipped.csv'}"] if result["skipped"] else []
+    print("".join(f"{line}\n" for line in audio_lines(result)), end="")
     if "pruning" in result:
         print(pruning_summary(result["pruning"]))
     figures = ", ".join(name for name in FIGURES if (output / name).exists())
@@ -114,6 +116,11 @@ def print_report(output: Path) -> None:
     print(f"\nStudent  {output / 'student'}\nFigures  {figures} in {output}\nNumbers  {output / 'report.json'}")
     code = f"from upstream.checkpoint import load; print(load({json.dumps(str(output / 'student'))}))"
     print(f"\nNext\n  python -c {shlex.quote(code)}\n  {another_run(result, output)}")
+
+
+def audio_lines(result: Mapping[str, Any]) -> list[str]:
+    """What was split or left out of the corpus; nothing for a report of an earlier version."""
+    return Inventory.from_dict(result["corpus"]).lines() if "corpus" in result else []
 
 
 def another_run(result: dict[str, Any], output: Path) -> str:

@@ -110,7 +110,7 @@ def test_samples_that_cannot_be_used(tmp_path, samples, reason):
 
 
 def test_the_shortest_input_is_the_encoders(tmp_path):
-    cut = cut_of(write(tmp_path / "a.wav", np.full(399, 0.1)))
+    cut = cut_of(write(tmp_path / "a.wav", tone()[:399]))
     assert Decoder(min_samples=399).decode(cut).shape == (399,)
 
 

@@ -116,18 +116,13 @@ def test_one_utterance_is_too_little(tmp_path):
 def test_audio_to_measure_on_is_all_there_is(tmp_path):
     write(tmp_path / "long.wav", 2.51)
     write(tmp_path / "short.wav", 0.1)
-    write(tmp_path / "rest.wav", 2.001)  # its last chunk is shorter than a frame
+    write(tmp_path / "rest.wav", 2.001)  # in equal windows: none is shorter than a frame
     cuts = open_audio(str(tmp_path), 1.0, DECODER)
-    assert [cut.id for cut in cuts] == [
-        "long.wav-0",
-        "long.wav-1",
-        "long.wav-2",
-        "rest.wav-0",
-        "rest.wav-1",
-        "short.wav",
-    ]
-    heard = torch.cat([DECODER.decode(cut) for cut in cuts[:3]])
-    assert torch.equal(heard, DECODER.decode(open_audio(str(tmp_path), 9.0, DECODER)[0]))
+    assert ids(cuts) == [*(f"{name}.wav-{part}" for name in ("long", "rest") for part in range(3)), "short.wav"]
+    whole = open_audio(str(tmp_path), 9.0, DECODER)
+    for name, parts in (("long.wav", cuts[:3]), ("rest.wav", cuts[3:6])):
+        heard = torch.cat([DECODER.decode(cut) for cut in parts])
+        assert torch.equal(heard, DECODER.decode(next(cut for cut in whole if cut.id == name)))
 
 
 def test_audio_to_measure_on_that_is_not_there(tmp_path):
@@ -147,11 +142,50 @@ def test_audio_to_measure_on_that_is_not_there(tmp_path):
 def test_what_the_bounds_on_duration_leave_out_is_not_called_skipped(tmp_path):
     for i, seconds in enumerate((0.1, 0.2, 0.5, 0.5, 0.5, 1.5, 3.0)):
         write(tmp_path / f"{i}.wav", seconds)
-    corpus = open_corpus(CorpusConfig(str(tmp_path), min_seconds=0.3, max_seconds=5.0, batch_seconds=2.0))
+    bounds = {"min_seconds": 0.3, "max_seconds": 5.0, "batch_seconds": 2.0, "window_seconds": None}
+    corpus = open_corpus(CorpusConfig(str(tmp_path), **bounds))
     assert sorted(ids(corpus.train) + ids(corpus.validation)) == ["2.wav", "3.wav", "4.wav", "5.wav"]
     assert corpus.skipped == []
+    assert corpus.inventory.lines() == [
+        "left out: 2 recordings (8.33e-05 hours) shorter than 0.3 s (corpus.min_seconds); 1 recording "
+        "(0.000833 hours) longer than 2 s (corpus.window_seconds=20 would split them)"
+    ]
     with pytest.raises(UserError, match=r"of 7 utterances \(0.1 to 3 s long\), 0 can be used .* within 4 to 5 s"):
-        open_corpus(CorpusConfig(str(tmp_path), min_seconds=4.0, max_seconds=5.0))
+        open_corpus(CorpusConfig(str(tmp_path), min_seconds=4.0, max_seconds=5.0, window_seconds=None))
+
+
+def test_long_recordings_are_used_in_windows_on_one_side(tmp_path):
+    for i in range(20):
+        write(tmp_path / f"{i:02d}.wav", 3.7 if i % 2 else 0.5)
+    config = CorpusConfig(str(tmp_path), batch_seconds=2.0, window_seconds=1.0, validation_share=0.3)
+    corpus = open_corpus(config)
+    sides = [{name.split("-")[0] for name in ids(cuts)} for cuts in (corpus.train, corpus.validation)]
+    assert sides[0] | sides[1] == {f"{i:02d}.wav" for i in range(20)}
+    assert not sides[0] & sides[1]
+    whole = open_corpus(CorpusConfig(str(tmp_path), validation_share=0.3))
+    assert [set(ids(cuts)) for cuts in (whole.train, whole.validation)] == sides
+    assert sum(cut.duration for cut in corpus.train + corpus.validation) == pytest.approx(42.0)
+    assert max(cut.duration for cut in corpus.train + corpus.validation) <= 1.0
+    assert corpus.inventory.lines() == [
+        "split: 10 recordings (0.0103 hours) longer than 2 s, into 40 windows of at most 1 s (corpus.window_seconds)"
+    ]
+
+
+def test_files_that_are_not_read_are_counted_and_stop_nothing(tmp_path):
+    for name in ("a.wav", "b.aiff", "c/d.au", "e.caf"):
+        write(tmp_path / name)
+    for name in ("x.m4a", "c/y.M4A", "z.mp4", "notes.txt"):
+        (tmp_path / name).write_bytes(b"no matter what")
+    corpus = open_corpus(CorpusConfig(str(tmp_path), max_skipped=0.0))
+    assert corpus.inventory.not_read == {".m4a": 2, ".mp4": 1}
+    assert corpus.inventory.found == 7
+    assert corpus.inventory.lines() == ["not read: 2 .m4a, 1 .mp4 (convert them to wav or flac)"]
+    assert corpus.skipped[0] == (str(tmp_path / "c/y.M4A"), ".m4a files are not read; convert it to wav or flac")
+    for path in tmp_path.rglob("*"):
+        if path.suffix in (".wav", ".aiff", ".au", ".caf"):
+            path.unlink()
+    with pytest.raises(UserError, match=r"holds no audio: .*, but 2 \.m4a, 1 \.mp4, which must be converted first$"):
+        open_corpus(CorpusConfig(str(tmp_path)))
 
 
 def test_what_cannot_be_used_is_listed(tmp_path):

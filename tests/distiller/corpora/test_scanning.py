@@ -146,10 +146,7 @@ def test_a_manifest_runs_no_commands(tmp_path):
     CutSet.from_cuts([cut, cut.pad(duration=1.0, preserve_id=True)]).to_file(manifest)
     cuts, skipped = scan(manifest, tmp_path)
     assert cuts == []
-    assert skipped == [
-        (f"{manifest}:a", "its audio is of type 'command'; only files are read"),
-        (f"{manifest}:{cut.pad(duration=1.0, preserve_id=True).id}", "a MixedCut that is not a part of one recording"),
-    ]
+    assert skipped == [(f"{manifest}:a", "its audio is of type 'command'; only files are read")] * 2
     assert not (tmp_path / "ran").exists()
 
 

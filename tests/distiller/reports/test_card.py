@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from distiller.audio.inventory import Amount, Inventory
 from distiller.reports.card import files, model_card
 
 
@@ -19,3 +20,13 @@ def test_a_student_carries_its_card_its_figures_and_its_teacher(result: dict, tm
     assert carried["README.md"] == model_card(result, ["loss.png"])
     assert carried["loss.png"] == b"a figure"
     assert json.loads(carried["origin.json"]) == {"teacher": "facebook/hubert-base-ls960"}
+
+
+def test_the_card_says_what_was_left_out(result: dict) -> None:
+    inventory = Inventory(
+        Amount(9, 90), Amount(), 0, Amount(), Amount(1, 36), 0, {}, min_seconds=0, longest=18, window_seconds=None
+    )
+    card = model_card(result | {"corpus": inventory.to_dict()}, [])
+    assert (
+        "| left out | 1 recording (0.01 hours) longer than 18 s (corpus.window_seconds=20 would split them) |" in card
+    )
