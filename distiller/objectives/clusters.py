@@ -20,14 +20,12 @@ class Clusters(LayerMatching):
     def plan(
         self, config: ClustersConfig, teacher: EncoderConfig, student: EncoderConfig
     ) -> tuple[list[Match], list[nn.Module]]:
-        groups = _groups(config)
-        for group in groups:
+        matches = []
+        for index, group in enumerate(_groups(config)):
             check_layers(group, teacher.num_layers, "objective.clusters")
-        followers = [
-            student_layers(group, teacher.num_layers, student.num_layers, config.layer_map) for group in groups
-        ]
-        matches = [Match(tuple(group), followers[index], index) for index, group in enumerate(groups)]
-        return matches, [projection(student.embed_dim, teacher.embed_dim) for _ in groups]
+            followers = student_layers(group, teacher.num_layers, student.num_layers, config.layer_map)
+            matches.append(Match(tuple(group), followers, index))
+        return matches, [projection(student.embed_dim, teacher.embed_dim) for _ in matches]
 
 
 def _groups(config: ClustersConfig) -> list[list[int]]:

@@ -11,7 +11,7 @@ def build_student(student: StudentConfig, teacher: SpeechEncoder) -> SpeechEncod
         UserError: as `StudentConfig.shape`.
     """
     encoder = SpeechEncoder(student.shape(teacher.config))
-    if student.copies_teacher:
+    if student.initialization == "teacher":
         weights = teacher.state_dict()
         encoder.load_state_dict({key: weights[key] for key in encoder.state_dict()})
     return encoder

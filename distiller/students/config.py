@@ -65,15 +65,12 @@ class StudentConfig:
     pruning: ClassVar[type[PruningConfig] | None] = None  # the recipe's pruning section, if this kind has one
     # defaults of the recipe's objective section that hold with this kind of student only, by the objective's name
     objective_defaults: ClassVar[dict[str, dict[str, Any]]] = {}
+    # what the student starts with: the teacher's weights, as far as the two have the same parameters, or random ones
+    initialization: ClassVar[str] = "teacher"
 
     name: str = ""
     dropout: Annotated[float, PROBABILITY] = 0.0  # attention, hidden and activation
     feature_dropout: Annotated[float, PROBABILITY] = 0.0
-
-    @property
-    def copies_teacher(self) -> bool:
-        """Whether the student starts with the teacher's weights, as far as the two have the same parameters."""
-        return True
 
     def shape(self, teacher: EncoderConfig) -> EncoderConfig:
         """The encoder before any training.
@@ -142,7 +139,7 @@ class NarrowConfig(StudentConfig):
     name: str = "narrow"
     size: str = "base"
     layers: Annotated[int | None, AT_LEAST_1] = None  # the size's own when left out
-    initialization: Literal["random", "teacher"] = "random"
+    initialization: Literal["random", "teacher"] = "random"  # type: ignore[misc]  # here a recipe chooses it
     dropout: Annotated[float, PROBABILITY] = 0.1
     feature_dropout: Annotated[float, PROBABILITY] = 0.05
 
@@ -153,10 +150,6 @@ class NarrowConfig(StudentConfig):
         if self.initialization == "teacher":
             require(self.size == "teacher", "student.size", self.size, "teacher when student.initialization is")
         return self
-
-    @property
-    def copies_teacher(self) -> bool:
-        return self.initialization == "teacher"
 
     def shape(self, teacher: EncoderConfig) -> EncoderConfig:
         """As the base class; family and input scaling are the teacher's.

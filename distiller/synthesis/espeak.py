@@ -13,6 +13,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from scipy.signal import resample_poly
@@ -102,13 +103,14 @@ Phone = tuple[str, float, float]  # (one of PHONES, start, end) in seconds
 
 
 class Synthesizer:
-    """A process that speaks; a context manager. Only one thread at a time may use it.
+    """A process that speaks; a context manager. Threads take turns.
 
     Raises:
         UserError: the package espeakng-loader is missing.
     """
 
     def __init__(self) -> None:
+        self.turn = Lock()
         library, data = _library()
         worker = Path(__file__).with_name("worker.py")
         self.process = subprocess.Popen(
@@ -134,7 +136,8 @@ class Synthesizer:
             RuntimeError: the library failed.
         """
         request = {"text": text, "accent": voice.accent, "voice": voice.definition(), **vars(prosody or Prosody())}
-        raw, starts = self._ask(request)
+        with self.turn:
+            raw, starts = self._ask(request)
         phones = _intervals(starts, raw.size)
         if all(symbol == SILENCE for symbol, *_ in phones):
             raise UserError(f"the text {text!r} contains no speech")

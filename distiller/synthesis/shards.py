@@ -6,12 +6,11 @@ the utterances alone, however many processes share the work.
 
 import io
 import os
-import queue
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
-from itertools import chain, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 
 import soundfile
@@ -66,24 +65,12 @@ def _write(shards: dict[Path, Sequence[Utterance]], workers: int) -> None:
     """Synthesise these shards: threads of this process turn the speech of espeak-ng processes into files."""
     utterances = list(chain.from_iterable(shards.values()))
     with ExitStack() as stack:
-        idle: queue.SimpleQueue[Synthesizer] = queue.SimpleQueue()
-        for _ in range(min(workers, len(utterances))):
-            idle.put(stack.enter_context(Synthesizer()))
+        synthesizers = [stack.enter_context(Synthesizer()) for _ in range(min(workers, len(utterances)))]
         pool = ThreadPoolExecutor(workers)
         stack.callback(pool.shutdown, cancel_futures=True)
-
-        def record(utterance: Utterance) -> tuple[MonoCut, bytes]:
-            synthesizer = idle.get()
-            try:
-                samples, phones = render(utterance, synthesizer)
-            finally:
-                idle.put(synthesizer)
-            file = io.BytesIO()
-            soundfile.write(file, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-            return _cut(utterance, samples.size, phones), file.getvalue()
+        recorded = pool.map(_record, utterances, cycle(synthesizers))
 
         def write() -> Iterator[None]:
-            recorded = pool.map(record, utterances)
             for shard, part in shards.items():
                 with writing_folder(shard) as folder:
                     cuts = []
@@ -95,6 +82,13 @@ def _write(shards: dict[Path, Sequence[Utterance]], workers: int) -> None:
 
         for _ in progress(write(), "Synthesising speech", len(utterances)):
             pass
+
+
+def _record(utterance: Utterance, synthesizer: Synthesizer) -> tuple[MonoCut, bytes]:
+    samples, phones = render(utterance, synthesizer)
+    file = io.BytesIO()
+    soundfile.write(file, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return _cut(utterance, samples.size, phones), file.getvalue()
 
 
 def _cut(utterance: Utterance, count: int, phones: list[Phone]) -> MonoCut:
