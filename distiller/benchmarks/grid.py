@@ -74,12 +74,15 @@ def run_grid(
     Raises:
         UserError: a recipe is wrong, a finished run has another recipe, or no run is finished.
     """
-    teacher = check(cells, output, overrides)
+    recipes = {cell: cell.recipe(overrides) for cell in cells}
+    for cell, recipe in recipes.items():
+        if is_complete(output / cell.name):
+            check_same_recipe(output / cell.name, recipe)
     failed = {} if report else run_cells(cells, output, overrides, jobs)
     finished = [cell for cell in cells if is_complete(output / cell.name)]
     if not finished:
         raise UserError(f"{output} contains no finished run, so there is nothing to report")
-    measured = speeds(finished, output, teacher)
+    measured = speeds(finished, output, recipes[cells[0]].teacher)
     rows = [
         {"cell": cell.name, "method": cell.method} | row(output / cell.name) | measured[cell.name] for cell in finished
     ]
@@ -91,19 +94,6 @@ def run_grid(
     for path in summarise(table, rows, paired, command_line("grid"), missing):
         say(path)
     return not failed
-
-
-def check(cells: Sequence[Cell], output: Path, overrides: Sequence[str]) -> str:
-    """The teacher of all cells.
-
-    Raises:
-        UserError: a recipe is wrong, or a finished run has another recipe.
-    """
-    recipes = {cell: cell.recipe(overrides) for cell in cells}
-    for cell, recipe in recipes.items():
-        if is_complete(output / cell.name):
-            check_same_recipe(output / cell.name, recipe)
-    return recipes[cells[0]].teacher
 
 
 def run_cells(cells: Sequence[Cell], output: Path, overrides: Sequence[str], jobs: int) -> dict[Cell, str]:
@@ -126,7 +116,8 @@ def run_cells(cells: Sequence[Cell], output: Path, overrides: Sequence[str], job
                 done += 1
                 log = output / f"{cell.name}.log"
                 if process.returncode or not is_complete(output / cell.name):
-                    failed[cell] = last_line(log) or f"exit code {process.returncode}"
+                    _, _, last_line = log.read_text(errors="replace").strip().rpartition("\n")
+                    failed[cell] = last_line.strip() or f"exit code {process.returncode}"
                 ending = f"failed: {failed[cell]} ({log})" if cell in failed else "finished"
                 say(f"[{done}/{len(cells)}] {cell.name}: {ending} after {time.monotonic() - start:.0f} s")
     finally:  # interrupted: each run keeps its checkpoints and continues from them the next time
@@ -146,12 +137,6 @@ def _start(cell: Cell, output: Path, overrides: Sequence[str], jobs: int) -> sub
     with path.open("ab") as log:
         command = [sys.executable, str(RUN), *cell.argv(output, overrides)]
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log that is not empty."""
-    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def speeds(cells: Sequence[Cell], output: Path, teacher: str) -> dict[str, dict[str, float]]:

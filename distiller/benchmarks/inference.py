@@ -11,13 +11,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from distiller.benchmarks.encoders import open_target, weights_mb
 from distiller.benchmarks.processes import fresh_process
-from distiller.benchmarks.tables import write_table
+from distiller.benchmarks.tables import print_table, write_table
 from distiller.common.progress import progress
 from distiller.common.provenance import peak_memory_mb
 from upstream.config import SAMPLE_RATE
@@ -55,7 +52,7 @@ def benchmark(targets: Sequence[str], setting: Setting, output: Path) -> None:
     if setting.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device is cuda, but this machine has only a cpu")
     rows = measure(targets, setting)
-    print_table(rows, setting)
+    show(rows, setting)
     write_table(output / "benchmark.csv", rows)
     draw(output / "benchmark.png", rows, setting)
 
@@ -118,27 +115,20 @@ def run_batch(target: str, setting: Setting, size: int) -> float:
     return time.perf_counter() - start
 
 
-def print_table(rows: Sequence[Row], setting: Setting) -> None:
+def show(rows: Sequence[Row], setting: Setting) -> None:
     """A row for each encoder. RTF: seconds of work per second of audio; speed-up: at the first batch size."""
-    caption = f"{setting.seconds:g} s of audio, {setting.threads} thread(s), {setting.device}"
-    table = Table(box=box.SIMPLE, caption=caption)
-    table.add_column("model", overflow="fold")
     factors = [f"RTF x{size}" for size in setting.batches]
-    for title in ("M parameters", "G MACs/s", "file MB", *factors, "speed-up", "peak MB"):
-        table.add_column(title, justify="right")
+    titles = ["M parameters", "G MACs/s", "file MB", *factors, "speed-up", "peak MB"]
+    lines = []
     for start in range(0, len(rows), len(setting.batches)):
         encoder = rows[start : start + len(setting.batches)]
         first = encoder[0]
-        table.add_row(
-            first["model"],
-            "-" if first["parameters"] is None else f"{first['parameters'] / 1e6:.2f}",
-            "-" if first["macs_per_second"] is None else f"{first['macs_per_second'] / 1e9:.3f}",
-            "-" if first["file_mb"] is None else f"{first['file_mb']:.1f}",
-            *(f"{row['real_time_factor']:.4f}" for row in encoder),
-            f"{first['speed_up']:.2f}",
-            f"{first['peak_mb']:.0f}",
-        )
-    Console().print(table)
+        known = [("parameters", 1e6, 2), ("macs_per_second", 1e9, 3), ("file_mb", 1, 1)]
+        cells = ["-" if first[key] is None else f"{first[key] / unit:.{digits}f}" for key, unit, digits in known]
+        cells += [f"{row['real_time_factor']:.4f}" for row in encoder]
+        lines.append([first["model"], *cells, f"{first['speed_up']:.2f}", f"{first['peak_mb']:.0f}"])
+    caption = f"{setting.seconds:g} s of audio, {setting.threads} thread(s), {setting.device}"
+    print_table("model", titles, lines, caption)
 
 
 def draw(path: Path, rows: Sequence[Row], setting: Setting) -> None:

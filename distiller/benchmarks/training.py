@@ -13,15 +13,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from distiller.audio.batch import Batch
 from distiller.benchmarks.encoders import HUBERT_BASE
 from distiller.benchmarks.processes import fresh_process
-from distiller.benchmarks.tables import write_table
+from distiller.benchmarks.tables import print_table, write_table
 from distiller.common.progress import progress
 from distiller.common.provenance import parameter_count, peak_memory_mb
 from distiller.distillation.distillation_module import Distillation, JointDistillation
@@ -194,16 +191,11 @@ def written(row: Row) -> Row:
 
 
 def print_steps(rows: Sequence[Row], setting: TrainSetting) -> None:
-    caption = f"{setting.utterances} x {setting.seconds:g} s, {setting.threads} thread(s), fp32, medians"
-    table = Table(box=box.SIMPLE, caption=caption)
-    table.add_column("step")
-    for row in rows:
-        table.add_column(row["method"], justify="right")
-    for title, column, form in SHOWN:
-        table.add_row(title, *(form.format(row[column]) for row in rows), end_section=column == "peak_mb")
+    lines = [[title, *(form.format(row[column]) for row in rows)] for title, column, form in SHOWN]
     for kind in (*KINDS, ELSE):
-        table.add_row(kind, *(f"{row['operators'].get(kind, 0.0):.1%}" for row in rows))
-    Console().print(table)
+        lines.append([kind, *(f"{row['operators'].get(kind, 0.0):.1%}" for row in rows)])
+    caption = f"{setting.utterances} x {setting.seconds:g} s, {setting.threads} thread(s), fp32, medians"
+    print_table("step", [row["method"] for row in rows], lines, caption)
 
 
 def draw_steps(path: Path, rows: Sequence[Row]) -> None:

@@ -5,6 +5,7 @@ Clusters hold positions 0..n-1 in the matrix; the caller knows which layer each 
 
 import math
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from scipy.cluster.hierarchy import linkage as scipy_linkage
@@ -146,12 +147,10 @@ def _contiguous_tree(distance: np.ndarray, linkage: str) -> np.ndarray:
 
 
 def _oriented(tree: np.ndarray) -> np.ndarray:
-    layers = len(tree) + 1
-    total, size = list(range(layers)), [1] * layers
+    members = [[layer] for layer in range(len(tree) + 1)]
     oriented = tree.copy()
     for row in oriented:
-        first, second = sorted(row[:2].astype(int), key=lambda node: total[node] / size[node])
-        row[:2] = first, second
-        total.append(total[first] + total[second])
-        size.append(size[first] + size[second])
+        row[:2] = sorted(row[:2].astype(int), key=lambda node: fmean(members[node]))
+        first, second = row[:2].astype(int)
+        members.append(members[first] + members[second])
     return oriented

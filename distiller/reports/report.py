@@ -9,7 +9,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from distiller.audio.inventory import Inventory
 from distiller.common.files import read_columns, write_json
@@ -146,10 +146,9 @@ def _variant(recipe: dict[str, Any]) -> tuple[str, str]:
 
 
 def _probe_table(result: dict[str, Any]) -> Table:
-    table = Table(title="Linear probe, accuracy in percent; last layer unless stated", box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for title in COLUMNS.values():
-        table.add_column(title, justify="right")
+    accuracies = (Column(title, justify="right") for title in COLUMNS.values())
+    heading = "Linear probe, accuracy in percent; last layer unless stated"
+    table = Table("", *accuracies, title=heading, box=box.SIMPLE_HEAD)
     objective = result["recipe"]["objective"]["name"]
     for key, row in result["probe"].items():
         title = ROWS[key].format(method=METHODS.get(objective, objective))

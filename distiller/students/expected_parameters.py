@@ -5,6 +5,8 @@ sublayer stays, a pre-LN norm goes with the last unit that it feeds, the project
 front of its norm is removed.
 """
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,8 +38,15 @@ class _Count:
         self.precision = torch.float32 if self.device.type == "mps" else torch.float64  # MPS has no float64
 
     def total(self) -> Tensor:
-        layers = range(self.config.num_layers)
-        parts = [self.extractor(), *map(self.attention, layers), *map(self.ffn, layers)]
+        config = self.config
+        per_head = 4 * config.embed_dim * config.head_dim + 3 * config.head_dim + config.relative_position
+        position_gate = 8 * (config.head_dim + 1) * config.relative_position  # WavLM's, as long as any head remains
+        heads = [None if layer is None else len(layer) for layer in config.attention_heads]
+        parts = [
+            self.extractor(),
+            *self.sublayers("attention", "heads", heads, per_head, position_gate),
+            *self.sublayers("ffn", "ffn_units", config.ffn_dims, 2 * config.embed_dim + 1),
+        ]
         return torch.stack(parts).sum() + self.fixed()
 
     def chances(self, unit: str, index: int, count: int) -> Tensor:
@@ -65,27 +74,17 @@ class _Count:
             total = total + remaining[-1] * width + width + any_closed * width * config.feature_norm
         return total
 
-    def attention(self, index: int) -> Tensor:
-        """Heads; the output bias, and with any head WavLM's position gate."""
-        config, heads = self.config, self.config.attention_heads[index]
-        per_head = 4 * config.embed_dim * config.head_dim + 3 * config.head_dim + config.relative_position
-        shared = 8 * (config.head_dim + 1) * config.relative_position
-        return self._sublayer("attention", "heads", index, None if heads is None else len(heads), per_head, shared)
-
-    def ffn(self, index: int) -> Tensor:
-        """Inner units; the output bias."""
-        per_unit = 2 * self.config.embed_dim + 1
-        return self._sublayer("ffn", "ffn_units", index, self.config.ffn_dims[index], per_unit, 0)
-
-    def _sublayer(self, sublayer: str, unit: str, index: int, count: int | None, per_unit: int, shared: int) -> Tensor:
-        """Units with `per_unit` parameters each, and `shared` ones as long as any unit remains."""
-        if count is None:
-            return torch.zeros((), dtype=self.precision, device=self.device)
-        chances = self.chances(unit, index, count)
-        any_open = 1 - (1 - chances).prod()
+    def sublayers(
+        self, sublayer: str, unit: str, counts: Sequence[int | None], per_unit: int, shared: int = 0
+    ) -> Iterator[Tensor]:
+        """Each sublayer that there is: `per_unit` for each unit, `shared` as long as any remains, the output bias."""
         norm = 2 * self.config.embed_dim * self.config.layer_norm_first
-        stays = self.chances(sublayer, index, 1)[0]
-        return stays * (chances.sum() * per_unit + any_open * (shared + norm) + self.config.embed_dim)
+        for index, count in enumerate(counts):
+            if count is not None:
+                chances = self.chances(unit, index, count)
+                any_open = 1 - (1 - chances).prod()
+                stays = self.chances(sublayer, index, 1)[0]
+                yield stays * (chances.sum() * per_unit + any_open * (shared + norm) + self.config.embed_dim)
 
     def fixed(self) -> int:
         """Parts without a gate: positional convolution, norms of the residual stream, WavLM's table."""

@@ -122,17 +122,17 @@ class GatedEncoder(nn.Module):
     def by_site(self) -> dict[GateSite, HardConcrete]:
         return dict(zip(self.sites, self.gates, strict=True))  # type: ignore[arg-type]  # ModuleList forgets the type
 
-    def forward(self, waveforms: Tensor, lengths: Tensor | None = None, attention_maps: bool = False) -> EncoderOutput:
-        """As `SpeechEncoder.forward`, under gates."""
-        return self.forward_with(self.draw(), waveforms, lengths, attention_maps)
-
-    def forward_with(
-        self, values: GateValues, waveforms: Tensor, lengths: Tensor | None = None, attention_maps: bool = False
+    def forward(
+        self,
+        waveforms: Tensor,
+        lengths: Tensor | None = None,
+        attention_maps: bool = False,
+        values: GateValues | None = None,
     ) -> EncoderOutput:
-        """As `forward`, under given gate values."""
+        """As `SpeechEncoder.forward`, under gates: `values`, or those that `draw` gives."""
         weights = dict(chain(self.encoder.named_parameters(), self.encoder.named_buffers()))
         gated: dict[str, Tensor] = {}
-        for site, value in values.items():
+        for site, value in (values or self.draw()).items():
             for name, factor in _factors(site, value, self.config):
                 if name in weights:  # some convolutions have no bias
                     gated[name] = gated.get(name, weights[name]) * factor

@@ -105,12 +105,12 @@ def test_open_gates_change_nothing_and_each_gate_does_when_it_closes(student):
     plain = SpeechEncoder(CONFIG).eval()
     plain.load_state_dict(student.encoder.state_dict())
     reference = plain(waveforms).last_hidden_state
-    torch.testing.assert_close(student.forward_with(open_values(student), waveforms).last_hidden_state, reference)
+    torch.testing.assert_close(student.forward(waveforms, values=open_values(student)).last_hidden_state, reference)
     for site, count in student.sites.items():
         for unit in range(count):
             values = open_values(student)
             values[site] = values[site].index_fill(0, torch.tensor([unit]), 0.0)
-            changed = student.forward_with(values, waveforms).last_hidden_state
+            changed = student.forward(waveforms, values=values).last_hidden_state
             assert (changed - reference).abs().max() > 1e-6, (site, unit)
 
 
@@ -119,11 +119,11 @@ def test_each_head_gates_its_own_channels(student):
     waveforms = torch.randn(1, 400)
     values = open_values(student)
     values[GateSite("heads", 0)] = torch.tensor([1.0, 0.0, 0.5])
-    gated = student.forward_with(values, waveforms).hidden_states[1]
+    gated = student.forward(waveforms, values=values).hidden_states[1]
     projection = student.encoder.layers[0].attention.out_proj.weight.data
     projection[:, 4:8] = 0
     projection[:, 8:] *= 0.5
-    torch.testing.assert_close(student.forward_with(open_values(student), waveforms).hidden_states[1], gated)
+    torch.testing.assert_close(student.forward(waveforms, values=open_values(student)).hidden_states[1], gated)
 
 
 @pytest.mark.parametrize("conv_norm", ["group", "layer"])
@@ -136,7 +136,7 @@ def test_gates_in_the_weights_are_gates_on_what_units_hand_on(conv_norm: str) ->
     for site, value in values.items():
         multiply_what_is_handed_on(plain, site, value)
     waveforms, lengths = torch.randn(2, 400), torch.tensor([400, 310])
-    expected, found = plain(waveforms, lengths), student.forward_with(values, waveforms, lengths)
+    expected, found = plain(waveforms, lengths), student.forward(waveforms, lengths, values=values)
     valid = int(found.frame_lengths[1])
     for left, right in zip(found.hidden_states, expected.hidden_states, strict=True):
         torch.testing.assert_close(left[0], right[0], atol=1e-4, rtol=1e-4)
