@@ -10,7 +10,7 @@ from rich.table import Table
 
 from distiller.clustering.calibrate import CalibrationAudio, calibrate
 from distiller.clustering.files import CLUSTERS, FIGURE, MATRIX, Similarity, write_clusterings
-from distiller.clustering.tree import Clustering, layer_tree, separation, tree_clusters
+from distiller.clustering.tree import Clustering, clusterings, layer_tree
 from distiller.objectives.config import ClustersConfig
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
@@ -35,24 +35,23 @@ def compare(
         UserError: as `calibrate`, or an impossible count.
     """
     similarity = calibrate(config, teacher, audio, seed, device)
-    clusterings = write_clusterings(output, similarity, config, counts, title)
-    first, shown = clusterings[0], clusterings
+    shown = write_clusterings(output, similarity, config, counts, title)
+    first = shown[0]
     if not counts:
         tree = layer_tree(similarity.cka, config.linkage, config.contiguous)
-        possible = range(2, len(similarity.layers))
-        shown = [separation(similarity.cka, tree_clusters(tree, count)) for count in possible] or clusterings
+        shown = clusterings(similarity.cka, tree, range(2, len(similarity.layers))) or shown
     print_table(similarity, shown, first)
     print(f"\n{similarity.calibration['frames']:,} frames of {similarity.calibration['seconds']:,.0f} s")
     print(", ".join(str(output / name) for name in (CLUSTERS, MATRIX, FIGURE)))
     return similarity.layers_of(first)
 
 
-def print_table(similarity: Similarity, clusterings: Sequence[Clustering], marked: Clustering) -> None:
+def print_table(similarity: Similarity, rows: Sequence[Clustering], marked: Clustering) -> None:
     """Each clustering with its silhouette and its CKA within and between clusters; an asterisk at the marked one."""
     table = Table(title="Clusterings of the teacher's layers")
     for title in ("", "clusters", "silhouette", "CKA within", "CKA between", "layers"):
         table.add_column(title, justify="left" if title in ("", "layers") else "right")
-    for row in clusterings:
+    for row in rows:
         numbers = ["" if math.isnan(value) else f"{value:.3f}" for value in (row.silhouette, row.within, row.between)]
         layers = " | ".join(" ".join(similarity.names[place] for place in cluster) for cluster in row.clusters)
         table.add_row("*" if row.clusters == marked.clusters else "", str(len(row.clusters)), *numbers, layers)

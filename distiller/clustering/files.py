@@ -10,14 +10,7 @@ from typing import Any
 import numpy as np
 
 from distiller.clustering.figure import similarity_figure
-from distiller.clustering.tree import (
-    Clustering,
-    automatic_count,
-    layer_tree,
-    representative,
-    separation,
-    tree_clusters,
-)
+from distiller.clustering.tree import Clustering, automatic_count, clusterings, layer_tree, representative
 from distiller.common.files import write_csv, write_json
 from distiller.objectives.config import ClustersConfig
 from upstream.errors import UserError
@@ -58,14 +51,14 @@ def write_clusterings(
     """
     tree = layer_tree(similarity.cka, config.linkage, config.contiguous)
     counts = counts or [automatic_count(similarity.cka, tree)]
-    clusterings = [separation(similarity.cka, tree_clusters(tree, count)) for count in counts]
+    written = clusterings(similarity.cka, tree, counts)
     rows = [
         {"layer": name} | {other: f"{value:.8f}" for other, value in zip(similarity.names, row, strict=True)}
         for name, row in zip(similarity.names, similarity.cka, strict=True)
     ]
     write_csv(output / MATRIX, rows)
-    for count, clustering in zip(counts, clusterings, strict=True):
-        ending = "." if clustering is clusterings[0] else f"-{count}."
+    for count, clustering in zip(counts, written, strict=True):
+        ending = "." if clustering is written[0] else f"-{count}."
         figure, record = (output / name.replace(".", ending) for name in (FIGURE, CLUSTERS))
         heading = ", ".join(part for part in (title, f"{count} clusters") if part)
         similarity_figure(figure, similarity.cka, tree, clustering.clusters, similarity.names, heading)
@@ -80,7 +73,7 @@ def write_clusterings(
             "calibration": similarity.calibration,
         }
         write_json(record, values)
-    return clusterings
+    return written
 
 
 def read_clusters(path: Path, config: ClustersConfig) -> ClustersConfig:

@@ -4,6 +4,7 @@ Clusters hold positions 0..n-1 in the matrix; the caller knows which layer each 
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -83,16 +84,23 @@ def separation(cka: np.ndarray, clusters: list[list[int]]) -> Clustering:
     return Clustering(clusters, _silhouette(_distance(cka), clusters), within, between)
 
 
+def clusterings(cka: np.ndarray, tree: np.ndarray, counts: Iterable[int]) -> list[Clustering]:
+    """The tree divided into each of `counts` clusters.
+
+    Raises:
+        UserError: more clusters than layers, or none.
+    """
+    return [separation(cka, tree_clusters(tree, count)) for count in counts]
+
+
 def automatic_count(cka: np.ndarray, tree: np.ndarray) -> int:
     """The count from 2 to n - 1 with the highest silhouette, the smaller on a tie (our choice; the paper has none).
 
     With fewer than 3 layers each is its own cluster.
     """
-    layers = len(cka)
-    if layers < 3:
-        return layers
-    scores = {count: separation(cka, tree_clusters(tree, count)).silhouette for count in range(2, layers)}
-    return min(scores, key=lambda count: (-round(scores[count], 9), count))
+    possible = clusterings(cka, tree, range(2, len(cka)))
+    best = max(possible, key=lambda clustering: round(clustering.silhouette, 9), default=None)
+    return len(best.clusters) if best else len(cka)
 
 
 def representative(cka: np.ndarray, cluster: list[int]) -> int:

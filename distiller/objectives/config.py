@@ -50,11 +50,7 @@ class PredictionsConfig(LayersConfig):
     """
 
     name: str = "predictions"
-    layer_map: Annotated[
-        LayerList | None,
-        check(lambda layer_map: layer_map is None),
-        Field(description="null: every projection reads the last layer"),
-    ] = None
+    layer_map: Annotated[None, Field(description="null: every projection reads the last layer")] = None  # type: ignore
 
 
 @dataclass(config=STRICT)

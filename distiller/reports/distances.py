@@ -32,7 +32,8 @@ def write_distances(
     depth = teacher.config.num_layers
     count = 1 + min(depth, student.config.num_layers)
     layers = [0, *resolve_layer_map(None, depth, count - 1)]  # of the teacher; the student's are 0, 1, ...
-    moments = PairMoments([both for t, s in _pairs(count) for both in ((t, t), (s, s), (t, s))], stride=1)
+    pairs = [(place, count + place) for place in range(count)]  # of the states below, the teacher's first
+    moments = PairMoments([both for t, s in pairs for both in ((t, t), (s, s), (t, s))], stride=1)
     same_width = teacher.config.embed_dim == student.config.embed_dim
     sums = torch.zeros(count, 3, dtype=torch.float64)  # |T - S|^2, |T|^2, cosine
     device = next(teacher.parameters()).device
@@ -45,21 +46,16 @@ def write_distances(
         states = [outputs[0].layer(layer) for layer in layers] + [outputs[1].layer(layer) for layer in range(count)]
         moments.update(states, mask)
         if same_width:
-            sums += torch.stack([_sums(states[t][mask], states[s][mask]) for t, s in _pairs(count)])
+            sums += torch.stack([_sums(states[t][mask], states[s][mask]) for t, s in pairs])
         if moments.frames >= ENOUGH * teacher.config.embed_dim:
             break
     rows = []
-    for layer, pair, (difference, norm, cosine) in zip(layers, _pairs(count), sums.tolist(), strict=True):
+    for layer, pair, (difference, norm, cosine) in zip(layers, pairs, sums.tolist(), strict=True):
         row: dict[str, float] = {"teacher_layer": layer, "student_layer": pair[0]}
         if same_width:
             row |= {"l2": math.sqrt(difference / norm), "cosine": 1 - cosine / moments.frames}
         rows.append(row | {"cka": _cka_distance(moments, pair)})
     write_csv(path, rows)
-
-
-def _pairs(count: int) -> list[tuple[int, int]]:
-    """The places of each teacher layer and its student layer in a list of all states, the teacher's first."""
-    return [(place, count + place) for place in range(count)]
 
 
 def _sums(teacher: Tensor, student: Tensor) -> Tensor:  # (frame, channel) each

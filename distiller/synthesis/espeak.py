@@ -12,6 +12,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 
@@ -182,7 +183,7 @@ def phones_of(ipa: str) -> list[str]:
 def _intervals(starts: list[tuple[str, int]], count: int) -> list[Phone]:
     """Phone onsets in samples at LIBRARY_RATE to intervals in seconds without gaps; compounds are divided evenly."""
     onsets = [(SILENCE, 0.0)]
-    for (ipa, start), end in zip(starts, [start for _, start in starts[1:]] + [count], strict=True):
+    for (ipa, start), (_, end) in pairwise([*starts, ("", count)]):
         symbols = phones_of(ipa)
         length = (end - start) / len(symbols) / LIBRARY_RATE
         onsets += [(symbol, start / LIBRARY_RATE + part * length) for part, symbol in enumerate(symbols)]
@@ -195,8 +196,7 @@ def _intervals(starts: list[tuple[str, int]], count: int) -> list[Phone]:
 def joined(onsets: list[tuple[str, float]], total: float) -> list[Phone]:
     """Each phone up to the onset of the next, the last up to `total` seconds; adjacent silences are merged."""
     intervals: list[Phone] = []
-    ends = [start for _, start in onsets[1:]] + [total]
-    for (symbol, start), end in zip(onsets, ends, strict=True):
+    for (symbol, start), (_, end) in pairwise([*onsets, (SILENCE, total)]):
         if intervals and intervals[-1][0] == symbol == SILENCE:
             intervals[-1] = (symbol, intervals[-1][1], round(end, 4))
         elif round(end, 4) > round(start, 4):
