@@ -149,7 +149,7 @@ class Suite:
             UserError, Failed: as `runner.run_s3prl`.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a+") as file:
+        with log.open("a+", errors="backslashreplace") as file:
             start = file.tell()
             with contextlib.redirect_stdout(file), _progress(log), reused(self.features):
                 run_s3prl({**arguments, "device": self.device}, log)
@@ -167,7 +167,7 @@ def _progress(log: Path) -> Iterator[None]:
     if sys.stderr.isatty():
         yield
         return
-    with log.with_suffix(".progress").open("a") as file, contextlib.redirect_stderr(file):
+    with log.with_suffix(".progress").open("a", errors="backslashreplace") as file, contextlib.redirect_stderr(file):
         yield
 
 
