@@ -75,7 +75,7 @@ def hours(name: str, corpora: Mapping[str, Any]) -> float:
 
 def _seconds(path: Path) -> float:
     try:
-        header = soundfile.info(os.fsencode(path))
+        header = soundfile.info(os.fsencode(path))  # pyright: ignore[reportArgumentType] - takes bytes
     except (soundfile.LibsndfileError, OSError):
         return 0.0
     return header.frames / header.samplerate

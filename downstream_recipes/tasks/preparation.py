@@ -55,7 +55,7 @@ def asr_lengths(librispeech: Path) -> Path:
 
 def _samples(path: Path) -> int:
     try:
-        return soundfile.info(os.fsencode(path)).frames
+        return soundfile.info(os.fsencode(path)).frames  # pyright: ignore[reportArgumentType] - takes bytes
     except soundfile.LibsndfileError as error:
         raise UserError(f"{path} cannot be read as audio: {error}") from None
 
