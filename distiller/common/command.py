@@ -3,6 +3,7 @@
 import argparse
 import errno
 import gc
+import io
 import os
 import re
 import signal
@@ -91,6 +92,9 @@ def run_command(command: Callable[[], int | None], continuing: str = "run the sa
     Args:
         continuing: what a user can do after an interruption.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path may be no UTF-8
     try:
         with interruptible() as received:
             try:

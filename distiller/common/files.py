@@ -18,6 +18,7 @@ from upstream.errors import UserError
 from upstream.files import PART, atomic_file, sync_directory
 
 LOCK = ".lock"
+ESCAPE = "surrogateescape"  # a path in a text may be other bytes than UTF-8
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without locks answers
 
 
@@ -77,7 +78,7 @@ def writing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> Path:
     """Write text atomically; returns `path`."""
     with writing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors=ESCAPE)
     return path
 
 
@@ -95,7 +96,7 @@ def write_with(path: Path, write: Callable[[Path], Any]) -> None:
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Path:
     """Write rows as a CSV with a header, atomically; the columns are every key of the rows unless given."""
     columns = columns or list(dict.fromkeys(key for row in rows for key in row))
-    with writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors=ESCAPE) as file:
         table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
@@ -106,7 +107,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV with a header; none when there is no such file."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors=ESCAPE) as file:
         return list(csv.DictReader(file))
 
 

@@ -15,7 +15,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     # The runner's arguments, which are harmless. Not in a context manager: it would undo what the runner relies on.
     torch.serialization.add_safe_globals([argparse.Namespace])
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    text = str(path).isprintable()  # not if it is other bytes than UTF-8, which torch cannot map
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=text)
 
 
 def is_complete(path: Path) -> bool:

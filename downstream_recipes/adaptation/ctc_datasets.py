@@ -50,20 +50,19 @@ class LibriPhoneDataset(BucketDataset):
     ) -> None:
         pronunciations = read_lexicon(corpus["lexicon"], set(tokenizer._vocab2idx))
         wavs = [wav for folder in split for wav in find_audio(Path(corpus["path"]) / folder, ".flac")]
-        transcripts: dict[str, str] = {}
-        for folder in sorted({wav.parent for wav in wavs}):
-            transcripts.update(read_transcripts(folder))
+        chapters = sorted({wav.parent for wav in wavs})
+        transcripts = {key: text for chapter in chapters for key, text in read_transcripts(chapter).items()}
         silent = [wav for wav in wavs if wav.stem not in transcripts]
         if silent:
             raise UserError(f"{silent[0]} has no line in a .trans.txt beside it")
-        words = [(wav, transcripts[wav.stem].split()) for wav in wavs]
-        missing = sorted({word for _, line in words for word in line} - set(pronunciations))
+        lines = [transcripts[wav.stem].split() for wav in wavs]
+        missing = sorted({word for words in lines for word in words} - set(pronunciations))
         if missing:
             files, folders = ", ".join(map(str, corpus["lexicon"])), ", ".join(split)
             others = f" and {len(missing) - 1} more words" if len(missing) > 1 else ""
             raise UserError(f"no lexicon ({files}) has {missing[0]}{others} of {folders}")
-        phonemes = ((wav, " ".join(pronunciations[word] for word in line)) for wav, line in words)
-        super().__init__(((wav, tokenizer.encode(text)) for wav, text in phonemes), bucket_size, ascending)
+        tokens = [tokenizer.encode(" ".join(pronunciations[word] for word in words)) for words in lines]
+        super().__init__(zip(wavs, tokens, strict=True), bucket_size, ascending)
 
 
 class SnipsDataset(BucketDataset):

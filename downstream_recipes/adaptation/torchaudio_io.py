@@ -1,5 +1,6 @@
 """`torchaudio.load` as it was before torchaudio 2.9 left it to torchcodec, with soundfile."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def load(
         normalize: False keeps 16-bit integers, as torchaudio did for 16-bit files.
     """
     dtype = "float32" if normalize else "int16"
-    samples, rate = soundfile.read(str(uri), frames=num_frames, start=frame_offset, dtype=dtype, always_2d=True)
+    path: Any = os.fsencode(uri)  # soundfile takes no text that is not UTF-8
+    samples, rate = soundfile.read(path, frames=num_frames, start=frame_offset, dtype=dtype, always_2d=True)
     audio = torch.from_numpy(samples)  # (sample, channel)
     return (audio.T.contiguous() if channels_first else audio), rate

@@ -1,8 +1,10 @@
 """Synthetic recordings for the miniature corpora, under conditions that depend on the recording's name."""
 
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -59,7 +61,8 @@ class Studio:
 def write_wav(path: Path, samples: np.ndarray) -> None:
     """Write (sample,) in [-1, 1] as 16-bit audio at 16 kHz, in the format of the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.clip(samples, -1, 1), SAMPLE_RATE, subtype="PCM_16")
+    file: Any = os.fsencode(path)  # soundfile takes no text that is not UTF-8
+    soundfile.write(file, np.clip(samples, -1, 1), SAMPLE_RATE, subtype="PCM_16")
 
 
 def append(path: Path, line: str) -> None:

@@ -22,21 +22,17 @@ class FeatureCache:
     """The most recently used features, up to `limit` bytes, in the memory of the CPU."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.size, self.hits, self.misses = limit, 0, 0, 0
+        self.limit, self.size = limit, 0
         self._kept: OrderedDict[bytes, Features] = OrderedDict()
 
     def get(self, key: bytes) -> Features | None:
-        features = self._kept.get(key)
-        if features is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._kept.move_to_end(key)
-        return features
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
 
     def put(self, key: bytes, features: Features) -> None:
         size = sum(state.nbytes for state in features)
-        if key in self._kept or size > self.limit:
+        if size > self.limit:
             return
         self._kept[key] = features
         self.size += size

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
+
 from distiller.common.files import write_csv, write_json, write_text
 from downstream_recipes.scores.metrics import Row, references
 from downstream_recipes.suite import figures, tables
@@ -32,7 +34,8 @@ def write_report(suite: Suite, beside: Sequence[Path] = ()) -> str:
         raise UserError(f"{suite.output} has no finished task, so there is no table")
     scores = [score for result in done.values() for score in result.scores]
     parameters = suite.described["parameters"] / 1e6
-    name = suite.upstream if suite.output.name == suite.upstream else f"{suite.upstream} ({suite.output.name})"
+    folder = suite.output.name.encode(errors="replace").decode()  # text for figures
+    name = suite.upstream if folder == suite.upstream else f"{suite.upstream} ({folder})"
     row = tables.measured_row(name, parameters, scores, suite.miniature)
     published = [] if suite.miniature else references()[1:]  # the first is not a model
     rows = [*read_rows(beside, suite.miniature), row, *published]
@@ -73,6 +76,7 @@ def read_rows(outputs: Sequence[Path], miniature: bool) -> list[Row]:
     return rows
 
 
+@rc_context({"text.parse_math": False})  # a name may have a $
 def _draw(output: Path, rows: Sequence[Row], done: dict[Task, Result]) -> dict[str, Path]:
     """Caption -> figure, for the figures that there is data for."""
     checkpoints = {task.title: output / result.checkpoint for task, result in done.items() if result.checkpoint}

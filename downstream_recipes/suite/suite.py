@@ -1,12 +1,12 @@
 """One upstream on its way through the tasks: its settings, its runs of s3prl, and what is kept of finished tasks."""
 
-import contextlib
 import hashlib
 import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -149,9 +149,13 @@ class Suite:
             UserError, Failed: as `runner.run_s3prl`.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a+") as file:
+        with (
+            log.open("a+", errors="backslashreplace") as file,
+            log.with_suffix(".progress").open("a", errors="backslashreplace") as bars,
+        ):
             start = file.tell()
-            with contextlib.redirect_stdout(file), _progress(log), reused(self.features):
+            stderr = sys.stderr if sys.stderr.isatty() else bars
+            with redirect_stdout(file), redirect_stderr(stderr), reused(self.features):
                 run_s3prl({**arguments, "device": self.device}, log)
             file.flush()
             file.seek(start)
@@ -160,15 +164,6 @@ class Suite:
     def command(self, arguments: Arguments) -> str:
         """The same run as a command line."""
         return shlex.join(["python", "downstream_recipes/run_downstream.py", *command_line(arguments)])
-
-
-@contextlib.contextmanager
-def _progress(log: Path) -> Iterator[None]:
-    if sys.stderr.isatty():
-        yield
-        return
-    with log.with_suffix(".progress").open("a") as file, contextlib.redirect_stderr(file):
-        yield
 
 
 def stage(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

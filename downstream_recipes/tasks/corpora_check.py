@@ -1,5 +1,6 @@
 """What a user's corpora lack, and how much audio they hold."""
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,7 +75,7 @@ def hours(name: str, corpora: Mapping[str, Any]) -> float:
 
 def _seconds(path: Path) -> float:
     try:
-        header = soundfile.info(str(path))
+        header = soundfile.info(os.fsencode(path))  # pyright: ignore[reportArgumentType] - takes bytes
     except (soundfile.LibsndfileError, OSError):
         return 0.0
     return header.frames / header.samplerate

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from distiller.common.files import check_writable
 from distiller.common.values import flatten
 from downstream_recipes.adaptation.checkpoints import regular_checkpoints
@@ -22,7 +24,7 @@ from upstream.errors import UserError, no_such, require
 
 RESULTS = Path("result") / "downstream"  # s3prl's
 TYPED = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")  # s3prl uses these
-FIXED = (
+FIXED = (  # beside the task, what the trained weights depend on
     *("upstream", "upstream_trainable", "upstream_feature_selection", "upstream_layer_selection"),
     *("upstream_feature_normalize", "downstream_variant", "hub"),
 )
@@ -93,6 +95,8 @@ def _kept(arguments: Arguments, experiment: Path, corpora: Corpora) -> Plan:
     stored, folder = states["Args"], experiment if experiment.is_dir() else experiment.parent
     if arguments["init_ckpt"]:
         raise UserError(f"-i {arguments['init_ckpt']} would have no effect: the checkpoint of {experiment} is loaded")
+    if arguments["expdir"]:
+        check_writable(Path(arguments["expdir"]))
     file = folder / Path(str(getattr(stored, "config", ""))).name  # CODE.yaml for our recipes
     task, downstream = TASKS.get(file.stem), getattr(stored, "downstream", "")
     fixed = {name: [getattr(stored, name, None)] for name in FIXED}
@@ -104,7 +108,7 @@ def _kept(arguments: Arguments, experiment: Path, corpora: Corpora) -> Plan:
     others = (*TYPED, *fixed, "config", "corpora", "auto_resume")
     changes = {f"args.{name}": value for name, value in arguments.items() if value and name not in others}
     if arguments["config"] or arguments["corpora"]:
-        before = flatten(read_yaml(file) if file.is_file() else states["Config"])
+        before = flatten(yaml.safe_load(file.read_text()) if file.is_file() else states["Config"])
         changes |= _changes_of_recipe(before, arguments["config"], task, corpora, experiment)
     typed = arguments["override"]
     options = [f"{key}={_literal(key, value, stored)}" for key, value in changes.items()]

@@ -1,6 +1,7 @@
 """What a task needs beside its corpus and can be made from it: vocabularies, ASR's lengths, ER's folds."""
 
 import json
+import os
 import re
 import string
 from collections.abc import Mapping
@@ -54,7 +55,7 @@ def asr_lengths(librispeech: Path) -> Path:
 
 def _samples(path: Path) -> int:
     try:
-        return soundfile.info(str(path)).frames
+        return soundfile.info(os.fsencode(path)).frames  # pyright: ignore[reportArgumentType] - takes bytes
     except soundfile.LibsndfileError as error:
         raise UserError(f"{path} cannot be read as audio: {error}") from None
 

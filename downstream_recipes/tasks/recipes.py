@@ -109,7 +109,9 @@ def resolve(recipe: Path, corpora: Mapping[str, Any], folder: Path, *changes: Ma
     workers = min(os.cpu_count() or 1, MAX_WORKERS) if workers is None else workers
     values: dict[str, Any] = {"workers": workers, "processes": max(workers, 1)}
     for kind, name in references(recipe):
-        values.setdefault(kind, {})[name] = _value(kind, name, corpora, folder, recipe)
+        value = _value(kind, name, corpora, folder, recipe)
+        literal = [path.replace("${", r"\${") for path in ([value] if isinstance(value, str) else value)]
+        values.setdefault(kind, {})[name] = literal[0] if isinstance(value, str) else literal
     try:
         resolved = OmegaConf.to_container(OmegaConf.merge(values, read_yaml(recipe), *changes), resolve=True)
     except OmegaConfBaseException as error:

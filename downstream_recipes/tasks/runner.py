@@ -55,7 +55,7 @@ def in_one_line(error: Exception, log: Path) -> str:
     line = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:250]
     with contextlib.suppress(OSError):
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as file:
+        with log.open("a", errors="backslashreplace") as file:
             file.write("".join(traceback.format_exception(error)))
         line += f" (traceback in {log})"
     return line

@@ -17,6 +17,16 @@ CONFIG = EncoderConfig(
 STATES = 3  # P, F^1, F^2
 
 
+class CountingCache(FeatureCache):
+    hits = misses = 0
+
+    def get(self, key):
+        features = super().get(key)
+        self.hits += features is not None
+        self.misses += features is None
+        return features
+
+
 @pytest.fixture
 def upstream(tmp_path) -> UpstreamExpert:
     torch.manual_seed(0)
@@ -38,7 +48,7 @@ def everything(upstream: UpstreamExpert, wavs: list[Tensor], cache: FeatureCache
 
 
 def test_they_are_those_of_the_upstream(upstream, wavs):
-    cache = FeatureCache(10**9)
+    cache = CountingCache(10**9)
     expected = everything(upstream, wavs, None)
     for misses, hits in ((4, 0), (4, 4)):
         found = everything(upstream, wavs, cache)
@@ -50,7 +60,7 @@ def test_they_are_those_of_the_upstream(upstream, wavs):
 
 def test_to_the_last_bit_neither_batch_nor_size_nor_history_matter(upstream, wavs):
     frame = 4 * 24 * (STATES + 1)
-    small, large, none = FeatureCache(30 * frame), FeatureCache(10**9), FeatureCache(1)
+    small, large, none = CountingCache(30 * frame), CountingCache(10**9), CountingCache(1)
     everything(upstream, wavs[2:], large)
     for batch in (wavs, wavs[::-1], wavs[:1], wavs[1:]):
         first, *others = (everything(upstream, batch, cache) for cache in (small, large, none))
@@ -61,7 +71,7 @@ def test_to_the_last_bit_neither_batch_nor_size_nor_history_matter(upstream, wav
 
 
 def test_what_was_used_last_is_kept():
-    cache = FeatureCache(8)
+    cache = CountingCache(8)
     for key in (b"a", b"b"):
         cache.put(key, [torch.zeros(1)])
     assert cache.get(b"a") is not None
@@ -71,7 +81,7 @@ def test_what_was_used_last_is_kept():
 
 
 def test_another_model_has_its_own(upstream, wavs):
-    cache = FeatureCache(10**9)
+    cache = CountingCache(10**9)
     before = everything(upstream, wavs, cache)
     with torch.no_grad():
         upstream.encoder.layers[1].feed_forward.output.bias += 1
@@ -82,7 +92,7 @@ def test_another_model_has_its_own(upstream, wavs):
 
 @pytest.mark.parametrize("changed", ["trained", "gradients", "the batch's own"])
 def test_features_that_may_change_are_computed(upstream, wavs, changed):
-    cache = FeatureCache(10**9)
+    cache = CountingCache(10**9)
     upstream.train(changed == "trained")
     upstream.padding = "reference" if changed == "the batch's own" else "invariant"
     with reused(cache), torch.set_grad_enabled(changed == "gradients"):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from distiller.common import files
 from downstream_recipes import superb
@@ -147,3 +148,21 @@ def test_an_upstream_that_does_not_exist_leaves_no_folder(suite, miniature, monk
     complaint = complaint_of([*line(suite, miniature), "-u", "starhuberd"], capsys)
     assert complaint == "error: -u starhuberd does not exist; did you mean starhubert?\n"
     assert not suite.output.exists()
+
+
+def test_paths_may_be_no_utf8_and_look_like_references(suite, miniature, tmp_path, pretender, capsys):
+    odd = Path(os.fsdecode(b"\xff=${workers}${"))
+    shutil.copytree(miniature.parent / "fluent_commands", tmp_path / odd)
+    (tmp_path / "corpora.yaml").write_bytes(b'fluent_commands: "here/${data}"\n')
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "${data}").symlink_to(tmp_path / odd)
+    output = str(tmp_path / odd / "out")
+    given = [*line(suite, tmp_path / "corpora.yaml", "--tasks", "ic"), "--output", output]
+    assert superb.main(given) == 0
+    assert "| starhubert (out) " in capsys.readouterr().out
+    recipe = yaml.safe_load((Path(output) / "ic" / "ic.yaml").read_text())
+    assert recipe["downstream_expert"]["datarc"]["file_path"] == str(tmp_path / odd)
+    rows = (Path(output) / "scores.csv").read_bytes()
+    assert os.fsencode(f"{output}/ic/dev-best.ckpt") in rows
+    assert superb.main([*given, "--output", str(tmp_path / odd)]) == 0  # its name is in the table and the figures
+    assert "| starhubert (?=${workers}${) " in capsys.readouterr().out

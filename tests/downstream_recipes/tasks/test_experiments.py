@@ -76,6 +76,7 @@ def test_what_is_as_it_was_may_be_typed(evaluate, folder):
         ("-s PR", "-s is 'PR', but it must be hidden_states, as when exp was made"),
         ("-f", "-f is True, but it must be left out, as when exp was made"),
         ("--upstream_feature_normalize", "--upstream_feature_normalize is True, but it must be left out, as when"),
+        ("-p own.yaml/x", "own.yaml/x cannot be written: own.yaml is a file"),
         ("-i other.ckpt", "-i other.ckpt would have no effect: the checkpoint of exp is loaded"),
         ("-a", "-a has no effect beside -e exp: it looks for a checkpoint in the folder of -p or -n"),
         ("-c short.yaml", "short.yaml has no runner.total_steps, but exp was made with runner.total_steps: 9"),
@@ -87,6 +88,7 @@ def test_what_is_as_it_was_may_be_typed(evaluate, folder):
     ],
 )
 def test_what_contradicts_it_is_a_one_line_error(evaluate, folder, given, message):
+    (folder / "own.yaml").touch()
     (folder / "short.yaml").write_text("runner: {}\ndownstream_expert: {datarc: {file_path: a}}\n")
     with pytest.raises(UserError) as error:
         evaluate(f"-m evaluate -e exp {given}")
