@@ -1,13 +1,12 @@
 """The training loop. Lightning Fabric places it on devices; each step of it is written out here, in its order."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from distiller.audio.batch import Batch, StepBatch
 from distiller.audio.dataset import AudioDataset
@@ -31,12 +29,12 @@ from distiller.training.held_out import HeldOut
 from distiller.training.layer_options import checkpoint_layers, compile_layers
 from distiller.training.module import Progress, TrainingModule, schedule, step_seed
 from distiller.training.processes import log_values, open_fabric, process_errors
+from distiller.training.progress_lines import StepBar
 from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
 DIVERGED = 100.0  # times the first loss; a loss that learns never gets there
-LINES = 20  # of progress in a log
 SMALL_LOSS = 0.1  # a smaller first loss counts as this: one with a cosine in it may start at 0 by chance
 
 
@@ -217,29 +215,3 @@ def arrange_layers(module: TrainingModule, config: TrainerConfig) -> None:
                 compile_layers(encoder.layers)
     if config.checkpoint_activations and isinstance(module.student, SpeechEncoder):
         checkpoint_layers(module.student.layers)
-
-
-class StepBar:
-    """Progress with the loss and the seconds of audio trained on per second: a bar on a terminal, else some lines."""
-
-    def __init__(self, done: int, steps: int, visible: bool, file: TextIO | None = None) -> None:
-        terminal = (file or sys.stderr).isatty()
-        self.bar = tqdm(total=steps, initial=done, desc="training", disable=not (visible and terminal), file=file)
-        self.every = max(1, steps // LINES) if visible and not terminal else 0
-        self.rate = 0.0
-
-    def update(self, row: dict[str, float]) -> None:
-        rate = row["audio_seconds"] / max(row["step_seconds"], 1e-9)
-        self.rate = rate if not self.rate else 0.9 * self.rate + 0.1 * rate
-        self.bar.set_postfix({"loss": f"{row['loss']:.4g}", "audio s/s": f"{self.rate:.0f}"}, refresh=False)
-        self.bar.update()
-        if self.every and row["step"] % self.every == 0:
-            print(
-                f"step {row['step']} of {self.bar.total}: loss {row['loss']:.4g}, {self.rate:.0f} audio s/s", flush=True
-            )
-
-    def __enter__(self) -> "StepBar":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()  # ends its line, so that an error message has its own
