@@ -6,8 +6,11 @@ from pathlib import Path
 import torch
 
 from distiller.audio.skipped import skipped_count
+from distiller.common.values import digest
+from distiller.corpora.corpus import hours
 from distiller.distillation import stages
-from distiller.distillation.teacher import load_teacher
+from distiller.distillation.run_folder import accept_inputs, forgetting_a_failed_scan
+from distiller.distillation.teacher import identity, load_teacher
 from distiller.recipes.recipe import Recipe
 from distiller.reports import card, report
 from distiller.reports.distances import write_distances
@@ -24,7 +27,7 @@ def distil(recipe: Recipe, output: Path) -> None:
         UserError: whatever the user can correct.
     """
     started = time.perf_counter()
-    run = stages.Run(recipe, output, load_teacher(recipe.teacher))
+    run = open_run(recipe, output)
     torch.manual_seed(recipe.seed)
     distilled = stages.distil(run)
     if distilled is None:  # not the first rank
@@ -46,3 +49,19 @@ def distil(recipe: Recipe, output: Path) -> None:
         phone_accuracy(output, probe)
     save(student, output / "student", extra_files=card.files(output, result))
     report.write_report(output, result)
+
+
+def open_run(recipe: Recipe, output: Path) -> stages.Run:
+    """The teacher and the corpus of a run, the same as when it began, wherever they lie now.
+
+    Raises:
+        UserError: one of them cannot be used, or is another one.
+    """
+    run = stages.Run(recipe, output, load_teacher(recipe.teacher))
+    with forgetting_a_failed_scan(output):
+        corpus = run.corpus
+        cuts = [[(cut.id, round(cut.duration, 4)) for cut in part] for part in (corpus.train, corpus.validation)]
+        found = {"utterances": sum(map(len, cuts)), "hours": round(hours(corpus.train + corpus.validation), 4)}
+        found["ids_and_durations"] = digest(cuts)[:16]
+        accept_inputs(output, recipe, {"teacher": identity(run.teacher), "corpus": found})
+    return run

@@ -39,6 +39,14 @@ class Distillation(TrainingModule):
     def frame_lengths(self, batch: Batch) -> Tensor:
         return self.teacher.config.frame_count(batch.lengths)
 
+    def finite_outputs(self, batch: Batch) -> dict[str, Tensor]:
+        networks = {"teacher": self.teacher} | ({} if self.shards else {"student": self.student})
+        outputs = {name: network(batch.waveforms, batch.lengths) for name, network in networks.items()}
+        return {
+            name: torch.stack([states.isfinite().all() for states in (output.projected, *output.hidden_states)]).all()
+            for name, output in outputs.items()
+        }
+
     def losses(self, batch: Batch) -> list[Term]:
         maps = self.objective.needs_attention_maps
         with torch.no_grad():

@@ -1,19 +1,35 @@
-"""A run's folder: which recipe made it, and whether another run may continue or replace it."""
+"""A run's folder: which recipe and inputs made it, and whether another run may continue or replace it."""
 
+import json
 import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from distiller.common.files import LOCK, remove, sweep
+from distiller.common.files import LOCK, read_csv, remove, sweep, write_json
+from distiller.common.process import launcher, rank
+from distiller.common.values import difference
 from distiller.recipes.recipe import RESUMABLE, Recipe, first_difference, save
 from upstream.errors import UserError
 
-RECIPE, REPORT = "recipe.yaml", "report.json"
+RECIPE, REPORT, INPUTS, SKIPPED = "recipe.yaml", "report.json", "inputs.json", "skipped.csv"
 
 # Placement changes the last bits of the results, so it may not change during a run; a complete run is only shown.
 PLACEMENT = frozenset({"trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"})
 
+# Inputs of which INPUTS says what they hold; where they lie does not matter.
+PATHS = {"teacher": "teacher", "corpus": "corpus.path"}
+
 # Files that may be in the folder before its run: shells and schedulers write their logs there.
 LOGS = frozenset({".log", ".txt", ".out", ".err"})
+
+# What a run has written before its first checkpoint and another one would take for its own. (It replaces the rest.)
+SCANS = ("corpus/*.jsonl.gz", "corpus/*.skipped.csv")
+OF_A_START = (
+    *SCANS, INPUTS, SKIPPED, "clusters.json", "cka.csv", "similarity.png", "metrics.csv", "joint/metrics.csv",
+    "tensorboard/events.out.tfevents.*", "joint/tensorboard/events.out.tfevents.*", "corpus/.busy", "calibration/.busy",
+)  # fmt: skip
 
 
 def is_complete(output: Path) -> bool:
@@ -21,18 +37,27 @@ def is_complete(output: Path) -> bool:
     return os.path.isfile(output / REPORT)  # False also without permission to look
 
 
-def check_same_recipe(output: Path, recipe: Recipe) -> None:
+def has_results(output: Path) -> bool:
+    """Whether a run has left something that its continuation would use: a checkpoint, or what follows it."""
+    return any((output / name).exists() for name in ("pruned", "student", REPORT)) or any(
+        output.glob("**/checkpoints/*.ckpt")
+    )
+
+
+def check_same_recipe(output: Path, recipe: Recipe, ignore: Collection[str] = ()) -> None:
     """
     Raises:
         UserError: the output was made with another recipe; names the first key that differs, and both values.
     """
-    ignore = RESUMABLE | PLACEMENT if is_complete(output) else RESUMABLE
-    if difference := first_difference(output / RECIPE, recipe, ignore):
+    allowed = RESUMABLE | (PLACEMENT if is_complete(output) else frozenset()) | set(ignore)
+    if difference := first_difference(output / RECIPE, recipe, allowed):
         raise UserError(f"{output} was made with another recipe: {difference}; choose another --output, or --overwrite")
 
 
 def prepare(output: Path, recipe: Recipe, overwrite: bool) -> None:
     """Make `output` ready for a run of `recipe` to begin or continue, and save the recipe in it.
+
+    A run that has no checkpoint yet leaves its place to one of another recipe.
 
     Args:
         overwrite: remove all files of an earlier run.
@@ -51,7 +76,110 @@ def prepare(output: Path, recipe: Recipe, overwrite: bool) -> None:
         last = {REPORT: 0, RECIPE: 2}  # an interrupted removal leaves an incomplete run that can be removed again
         for path in sorted(files, key=lambda path: last.get(path.name, 1)):
             remove(path)
-    else:
-        check_same_recipe(output, recipe)
+    elif has_results(output):
+        check_same_recipe(output, recipe, known_paths(output))
         sweep(output)
+        if moved(output, recipe):
+            return  # `accept_inputs` saves it
+    else:
+        sweep(output)
+        if _differs(output, recipe):
+            forget_start(output)
     save(recipe, output / RECIPE)
+
+
+def _differs(output: Path, recipe: Recipe) -> bool:
+    """Whether a run folder is another recipe's, or one that can no longer be read."""
+    try:
+        return first_difference(output / RECIPE, recipe, RESUMABLE) is not None
+    except UserError:
+        return True
+
+
+# --- a start that fails
+
+
+@contextmanager
+def forgetting_a_failed_start(output: Path) -> Iterator[None]:
+    """If the block fails before its first checkpoint, leave nothing but the list of unusable audio, if there is one."""
+    try:
+        yield
+    except Exception:
+        if not has_results(output):
+            with suppress(OSError):  # the error of the block says more
+                forget_start(output, but=(SKIPPED,) if read_csv(output / SKIPPED) else ())
+                rest = {path.name for path in output.iterdir() if not path.name.startswith(".")} - {RECIPE}
+                if not rest and launcher() is None:  # torchrun's other processes may still write there
+                    for path in output.glob(".busy"):
+                        path.unlink()
+                    (output / RECIPE).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def forgetting_a_failed_scan(output: Path) -> Iterator[None]:
+    """If the block fails, the corpus is scanned anew the next time, when its user may have mended it."""
+    before = set(_scans(output))
+    try:
+        yield
+    except Exception:
+        for path in set(_scans(output)) - before:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _scans(output: Path) -> list[Path]:
+    return [path for pattern in SCANS for path in output.glob(pattern)]
+
+
+def forget_start(output: Path, but: Collection[str] = ()) -> None:
+    """Remove what a run without a checkpoint has written, and nothing else."""
+    for pattern in OF_A_START:
+        for path in output.glob(pattern):
+            if path.name not in but and path.is_file():
+                path.unlink()
+    for name in ("corpus", "calibration", "tensorboard", "joint/tensorboard", "joint"):
+        with suppress(OSError):  # not there, or something of the user's is in it
+            (output / name).rmdir()
+
+
+# --- what a run was made from
+
+
+def known_paths(output: Path) -> set[str]:
+    """The keys of paths that need not stay the same, since what they lead to is known."""
+    return {PATHS[name] for name in _inputs(output)}
+
+
+def moved(output: Path, recipe: Recipe) -> bool:
+    """Whether a path leads elsewhere than it did when the run began."""
+    return first_difference(output / RECIPE, recipe, RESUMABLE | PLACEMENT) is not None
+
+
+def accept_inputs(output: Path, recipe: Recipe, found: dict[str, dict[str, Any]]) -> None:
+    """Compare a run's inputs with those that it began with, or note them when it begins.
+
+    Args:
+        found: what identifies each of PATHS.
+
+    Raises:
+        UserError: one of them is another.
+    """
+    known = _inputs(output)
+    for name, values in found.items():
+        if other := difference(known.get(name, values), values):
+            raise UserError(
+                f"{output} was made with another {name}: {other}; change {PATHS[name]}, or choose another --output, or "
+                "--overwrite"
+            )
+    if rank() == 0 and not is_complete(output):
+        write_json(output / INPUTS, found)
+        save(recipe, output / RECIPE)
+
+
+def _inputs(output: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((output / INPUTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, of an older version, or damaged: then the paths count
+        return {}
+    return values if isinstance(values, dict) and values.keys() <= PATHS.keys() else {}

@@ -5,7 +5,14 @@ from pathlib import Path
 
 from distiller.common.files import lock_folder
 from distiller.common.process import rank
-from distiller.distillation.run_folder import check_same_recipe, is_complete, prepare
+from distiller.distillation.run_folder import (
+    check_same_recipe,
+    forgetting_a_failed_start,
+    is_complete,
+    known_paths,
+    moved,
+    prepare,
+)
 from distiller.recipes.recipe import Recipe
 from distiller.training.devices import place
 
@@ -25,7 +32,11 @@ def start(recipe: Recipe, output: Path, overwrite: bool = False, dry_run: bool =
 
         print_plan(recipe)
     elif is_complete(output) and not overwrite:
-        check_same_recipe(output, recipe)
+        check_same_recipe(output, recipe, known_paths(output))
+        if moved(output, recipe):
+            from distiller.distillation.distil import open_run
+
+            open_run(recipe, output)
         if rank() == 0:
             from distiller.reports.report import print_report
 
@@ -37,7 +48,8 @@ def start(recipe: Recipe, output: Path, overwrite: bool = False, dry_run: bool =
         else:
             with lock_folder(output):
                 prepare(output, recipe, overwrite)
-                _distil(recipe, output)
+                with forgetting_a_failed_start(output):
+                    _distil(recipe, output)
 
 
 def _distil(recipe: Recipe, output: Path) -> None:

@@ -1,13 +1,12 @@
 """The training loop. Lightning Fabric places it on devices; each step of it is written out here, in its order."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from distiller.audio.batch import Batch, StepBatch
 from distiller.audio.dataset import AudioDataset
@@ -31,12 +29,13 @@ from distiller.training.held_out import HeldOut
 from distiller.training.layer_options import checkpoint_layers, compile_layers
 from distiller.training.module import Progress, TrainingModule, schedule, step_seed
 from distiller.training.processes import log_values, open_fabric, process_errors
+from distiller.training.progress_lines import StepBar
 from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
 DIVERGED = 100.0  # times the first loss; a loss that learns never gets there
-LINES = 20  # of progress in a log
+LOUD = 1e3  # samples beyond this are no audio
 SMALL_LOSS = 0.1  # a smaller first loss counts as this: one with a cosine in it may start at 0 by chance
 
 
@@ -151,9 +150,9 @@ def optimiser_step(
         for name, value in {"loss": loss.detach(), **terms}.items():
             sums[name] = sums.get(name, 0.0) + value
     values = over_ranks(fabric, sums)
-    check_finite(fabric, progress, "loss", values["loss"], batch)
+    check_finite(fabric, module, "loss", values["loss"], batch)
     norm = clip_gradients(fabric, module, optimizer)
-    check_finite(fabric, progress, "gradient norm", norm, batch)
+    check_finite(fabric, module, "gradient norm", norm, batch)
     optimizer.step()
     scheduler.step()
     if module.average is not None:
@@ -192,9 +191,9 @@ def clip_gradients(fabric: Fabric, module: TrainingModule, optimizer: Any) -> fl
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
-def check_finite(fabric: Fabric, progress: Progress, what: str, value: float, batch: StepBatch) -> None:
+def check_finite(fabric: Fabric, module: TrainingModule, what: str, value: float, batch: StepBatch) -> None:
     """Raises: UserError: the value is not finite, or a loss has diverged; the checkpoints before this step stay."""
-    diverged = False
+    progress, diverged = module.progress, False
     if what == "loss":
         progress.first_loss = abs(value) if progress.first_loss is None else progress.first_loss
         diverged = abs(value) > DIVERGED * max(progress.first_loss, SMALL_LOSS)
@@ -203,10 +202,39 @@ def check_finite(fabric: Fabric, progress: Progress, what: str, value: float, ba
         return
     files = [path for micro_batch in batch.batches for path in micro_batch.paths]
     listed = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    raise UserError(
-        f"the {what} is {value:.4g} at step {progress.step + 1} (files {listed}); the last good checkpoint is kept: "
-        "try a lower optimizer.lr or optimizer.clip in a new --output"
-    )
+    at = f"at step {progress.step + 1} (files {listed})"
+    kept = "; the last good checkpoint is kept" if progress.step else ""
+    if not math.isfinite(value) and (cause := cause_of_overflow(fabric, module, batch)):
+        raise UserError(f"{cause[0]} is not finite {at}{kept}: {cause[1]}")
+    remedy = "try a lower optimizer.lr or optimizer.clip in a new --output"
+    if not (progress.step or diverged):
+        remedy = "no step has been taken, so optimizer.lr is not the cause; try another teacher or other audio"
+    raise UserError(f"the {what} is {value:.4g} {at}{kept}: {remedy}")
+
+
+@torch.no_grad()
+def cause_of_overflow(fabric: Fabric, module: TrainingModule, batch: StepBatch) -> tuple[str, str] | None:
+    """What is not finite before there is a loss, and the remedy; None if only a high learning rate explains it.
+
+    Every rank takes part, and all find the same.
+    """
+    found: dict[str, Tensor] = {"loud": torch.zeros((), device=fabric.device)}
+    with fabric.autocast():
+        for micro_batch in batch.batches:
+            found["loud"] += (micro_batch.waveforms.abs() > LOUD).any()
+            for name, finite in module.finite_outputs(micro_batch).items():
+                found[name] = found.get(name, 0.0) + (~finite).float()
+    failed = [name.removeprefix("term/") for name, count in over_ranks(fabric, found).items() if count]
+    network = next((name for name in failed if name != "loud"), None)
+    what = f"the {network}'s output" if network else "the loss"
+    precision, first = fabric.strategy.precision.precision, module.progress.step == 0
+    if "loud" in failed:
+        return what, f"some of the audio, which should be within -1 to 1, is beyond {LOUD:g}; leave such files out"
+    if precision == "16-mixed" or (precision != "32-true" and (first or network == "teacher")):
+        return what, f"trainer.precision is {precision}, in which large values overflow; try 32-true in a new --output"
+    if network == "teacher":
+        return what, "its weights are too large for 32-bit numbers; try another teacher"
+    return None  # at a first step its initial weights, later the learning rate
 
 
 def arrange_layers(module: TrainingModule, config: TrainerConfig) -> None:
@@ -217,29 +245,3 @@ def arrange_layers(module: TrainingModule, config: TrainerConfig) -> None:
                 compile_layers(encoder.layers)
     if config.checkpoint_activations and isinstance(module.student, SpeechEncoder):
         checkpoint_layers(module.student.layers)
-
-
-class StepBar:
-    """Progress with the loss and the seconds of audio trained on per second: a bar on a terminal, else some lines."""
-
-    def __init__(self, done: int, steps: int, visible: bool, file: TextIO | None = None) -> None:
-        terminal = (file or sys.stderr).isatty()
-        self.bar = tqdm(total=steps, initial=done, desc="training", disable=not (visible and terminal), file=file)
-        self.every = max(1, steps // LINES) if visible and not terminal else 0
-        self.rate = 0.0
-
-    def update(self, row: dict[str, float]) -> None:
-        rate = row["audio_seconds"] / max(row["step_seconds"], 1e-9)
-        self.rate = rate if not self.rate else 0.9 * self.rate + 0.1 * rate
-        self.bar.set_postfix({"loss": f"{row['loss']:.4g}", "audio s/s": f"{self.rate:.0f}"}, refresh=False)
-        self.bar.update()
-        if self.every and row["step"] % self.every == 0:
-            print(
-                f"step {row['step']} of {self.bar.total}: loss {row['loss']:.4g}, {self.rate:.0f} audio s/s", flush=True
-            )
-
-    def __enter__(self) -> "StepBar":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()  # ends its line, so that an error message has its own

@@ -65,6 +65,10 @@ class TrainingModule(nn.Module, ABC):
     def frame_lengths(self, batch: Batch) -> Tensor:
         """(batch,) valid frames of each utterance."""
 
+    def finite_outputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Whether what goes into the loss is finite: a boolean for the output of each network that it compares."""
+        return {}
+
     def penalty(self) -> tuple[Tensor | float, dict[str, float]]:
         """What is added to the loss of a whole step, independent of its batches, and values of it to log."""
         return 0.0, {}

@@ -50,6 +50,12 @@ def use(monkeypatch: pytest.MonkeyPatch, distil: Callable[[Recipe, Path], object
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
+def checkpoint(output: str) -> None:
+    """What a run leaves that has got so far; before, its place is free."""
+    Path(output, "checkpoints").mkdir()
+    Path(output, "checkpoints", "step-00000001.ckpt").touch()
+
+
 def contents(folder: Path) -> dict[str, int]:
     paths = (path for path in sorted(folder.rglob("*")) if path.name != ".lock")
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in paths}
@@ -164,6 +170,7 @@ def test_paths_hold_in_any_directory(distilled: list, tmp_path: Path) -> None:
 @pytest.mark.parametrize("finished", [False, True])
 def test_an_output_of_another_recipe(finished: bool, distilled: list, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main([*STAR, "--output", "run"]) == 0
+    checkpoint("run")
     if finished:
         Path("run/report.json").write_text("{}")
     before = contents(Path("run"))
@@ -177,6 +184,7 @@ def test_an_output_of_another_recipe(finished: bool, distilled: list, capsys: py
 
 def test_what_may_change_while_a_run_lasts(distilled: list, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(STAR) == 0
+    checkpoint("exp/star")
     allowed = ["corpus.workers=0", "corpus.max_skipped=0.5", "trainer.checkpoint_every=3"]
     assert run.main([*STAR, *allowed]) == 0
     assert load_recipe(Path("exp/star/recipe.yaml")).corpus.workers == 0

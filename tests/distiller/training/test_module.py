@@ -1,6 +1,5 @@
 """The loop: normalisation over the global batch, exact resume, a teacher that stays as it is."""
 
-import io
 import os
 import socket
 import subprocess
@@ -32,7 +31,7 @@ from distiller.recipes.recipe import Recipe, load_recipe
 from distiller.students.config import NarrowConfig
 from distiller.training import loop
 from distiller.training.config import OptimizerConfig
-from distiller.training.loop import StepBar, Training, optimiser_step
+from distiller.training.loop import Training, optimiser_step
 from distiller.training.module import schedule, step_seed
 from upstream.checkpoint import load, save
 from upstream.config import EncoderConfig
@@ -223,31 +222,6 @@ def run_fit(noise: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Disti
         return module
 
     return run
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"loss": 2.0, "audio_seconds": 30.0, "step_seconds": 0.5}
-
-    def interrupted(file: io.StringIO) -> None:
-        with StepBar(1, 40, visible=True, file=file) as bar:
-            for step in (2, 3, 4):
-                bar.update(row | {"step": step})
-            raise Interrupted
-
-    terminal = Terminal()
-    with pytest.raises(Interrupted):
-        interrupted(terminal)
-    assert terminal.getvalue().rpartition("\r")[2].startswith("training:  10%")
-    assert terminal.getvalue().endswith("\n")  # so that an error message has a line of its own
-    assert capsys.readouterr().out == ""
-    with pytest.raises(Interrupted):
-        interrupted(io.StringIO())
-    assert capsys.readouterr().out == "step 2 of 40: loss 2, 60 audio s/s\nstep 4 of 40: loss 2, 60 audio s/s\n"
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])
