@@ -1,7 +1,6 @@
 """Checkpoints: load any supported one; save ours (config.json and model.safetensors) atomically."""
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from .files import disk_errors, sync_directory, write_synced
 from .formats import dphubert, fairseq, huggingface, starhubert
 from .formats.files import read_json, read_safetensors, read_torch, refuse_configuration
 from .formats.keys import build
+from .hub import model_folder
 
 FILE_FORMATS = (starhubert, dphubert, fairseq)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -33,7 +33,7 @@ def load(path_or_name: str | Path, model_config: str | Path | None = None) -> Sp
     Raises:
         UserError: the path does not exist, the format is unknown, or anything in the checkpoint is wrong.
     """
-    path = existing_checkpoint(Path(path_or_name)) or _download(str(path_or_name))
+    path = existing_checkpoint(Path(path_or_name)) or model_folder(str(path_or_name))
     if path.name in (CONFIG, WEIGHTS):
         path = path.parent
     if not path.is_dir():
@@ -56,37 +56,6 @@ def _load_file(path: Path, model_config: Path | None) -> SpeechEncoder:
     known = "; ".join(file_format.NAME for file_format in FILE_FORMATS)
     keys = ", ".join(sorted(f"{key!s:.30}" for key in content)[:8]) or "no keys"
     raise UserError(f"{path} is an unknown kind of checkpoint with {keys}; known files are {known}")
-
-
-def _download(name: str) -> Path:
-    """The folder of a model from the Hugging Face hub, or from its cache."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"{name} does not exist, and is not a hub name of the form ORG/NAME")
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-    except ImportError:
-        raise UserError(f"{name} does not exist; hub names need the package huggingface_hub") from None
-
-    def fetch(file: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(name, file))
-        except EntryNotFoundError:
-            return None
-
-    reason = "neither in its cache nor within reach"
-    try:
-        config = fetch(CONFIG)
-        if config is not None:
-            fetch("preprocessor_config.json")
-            weights = next((file for file in huggingface.WEIGHTS if fetch(file)), "")
-            if weights.endswith(".index.json"):
-                for shard in huggingface.shards(config.parent / weights):
-                    fetch(shard)
-            return config.parent
-    except (OSError, ValueError) as error:
-        reason = type(error).__name__
-    raise UserError(f"{name} does not exist, also not on the Hugging Face hub ({reason})")
 
 
 def save(

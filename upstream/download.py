@@ -7,14 +7,13 @@ import shutil
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from .errors import UserError
+from . import hub
+from .errors import UserError, first_line
 from .files import atomic_file
 
 TIMEOUT = 60  # seconds without an answer
@@ -54,7 +53,8 @@ def fetch(file: RemoteFile, refresh: bool = False) -> Path:
     A copy is damaged if it has not the digest that was recorded beside it when it was fetched.
 
     Raises:
-        UserError: the file cannot be fetched, or differs from what is known of it; the cache is unchanged.
+        UserError: the file cannot be fetched, or differs from what is known of it; the cache is unchanged. Or the
+            cache cannot be written.
     """
     target = cache_directory() / file.name
     record = target.with_name(f"{target.name}.sha256")
@@ -71,8 +71,17 @@ def fetch(file: RemoteFile, refresh: bool = False) -> Path:
     except UserError:  # a ValueError too
         raise
     except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's errors; the latter two: not a URL
+        if isinstance(error, OSError) and _is_of(error, target.parent):
+            hint = "TORCH_HOME names another folder"
+            raise UserError(f"{target.parent} cannot be written: {error.strerror}; {hint}") from None
         raise UserError(f"{file.url} cannot be fetched: {error}") from None
     return target
+
+
+def _is_of(error: OSError, folder: Path) -> bool:
+    """Whether an error is about a folder: one of its parents, or a file in it."""
+    path = Path(error.filename) if isinstance(error.filename, str) else None
+    return path is not None and (path.is_relative_to(folder) or folder.is_relative_to(path))
 
 
 def _retrieve(file: RemoteFile, destination: Path) -> None:
@@ -93,32 +102,33 @@ def _from_url(file: RemoteFile, destination: Path) -> None:
 
 
 def _from_hugging_face(file: RemoteFile, destination: Path) -> None:
-    download = _import_or_explain(file, "huggingface_hub", "hf_hub_download")
     try:
         with tempfile.TemporaryDirectory(dir=destination.parent) as folder:
-            shutil.copyfile(download(file.repository, file.name, local_dir=folder), destination)
+            shutil.copyfile(hub.download(file.repository, file.name, Path(folder)), destination)
+    except ImportError:
+        raise _missing(file, "huggingface_hub") from None
     except Exception as error:  # the client's many network errors share no base class
-        raise UserError(f"{file.url} cannot be fetched from Hugging Face: {_first_line(error)}") from None
+        raise UserError(f"{file.url} cannot be fetched from Hugging Face: {first_line(error)}") from None
 
 
 def _from_google_drive(file: RemoteFile, identifier: str, destination: Path) -> None:
-    download = _import_or_explain(file, "gdown", "download")
+    try:
+        from gdown import download  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise _missing(file, "gdown") from None
     try:
         path = download(id=identifier, output=str(destination), quiet=False)
     except Exception as error:  # gdown raises those of its HTTP client and its own
-        raise UserError(f"{file.url} cannot be fetched from Google Drive: {_first_line(error)}") from None
+        raise UserError(f"{file.url} cannot be fetched from Google Drive: {first_line(error)}") from None
     if path is None:
         raise UserError(f"{file.url} cannot be fetched from Google Drive; download it in a browser and give its path")
 
 
-def _import_or_explain(file: RemoteFile, module: str, function: str) -> Callable[..., Any]:
-    try:
-        return getattr(__import__(module), function)
-    except ImportError:
-        raise UserError(
-            f"{file.url} cannot be fetched without the package {module}: install it (uv pip install {module}), "
-            "or download the file in a browser and give its path"
-        ) from None
+def _missing(file: RemoteFile, package: str) -> UserError:
+    return UserError(
+        f"{file.url} cannot be fetched without the package {package}: install it (uv pip install {package}), "
+        "or download the file in a browser and give its path"
+    )
 
 
 def _check(file: RemoteFile, path: Path) -> str:
@@ -147,7 +157,3 @@ def _sha256(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -53,3 +53,8 @@ def shown(value: Any) -> str:
     In full, nested or aliased values of a few bytes in a file could have any size.
     """
     return f"{reprlib.repr(value):.80}"
+
+
+def first_line(error: Exception) -> str:
+    """What an exception of a library says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -9,6 +9,7 @@ import types
 import zipfile
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -158,13 +159,14 @@ def test_hugging_face_goes_through_its_client(monkeypatch):
         return str(path)
 
     file = RemoteFile("https://huggingface.co/pyf98/DPHuBERT", "DPHuBERT-sp0.75.pth", "pyf98/DPHuBERT")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=hf_hub_download))
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     assert fetch(file).read_bytes() == checkpoint_bytes()
 
     def offline(*args, **kwargs):
         raise RuntimeError("no route to host\nlong story")
 
-    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=offline))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(UserError, match=r"from Hugging Face: no route to host$"):
         fetch(file, refresh=True)
 
@@ -176,3 +178,13 @@ def test_a_missing_client_is_named(monkeypatch, module, repository):
         UserError, match=rf"without the package {module}: .*uv pip install {module}\), .*give its path$"
     ):
         fetch(RemoteFile(DRIVE, "starhubert.ckpt", repository))
+
+
+@pytest.mark.parametrize("home", ["/proc/x", "{tmp}/file"])
+def test_a_cache_that_cannot_be_written_is_named(home, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "model.pth").write_bytes(checkpoint_bytes())
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: home.format(tmp=tmp_path))
+    said = r"/checkpoints/speech-distiller cannot be written: \w.*; TORCH_HOME names another folder$"
+    with pytest.raises(UserError, match=said):
+        fetch(RemoteFile.from_url((tmp_path / "model.pth").as_uri()))

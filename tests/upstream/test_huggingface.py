@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from upstream import checkpoint
 from upstream.checkpoint import load
 from upstream.config import FAMILIES
 from upstream.errors import UserError
@@ -234,42 +233,3 @@ def test_an_index_that_names_a_path_is_refused(huggingface_folder) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"refused: weight_map names '\.\./outside\.safetensors'"):
         load(folder)
-
-
-def hub_of(folder: Path, monkeypatch) -> list[str]:
-    """A hub that holds one model; returns what is asked of it."""
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    asked = []
-
-    def download(name: str, file: str) -> str:
-        asked.append(file)
-        if name != "org/tiny" or not (folder / file).exists():
-            raise LocalEntryNotFoundError("not here")
-        return str(folder / file)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    return asked
-
-
-@pytest.mark.parametrize("rewrite", [to_bin, to_shards])
-def test_a_hub_name_fetches_the_weights_there_are(rewrite, huggingface_folder, monkeypatch, tmp_path) -> None:
-    _, folder = huggingface_folder("hubert", False)
-    expected = load(folder).state_dict()
-    rewrite(folder)
-    monkeypatch.chdir(tmp_path)
-    asked = hub_of(folder, monkeypatch)
-    assert torch.equal(load("org/tiny").state_dict()["layer_norm.weight"], expected["layer_norm.weight"])
-    assert asked[:2] == ["config.json", "preprocessor_config.json"]
-
-
-def test_a_hub_name_that_cannot_be_reached_is_a_one_line_error(huggingface_folder, monkeypatch, tmp_path) -> None:
-    _, folder = huggingface_folder("hubert", False)
-    monkeypatch.chdir(tmp_path)
-    hub_of(folder, monkeypatch)
-    for name in ("org/absent", "nothing", "exp/star/student", "a/b/../c"):
-        with pytest.raises(UserError, match=f"^{name} does not exist") as raised:
-            load(name)
-        assert "\n" not in str(raised.value)
-    assert checkpoint.existing_checkpoint(Path("org/absent")) is None
