@@ -3,10 +3,13 @@
 import io
 import math
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from io import FileIO
+from itertools import pairwise
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -15,11 +18,10 @@ from lhotse.cut.data import DataCut
 from lhotse.utils import compute_num_samples, fastcopy
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
-from soundfile import LibsndfileError
+from soundfile import LibsndfileError, SoundFile
 from torch import Tensor
 
-from distiller.audio.streams import Slice
-from distiller.audio.windows import source_samples, window_of
+from distiller.audio.streams import Part, Slice
 from distiller.common.progress import quiet_stderr
 from upstream.config import SAMPLE_RATE
 
@@ -97,6 +99,47 @@ class Decoder:
             raise Undecodable(f"{samples} samples at 16 kHz, where one frame takes {self.min_samples}")
 
 
+# --- windows of long recordings
+
+
+def source_samples(cut: DataCut) -> int:
+    """Samples of a cut at its own rate, as decoded."""
+    assert cut.recording is not None
+    # "whole": a complete file of a prepared corpus, whose cut is as long as its source, to a fraction of a sample
+    if ((cut.custom or {}).get("span") or {}).get("whole"):
+        return cut.recording.num_samples
+    return compute_num_samples(cut.duration, cut.sampling_rate)
+
+
+def windows(cut: DataCut, longest: float) -> list[DataCut]:
+    """A cut in as many equal windows as it takes for none to be longer than `longest` seconds: ID-0, ID-1, ...
+
+    Each knows the cut and which of its samples at 16 kHz it is: the decoder gives exactly those.
+    """
+    total = math.ceil(source_samples(cut) * SAMPLE_RATE / cut.sampling_rate)  # at 16 kHz
+    count = math.ceil(total / max(1, int(longest * SAMPLE_RATE)))
+    bounds = [index * total // count for index in range(count + 1)]
+    return [
+        fastcopy(
+            cut,
+            id=f"{cut.id}-{index}",
+            start=cut.start + first / SAMPLE_RATE,
+            duration=(last - first) / SAMPLE_RATE,
+            supervisions=[],
+            custom={"window": (cut, first, last)},
+        )
+        for index, (first, last) in enumerate(pairwise(bounds))
+    ]
+
+
+def window_of(cut: DataCut) -> tuple[DataCut, int, int | None]:
+    """The cut that a window is of, and its first and last sample there at 16 kHz; 0 and None if it is no window."""
+    return (cut.custom or {}).get("window") or (cut, 0, None)
+
+
+# --- reading
+
+
 def source_path(cut: DataCut) -> str:
     """The path of a cut's audio; ARCHIVE.tar/MEMBER in Lhotse Shar."""
     return str(sources(cut)[0].source)
@@ -147,14 +190,19 @@ def _load(cut: DataCut, start: int, stop: int) -> NDArray[np.float32]:
     Raises:
         Undecodable: the file is broken, or its length is not the declared one.
     """
+    assert cut.recording is not None
     try:
         with quiet_stderr(), ExitStack() as files:
-            channels = _part(_opened(cut, files), start, stop).load_audio()
+            if (cut.custom or {}).get("parts"):
+                channels = _of_parts(cut, start, stop)
+            else:
+                channels = _part(_opened(cut, files), start, stop).load_audio()
+                channels = channels[:, start:stop] if channels is not None and cut.recording.transforms else channels
     except Exception as error:  # decoders raise all kinds of errors
-        raise Undecodable(reason(error, source_path(cut))) from error
+        raise Undecodable(_why(error, cut)) from error
     if channels is None or channels.size == 0:
         raise Undecodable("it holds no samples")
-    return channels[:, start:stop] if cut.recording.transforms else channels  # type: ignore[union-attr]
+    return channels
 
 
 def _opened(cut: DataCut, files: ExitStack) -> DataCut:
@@ -163,11 +211,15 @@ def _opened(cut: DataCut, files: ExitStack) -> DataCut:
     span = (cut.custom or {}).get("span")
     if span is None:
         return cut
-    archive = files.enter_context(FileIO(span["archive"]))
-    file = io.BufferedReader(Slice(archive, span["offset"], span["size"]), BUFFER)
+    file = open_part(files.enter_context(FileIO(span["archive"])), Part(span["offset"], span["size"]))
     source = fastcopy(sources(cut)[0], type="file", source=file)
     seconds = source_samples(cut) / cut.sampling_rate if span.get("whole") else cut.duration
     return fastcopy(cut, recording=fastcopy(cut.recording, sources=[source]), duration=seconds)
+
+
+def open_part(file: FileIO, part: Part) -> BinaryIO:
+    """A part of an open file, as a file that soundfile reads."""
+    return cast(BinaryIO, io.BufferedReader(Slice(file, part), BUFFER))
 
 
 def _part(cut: DataCut, start: int, stop: int) -> DataCut:
@@ -177,3 +229,42 @@ def _part(cut: DataCut, start: int, stop: int) -> DataCut:
         return cut
     begin = compute_num_samples(cut.start, rate) + start
     return fastcopy(cut, start=begin / rate, duration=(stop - start) / rate)
+
+
+def _of_parts(cut: DataCut, start: int, stop: int) -> NDArray[np.float32]:
+    """As `_load`, of a file whose header does not say where all of its audio is; its parts are read in turn."""
+    begin = compute_num_samples(cut.start, cut.sampling_rate)
+    start, stop, before, pieces = start + begin, stop + begin, 0, []
+    with FileIO(source_path(cut)) as file:
+        for offset, size, prefix, frames in (cut.custom or {})["parts"]:
+            first, last = max(0, start - before), min(frames, stop - before)
+            if first < last:
+                with SoundFile(open_part(file, Part(offset, size, bytes.fromhex(prefix)))) as opened:
+                    if first:  # libmpg123 rounds otherwise after seeking
+                        opened.seek(first)
+                    pieces.append(opened.read(last - first, "float32", always_2d=True).T)
+            before += frames
+    channels = np.concatenate(pieces, axis=1)[[cut.channel] if isinstance(cut.channel, int) else cut.channel]
+    if channels.shape[1] < stop - start - TOLERANCE * cut.sampling_rate:
+        raise Undecodable("the decoder gives fewer than the declared samples")
+    return np.pad(channels, ((0, 0), (0, stop - start - channels.shape[1])), mode="reflect")
+
+
+def _why(error: Exception, cut: DataCut) -> str:
+    """Why a cut cannot be read: how long its file is, if that is not what its header or manifest declares."""
+    path, recording = source_path(cut), cut.recording
+    if recording is not None and ".tar/" not in path and not recording.transforms:
+        held = _decodable(path)
+        if 0 < held < recording.duration - TOLERANCE:
+            return f"its declared samples make {recording.duration:.2f} s, but the decoder gives {held:.2f} s"
+    return reason(error, path)
+
+
+@lru_cache(maxsize=64)
+def _decodable(path: str) -> float:
+    """Seconds until a file ends or is broken; 0 if it cannot be opened."""
+    seconds = 0.0
+    with quiet_stderr(), suppress(Exception), SoundFile(path) as file:
+        while block := len(file.read(file.samplerate // 10 + 1)):
+            seconds += block / file.samplerate
+    return seconds

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from lhotse.cut.data import DataCut
 
-from distiller.audio.decoding import Decoder, Undecodable, source_path
+from distiller.audio.decoding import Decoder, Undecodable, source_path, windows
 from distiller.audio.formats import endings
 from distiller.audio.inventory import Amount, Inventory
 from distiller.audio.skipped import Skipped, check_share, countable
-from distiller.audio.windows import windows
 from distiller.common.files import expanded
 from distiller.corpora.config import SYNTHETIC, CorpusConfig
 from distiller.corpora.scanning import locate, scan_cached
@@ -136,19 +135,11 @@ def _inventory(config: CorpusConfig, cuts: list[DataCut], skipped: list[Skipped]
     short = [cut for cut in cuts if cut.duration < config.min_seconds]
     long = [cut for cut in cuts if cut.duration > config.longest]
     whole = [cut for cut in cuts if config.min_seconds <= cut.duration <= config.longest]
-    split = long if config.window is not None else []
-    return Inventory(
-        whole=Amount.of(whole),
-        split=Amount.of(split),
-        windows=0 if config.window is None else len(_split(split, 0.0, config.window)),
-        short=Amount.of(short),
-        long=Amount.of([] if split else long),
-        unusable=len(countable(skipped)),
-        not_read=endings(row.path for row in skipped),
-        min_seconds=config.min_seconds,
-        longest=config.longest,
-        window_seconds=config.window,
-    )
+    split, long = ([], long) if config.window is None else (long, [])
+    count = sum(len(windows(cut, config.window or math.inf)) for cut in split)
+    groups = Amount.of(whole), Amount.of(split), count, Amount.of(short), Amount.of(long)
+    unusable, not_read = len(countable(skipped)), endings(row.path for row in skipped)
+    return Inventory(*groups, unusable, not_read, config.min_seconds, config.longest, config.window)
 
 
 def _check_skipped(config: CorpusConfig, skipped: list[Skipped], usable: int) -> None:

@@ -7,29 +7,35 @@ text file that lists any of these, or a corpus prepared by `corpus.py prepare`. 
 import json
 import os
 import re
-import stat
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-import soundfile
 from lhotse import AudioSource, CutSet, Recording
 from lhotse.cut.data import DataCut
 from lhotse.lazy import LazyManifestIterator
 from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 
-from distiller.audio.decoding import reason, sources
-from distiller.audio.formats import AUDIO, COMMON, NOT_READ, ending, endings
+from distiller.audio.decoding import Undecodable, sources
+from distiller.audio.formats import AUDIO, COMMON, NOT_READ, ending, endings, header
 from distiller.audio.skipped import Skipped, read_skipped, write_skipped
 from distiller.common.files import disk_error, disk_errors, lock_folder, write_with
 from distiller.common.progress import progress, quiet_stderr
 from distiller.common.values import digest
-from distiller.corpora.manifests import as_filed, plain, problem_of, problem_of_recording, read_items, read_list
+from distiller.corpora.manifests import (
+    as_filed,
+    plain,
+    problem_of,
+    problem_of_recording,
+    read_items,
+    read_list,
+    with_parts,
+)
 from distiller.corpora.prepared import check_subsets, is_prepared, prepared_sources, read_prepared
 from upstream.errors import UserError
 
@@ -117,7 +123,7 @@ def _scan(source: Path, root: Path, listed_in: tuple[Path, ...] = ()) -> Iterabl
     if source.is_dir():
         shards = sorted(path for path in source.glob("cuts*.jsonl*") if path.is_file())
         if shards and any(source.glob("recording*.tar")):
-            return chain.from_iterable(_in_threads(_shard, shards, f"Shards of {source.name}"))
+            return chain.from_iterable(cast(Any, _in_threads(_shard, shards, f"Shards of {source.name}")))
         audio, other = _audio_files(source)
         return [*_files(audio, root, source.name), *map(_not_read, other)]
     if _is_audio(source):
@@ -168,9 +174,8 @@ def _audio_files(folder: Path) -> tuple[list[Path], list[Path]]:
     files, visited = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(parent)
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in visited else []
-        if real not in visited:
-            files += [Path(parent, name) for name in names if name[0] != "."]
+        folders[:] = sorted(name for name in folders if name[0] != "." and real not in visited)
+        files += [Path(parent, name) for name in names if name[0] != "." and real not in visited]
         visited.add(real)
     audio = sorted(path for path in files if path.name.lower().endswith(AUDIO))
     other = sorted(path for path in files if ending(path) in NOT_READ)
@@ -185,41 +190,39 @@ def _audio_files(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _not_read(path: Path) -> Skipped:
-    name = os.fsencode(path).decode(errors="replace")
-    return Skipped(name, f"{ending(path)} files are not read; convert it to wav or flac")
+    return Skipped(_shown(path), f"{ending(path)} files are not read; convert it to wav or flac")
 
 
-def _in_threads(examine: Callable[[Any], Item], items: list[Any], title: str) -> list[Item]:
+def _shown(path: str | Path) -> str:
+    """A path as text that any file can hold."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+def _in_threads(examine: Callable[[Any], Item], items: list[Any], title: str) -> list[Item | Skipped]:
+    """The results of `examine` in order; a row for each path that is Undecodable."""
+
+    def examined(item: Any) -> Item | Skipped:
+        try:
+            return examine(item)
+        except Undecodable as error:
+            return Skipped(_shown(item), str(error))
+
     with quiet_stderr() as stderr, ThreadPool(THREADS) as pool:
-        results = pool.imap(examine, items, chunksize=max(1, min(64, len(items) // THREADS)))
+        results = pool.imap(examined, items, chunksize=max(1, min(64, len(items) // THREADS)))
         return list(progress(results, title, len(items), stderr))
 
 
 def _files(paths: list[Path], root: Path, name: str) -> list[DataCut | Skipped]:
     """A cut of each complete file, with all its channels."""
 
-    def cut(path: Path) -> DataCut | Skipped:
-        header = _header(str(path))
-        if isinstance(header, Skipped):
-            return header
+    def cut(path: Path) -> DataCut:
+        found = header(str(path))
         name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-        source = AudioSource(type="file", channels=list(range(header.channels)), source=str(path))
-        return Recording(name, [source], header.samplerate, header.frames, header.frames / header.samplerate).to_cut()
+        source = AudioSource(type="file", channels=list(range(found.channels)), source=str(path))
+        recording = Recording(name, [source], found.samplerate, found.frames, found.frames / found.samplerate)
+        return with_parts(recording.to_cut(), found)
 
     return _in_threads(cut, paths, f"Headers of {name}")
-
-
-def _header(path: str) -> Any:
-    try:
-        path.encode()
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-            return Skipped(path, "it is not a regular file")
-        header = soundfile.info(path)
-    except UnicodeEncodeError:
-        return Skipped(os.fsencode(path).decode(errors="replace"), "its name is not UTF-8")
-    except Exception as error:  # libsndfile raises several kinds
-        return Skipped(path, reason(error, path))
-    return header if header.frames > 0 else Skipped(path, "it holds no samples")
 
 
 def _manifest(path: Path) -> list[DataCut | Skipped]:
@@ -227,14 +230,12 @@ def _manifest(path: Path) -> list[DataCut | Skipped]:
     candidates = [plain(item, path) for item in read_items(path)]
     cuts = [candidate for candidate in candidates if isinstance(candidate, DataCut)]
     paths = sorted({source.source for cut in cuts for source in sources(cut)})
-    headers = _in_threads(_header, paths, f"Headers of {path.name}")
-    known = dict(zip(paths, headers, strict=True))
-    broken = {path: header for path, header in known.items() if isinstance(header, Skipped)}
+    known = dict(zip(paths, _in_threads(header, paths, f"Headers of {path.name}"), strict=True))
 
     def checked(cut: DataCut) -> DataCut | Skipped:
-        if rows := [broken[source.source] for source in sources(cut) if source.source in broken]:
-            return rows[0]
-        return as_filed(cut, known[sources(cut)[0].source], path)
+        found = [known[source.source] for source in sources(cut)]
+        first = next((one for one in found if isinstance(one, Skipped)), found[0])
+        return first if isinstance(first, Skipped) else as_filed(cut, first, path)
 
     return [checked(candidate) if isinstance(candidate, DataCut) else candidate for candidate in candidates]
 

@@ -1,5 +1,7 @@
 """Any file becomes 16 kHz mono, or a reason why it cannot."""
 
+import re
+
 import numpy as np
 import pytest
 import soundfile
@@ -69,11 +71,15 @@ def truncate(path, share):
 @pytest.mark.parametrize("share", [0.5, 0.9])
 @pytest.mark.parametrize("ending", ["mp3", "flac"])
 def test_a_truncated_file_does_not_pass_for_complete(tmp_path, ending, share):
+    """Neither at the scan nor, cut off after it, in training: both durations are named."""
     noise = np.random.default_rng(0).normal(0, 0.1, 3 * SAMPLE_RATE)
     path = write(tmp_path / f"a.{ending}", noise)
+    cut = cut_of(path)
     truncate(path, share)
-    with pytest.raises(Undecodable, match=r"decoder|declared samples"):
-        decode(cut_of(path))
+    ((_, reason),) = scan(path, tmp_path)[1]
+    assert re.fullmatch(r"its declared samples make 3.00 s, but it holds [12].\d\d s", reason)
+    with pytest.raises(Undecodable, match=r"^its declared samples make 3.00 s, but the decoder gives [12].\d\d s$"):
+        decode(cut)
 
 
 def test_a_file_zeroed_after_it_was_scanned(tmp_path):
@@ -142,11 +148,12 @@ def test_decoding_does_not_depend_on_the_number_of_threads(tmp_path):
 
 def test_no_message_of_a_decoder_reaches_stderr(tmp_path, capfd):
     path = write(tmp_path / "a.mp3", np.random.default_rng(0).normal(0, 0.1, 3 * SAMPLE_RATE))
+    cut = cut_of(path)
     truncate(path, 0.5)
     soundfile.read(path)
     assert "Xing" in capfd.readouterr().err  # libmpg123 does talk
     with pytest.raises(Undecodable):
-        decode(cut_of(path))
+        decode(cut)
     assert capfd.readouterr().err == ""
 
 

@@ -89,7 +89,7 @@ def test_no_read_permission_as_the_system_reports_it(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("builtins.open", denied)
         patch.setattr(soundfile, "info", denied)
-        row = scanning._header(str(tmp_path / "folder/a.wav"))
+        (row,) = scan(tmp_path / "folder/a.wav", tmp_path)[1]
     assert row == (str(tmp_path / "folder/a.wav"), "Permission denied")
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", denied)
