@@ -13,15 +13,17 @@ from torch import Tensor
 from distiller.exporters.checks import checked, farthest, wavs
 from upstream import attention, config, encoder, errors, extractor
 from upstream.checkpoint import write_folder
-from upstream.config import SAMPLE_RATE
+from upstream.config import FAMILIES, SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
 from upstream.formats import huggingface, huggingface_writing
 
 MODELING = "modeling_speech_encoder"
-AUTO_MAP = {
-    "AutoConfig": f"{MODELING}.SpeechEncoderConfig",
-    "AutoModel": f"{MODELING}.SpeechEncoderModel",
-    "AutoModelForCTC": f"{MODELING}.SpeechEncoderForCTC",
+HEADS = {  # by the class of `transformers` that opens a folder: those that it has for each family
+    "hubert": {"AutoModelForCTC": "ForCTC", "AutoModelForAudioClassification": "ForSequenceClassification"},
+}
+HEADS["wavlm"] = HEADS["wav2vec2"] = HEADS["hubert"] | {
+    "AutoModelForAudioFrameClassification": "ForAudioFrameClassification",
+    "AutoModelForAudioXVector": "ForXVector",
 }
 
 
@@ -54,15 +56,22 @@ def _plain_files(student: SpeechEncoder) -> dict[str, bytes | str]:
 
 
 def _own_files(student: SpeechEncoder) -> dict[str, bytes | str]:
-    values = {
-        "architectures": ["SpeechEncoderModel"],
+    values = huggingface_writing.config_values(student.config) | {
+        "architectures": [f"Distilled{FAMILIES[student.config.family].transformers_class}"],
         "model_type": huggingface.OWN_MODEL_TYPE,
-        "auto_map": AUTO_MAP,
+        "auto_map": auto_map(student.config.family),
         "encoder_config": student.config.to_dict(),
     }
     state = huggingface.OWN_TABLE.to_foreign(student.state_dict())
     files = _files(values, huggingface_writing.preprocessor(student.config), state)
     return files | _own_code()
+
+
+def auto_map(family: str) -> dict[str, str]:
+    """The classes of the folder's own modelling file, by the class of `transformers` that opens them."""
+    name = FAMILIES[family].transformers_class.removesuffix("Model")
+    classes = {"AutoConfig": "Config", "AutoModel": "Model", **HEADS[family]}
+    return {opener: f"{MODELING}.Distilled{name}{ending}" for opener, ending in classes.items()}
 
 
 def _own_code() -> dict[str, str]:
@@ -75,7 +84,8 @@ def _own_code() -> dict[str, str]:
 def has_only_our_code(folder: Path) -> bool:
     """Whether a folder names and contains exactly the Python files of such an export, so that they may be run."""
     code = {str(path.relative_to(folder)): path.read_text(errors="replace") for path in folder.rglob("*.py")}
-    return code == _own_code() and json.loads((folder / "config.json").read_text()).get("auto_map") == AUTO_MAP
+    named = json.loads((folder / "config.json").read_text()).get("auto_map")
+    return code == _own_code() and any(named == auto_map(family) for family in HEADS)
 
 
 def _files(values: dict[str, Any], preprocessor: dict[str, Any], state: dict[str, Tensor]) -> dict[str, bytes | str]:
