@@ -5,6 +5,9 @@ the folder with `AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`, or 
 classes of its family: each is the family's own class of `transformers` with this encoder in it.
 """
 
+# pyright: reportIncompatibleMethodOverride=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# the types that `transformers` declares are not those that it uses
+
 import copy
 from dataclasses import replace
 
@@ -87,14 +90,14 @@ class Encoder(SpeechEncoder):
         super().__init__(config)
         self.positional = RenamedPositionalConvolution(config)
         self.feature_extractor = FreezableExtractor(config)
-        shapes = zip(config.attention_heads, config.ffn_dims)
+        shapes = zip(config.attention_heads, config.ffn_dims, strict=True)
         self.layers = nn.ModuleList(Layer(heads, ffn_dim, config, layerdrop) for heads, ffn_dim in shapes)
 
 
 class Distilled(PreTrainedModel):
     """What all classes here have in common."""
 
-    _no_split_modules = ["Layer", "RenamedPositionalConvolution"]
+    _no_split_modules = ["Layer", "RenamedPositionalConvolution"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = False
     _supports_flex_attn = False
