@@ -103,8 +103,10 @@ def _notes(config: EncoderConfig, own_code: bool) -> list[str]:
         notes.append("The model normalises waveforms itself: pass them as they are.")
     elif config.normalize_waveform:
         notes.append("Waveforms must have zero mean and unit variance; the feature extractor ensures it.")
-    if not own_code:
-        notes.append("For recognition, fine-tuning starts from this folder with the family's `...ForCTC` class.")
+    trust = " and `trust_remote_code=True`" if own_code else ""
+    notes.append(
+        f"Fine-tuning starts from this folder with `AutoModelForCTC` or `AutoModelForAudioClassification`{trust}."
+    )
     return notes
 
 

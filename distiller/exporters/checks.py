@@ -1,15 +1,32 @@
 """What every export is checked with before it is kept."""
 
 import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from distiller.common.files import disk_errors
 from upstream.errors import UserError
+from upstream.files import PART
 
 TOLERANCE = 1e-4
 LENGTHS = (16_000, 11_231, 7_040)  # of the wavs, in samples
+
+
+@contextmanager
+def temporary_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder on the disk of an output, which must be writable anyway, unlike the machine's own folder.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    existing = next(path for path in output.absolute().parents if path.exists())
+    with disk_errors(output), tempfile.TemporaryDirectory(dir=existing, prefix=PART) as folder:
+        yield Path(folder)
 
 
 def wavs() -> list[Tensor]:

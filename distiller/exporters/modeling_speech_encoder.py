@@ -1,46 +1,53 @@
 """The encoder as a model of `transformers`, for exports of structures that its classes do not have.
 
 An exported folder contains it, with copies of config.py, encoder.py and their imports; it is not imported here. Open
-the folder with `AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`.
+the folder with `AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`, or with AutoModelForCTC and the other
+classes of its family: each is the family's own class of `transformers` with this encoder in it.
 """
 
+# pyright: reportIncompatibleMethodOverride=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# the types that `transformers` declares are not those that it uses
+
+import copy
 from dataclasses import replace
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
+from transformers import (
+    HubertConfig,
+    HubertForCTC,
+    HubertForSequenceClassification,
+    HubertModel,
+    PreTrainedModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForAudioFrameClassification,
+    Wav2Vec2ForCTC,
+    Wav2Vec2ForSequenceClassification,
+    Wav2Vec2ForXVector,
+    Wav2Vec2Model,
+    WavLMConfig,
+    WavLMForAudioFrameClassification,
+    WavLMForCTC,
+    WavLMForSequenceClassification,
+    WavLMForXVector,
+    WavLMModel,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, Wav2Vec2BaseModelOutput
+from transformers.utils.generic import can_return_tuple
 
 # beside this file in an exported folder; `transformers` copies the files that are named here
-from .attention import SelfAttention  # type: ignore[import-not-found]  # noqa: F401
+from .attention import PositionGate, SelfAttention  # type: ignore[import-not-found]  # noqa: F401
 from .config import EncoderConfig  # type: ignore[import-not-found]
-from .encoder import PositionalConvolution, SpeechEncoder  # type: ignore[import-not-found]
+from .encoder import (  # type: ignore[import-not-found]
+    EncoderLayer,
+    OutputBias,
+    PositionalConvolution,
+    SpeechEncoder,
+)
 from .errors import UserError  # type: ignore[import-not-found]  # noqa: F401
-from .extractor import FeatureExtractor  # type: ignore[import-not-found]  # noqa: F401
+from .extractor import FeatureExtractor, FeatureProjection  # type: ignore[import-not-found]
 from .waveforms import as_batch  # type: ignore[import-not-found]  # noqa: F401
-
-
-class SpeechEncoderConfig(PretrainedConfig):
-    """`encoder_config`: the encoder's configuration; the rest is for fine-tuning with CTC."""
-
-    model_type = "distilled_speech_encoder"
-
-    def __init__(
-        self, encoder_config=None, vocab_size=32, ctc_loss_reduction="sum", ctc_zero_infinity=False, **options
-    ):
-        super().__init__(**options)
-        self.encoder_config = encoder_config or {}
-        self.vocab_size = vocab_size
-        self.ctc_loss_reduction = ctc_loss_reduction
-        self.ctc_zero_infinity = ctc_zero_infinity
-
-    @property
-    def hidden_size(self):
-        return self.encoder_config.get("embed_dim")
-
-    @property
-    def num_hidden_layers(self):
-        return len(self.encoder_config.get("ffn_dims", ()))
 
 
 class RenamedPositionalConvolution(PositionalConvolution):
@@ -57,74 +64,213 @@ class RenamedPositionalConvolution(PositionalConvolution):
             self.initialize()
 
 
-class SpeechEncoderPreTrainedModel(PreTrainedModel):
-    config_class = SpeechEncoderConfig
-    base_model_prefix = "speech_encoder"
-    main_input_name = "input_values"
+class FreezableExtractor(FeatureExtractor):
+    """With the method that `freeze_feature_encoder` calls."""
 
+    def _freeze_parameters(self):
+        self.requires_grad_(False)
+
+
+class Layer(GradientCheckpointingLayer, EncoderLayer):
+    """A layer whose activations can be recomputed, and that training skips with probability `layerdrop`."""
+
+    def __init__(self, heads, ffn_dim, config, layerdrop):
+        super().__init__(heads, ffn_dim, config)
+        self.layerdrop = layerdrop
+
+    def forward(self, states, key_mask, position_bias, attention_map):
+        if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
+            return states, None
+        return super().forward(states, key_mask, position_bias, attention_map)
+
+
+class Encoder(SpeechEncoder):
+    """The encoder with the parts that `transformers` needs to be otherwise."""
+
+    def __init__(self, config, layerdrop):
+        super().__init__(config)
+        self.positional = RenamedPositionalConvolution(config)
+        self.feature_extractor = FreezableExtractor(config)
+        shapes = zip(config.attention_heads, config.ffn_dims, strict=True)
+        self.layers = nn.ModuleList(Layer(heads, ffn_dim, config, layerdrop) for heads, ffn_dim in shapes)
+
+
+class Distilled(PreTrainedModel):
+    """What all classes here have in common."""
+
+    _no_split_modules = ["Layer", "RenamedPositionalConvolution"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+
+    def _get_feat_extract_output_lengths(self, input_lengths, add_adapter=None):
+        return EncoderConfig.from_dict(self.config.encoder_config).frame_count(input_lengths)
+
+    @torch.no_grad()
     def _init_weights(self, module):
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
+        super()._init_weights(module)
+        if isinstance(module, PositionalConvolution):
+            module.initialize()
             nn.init.zeros_(module.bias)
+        elif isinstance(module, PositionGate):
+            nn.init.ones_(module.constant)
+        elif isinstance(module, OutputBias):
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, FeatureExtractor) and module.scale is not None:
+            nn.init.ones_(module.scale)
+        elif isinstance(module, FeatureProjection) and module.pruned_column is not None:
+            nn.init.zeros_(module.pruned_column)
 
 
-class SpeechEncoderModel(SpeechEncoderPreTrainedModel):
-    """Waveforms, prepared by the folder's feature extractor, to hidden states that do not depend on the batch."""
+class DistilledModel(Distilled):
+    """Waveforms, prepared by the folder's feature extractor, to hidden states that do not depend on the batch.
+
+    Comes before a family's model among the bases, whose constructor it replaces and whose SpecAugment it uses.
+    """
 
     def __init__(self, config):
-        super().__init__(config)
-        encoder_config = EncoderConfig.from_dict(config.encoder_config)
+        PreTrainedModel.__init__(self, config)
+        encoder_config = replace(
+            EncoderConfig.from_dict(config.encoder_config),
+            feature_dropout=float(config.feat_proj_dropout),
+            hidden_dropout=float(config.hidden_dropout),
+            attention_dropout=float(config.attention_dropout),
+            activation_dropout=float(config.activation_dropout),
+        )
         # the feature extractor normalises, as usual in `transformers`, unless it has another epsilon
         encoder_config = replace(encoder_config, normalize_waveform=encoder_config.normalizes_with_other_eps)
-        self.encoder = SpeechEncoder(encoder_config)
-        self.encoder.positional = RenamedPositionalConvolution(encoder_config)
+        self.encoder = Encoder(encoder_config, config.layerdrop)
+        if config.mask_time_prob > 0 or config.mask_feature_prob > 0:
+            self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size).uniform_())
         self.post_init()
 
+    @property
+    def feature_extractor(self):
+        return self.encoder.feature_extractor
+
+    @property
+    def feature_projection(self):
+        return self.encoder.feature_projection
+
+    def freeze_feature_encoder(self):
+        self.feature_extractor._freeze_parameters()
+
+    @can_return_tuple
     def forward(
         self,
         input_values,
         attention_mask=None,
-        output_hidden_states=None,
+        mask_time_indices=None,
         output_attentions=None,
-        return_dict=None,
+        output_hidden_states=None,
+        **unused,
     ):
         """input_values (batch, sample); attention_mask (batch, sample), 1 at valid samples."""
-        lengths = None if attention_mask is None else attention_mask.sum(dim=-1)
-        maps = self.config.output_attentions if output_attentions is None else output_attentions
+        lengths = attention_mask.sum(dim=-1).long() if attention_mask is not None else None
+        if lengths is None:
+            lengths = torch.full(input_values.shape[:1], input_values.shape[-1])
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        output = self.encoder(input_values, lengths, attention_maps=bool(maps))
-        result = BaseModelOutput(
-            last_hidden_state=output.last_hidden_state,
-            hidden_states=tuple(output.hidden_states) if states else None,
-            attentions=tuple(output.attention_maps) if maps else None,
-        )
-        return result if return_dict in (None, True) else result.to_tuple()
+        maps = self.config.output_attentions if output_attentions is None else output_attentions
+        spelled_out = bool(maps) or self.config._attn_implementation == "eager"
+        projected, frame_lengths = self.encoder.extract(input_values.to(self.dtype), lengths)
+        valid = None
+        if attention_mask is not None:
+            valid = self._get_feature_vector_attention_mask(projected.shape[1], attention_mask)
+        projected = self._mask_hidden_states(projected, mask_time_indices=mask_time_indices, attention_mask=valid)
+        output = self.encoder.contextualize(projected, frame_lengths, attention_maps=spelled_out)
+        values = {
+            "last_hidden_state": output.last_hidden_state,
+            "hidden_states": tuple(output.hidden_states) if states else None,
+            "attentions": self._attentions(output) if maps else None,
+        }
+        if isinstance(self, HubertModel):
+            return BaseModelOutput(**values)
+        return Wav2Vec2BaseModelOutput(**values, extract_features=projected)
+
+    @staticmethod
+    def _attentions(output):
+        """The maps, (batch, head, frame, frame); without heads where a layer has no attention."""
+        batch, frames, _ = output.projected.shape
+        without = output.projected.new_zeros(batch, 0, frames, frames)
+        return tuple(without if maps is None else maps for maps in output.attention_maps)
 
 
-class SpeechEncoderForCTC(SpeechEncoderPreTrainedModel):
-    """The encoder under a linear layer, for fine-tuning on transcripts."""
+class DistilledHead(Distilled):
+    """Comes before a class of `transformers` with a head, and puts `encoder_class` in the place of its encoder."""
 
-    def __init__(self, config):
-        super().__init__(config)
-        self.speech_encoder = SpeechEncoderModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+    def __init__(self, config, **options):
+        replaced = copy.copy(config)  # of an encoder that is as small as can be, since pruned shapes may be impossible
+        replaced.num_attention_heads = replaced.intermediate_size = 1
+        replaced.conv_dim = (1,) * len(config.conv_dim)
+        replaced._attn_implementation = "eager"
+        super().__init__(replaced, **options)
+        self.config = config
+        setattr(self, self.base_model_prefix, self.encoder_class(config))
         self.post_init()
 
-    def forward(self, input_values, attention_mask=None, labels=None):
-        """labels (batch, token), padded with -100."""
-        logits = self.lm_head(self.speech_encoder(input_values, attention_mask).last_hidden_state)
-        loss = None
-        if labels is not None:
-            samples = attention_mask.sum(dim=-1) if attention_mask is not None else None
-            if samples is None:
-                samples = torch.full(input_values.shape[:1], input_values.shape[-1], device=input_values.device)
-            loss = nn.functional.ctc_loss(
-                logits.float().log_softmax(dim=-1).transpose(0, 1),
-                labels.clamp(min=0),
-                self.speech_encoder.encoder.config.frame_count(samples),
-                (labels >= 0).sum(dim=-1),
-                blank=getattr(self.config, "pad_token_id", None) or 0,
-                reduction=self.config.ctc_loss_reduction,
-                zero_infinity=self.config.ctc_zero_infinity,
-            )
-        return CausalLMOutput(loss=loss, logits=logits)
+
+class DistilledHubertConfig(HubertConfig):
+    model_type = "distilled_speech_encoder"
+    encoder_config: dict | None = None  # the encoder's own configuration
+
+
+class DistilledHubertModel(DistilledModel, HubertModel):
+    config_class = DistilledHubertConfig
+
+
+class DistilledHubertForCTC(DistilledHead, HubertForCTC):
+    config_class, encoder_class = DistilledHubertConfig, DistilledHubertModel
+
+
+class DistilledHubertForSequenceClassification(DistilledHead, HubertForSequenceClassification):
+    config_class, encoder_class = DistilledHubertConfig, DistilledHubertModel
+
+
+class DistilledWavLMConfig(WavLMConfig):
+    model_type = "distilled_speech_encoder"
+    encoder_config: dict | None = None  # the encoder's own configuration
+
+
+class DistilledWavLMModel(DistilledModel, WavLMModel):
+    config_class = DistilledWavLMConfig
+
+
+class DistilledWavLMForCTC(DistilledHead, WavLMForCTC):
+    config_class, encoder_class = DistilledWavLMConfig, DistilledWavLMModel
+
+
+class DistilledWavLMForSequenceClassification(DistilledHead, WavLMForSequenceClassification):
+    config_class, encoder_class = DistilledWavLMConfig, DistilledWavLMModel
+
+
+class DistilledWavLMForAudioFrameClassification(DistilledHead, WavLMForAudioFrameClassification):
+    config_class, encoder_class = DistilledWavLMConfig, DistilledWavLMModel
+
+
+class DistilledWavLMForXVector(DistilledHead, WavLMForXVector):
+    config_class, encoder_class = DistilledWavLMConfig, DistilledWavLMModel
+
+
+class DistilledWav2Vec2Config(Wav2Vec2Config):
+    model_type = "distilled_speech_encoder"
+    encoder_config: dict | None = None  # the encoder's own configuration
+
+
+class DistilledWav2Vec2Model(DistilledModel, Wav2Vec2Model):
+    config_class = DistilledWav2Vec2Config
+
+
+class DistilledWav2Vec2ForCTC(DistilledHead, Wav2Vec2ForCTC):
+    config_class, encoder_class = DistilledWav2Vec2Config, DistilledWav2Vec2Model
+
+
+class DistilledWav2Vec2ForSequenceClassification(DistilledHead, Wav2Vec2ForSequenceClassification):
+    config_class, encoder_class = DistilledWav2Vec2Config, DistilledWav2Vec2Model
+
+
+class DistilledWav2Vec2ForAudioFrameClassification(DistilledHead, Wav2Vec2ForAudioFrameClassification):
+    config_class, encoder_class = DistilledWav2Vec2Config, DistilledWav2Vec2Model
+
+
+class DistilledWav2Vec2ForXVector(DistilledHead, Wav2Vec2ForXVector):
+    config_class, encoder_class = DistilledWav2Vec2Config, DistilledWav2Vec2Model

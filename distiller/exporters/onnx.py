@@ -4,7 +4,6 @@ import importlib.util
 import json
 import logging
 import math
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from distiller.common.files import writing
 from distiller.common.provenance import TEN_SECONDS, parameter_count
-from distiller.exporters.checks import LENGTHS, checked, farthest, wavs
+from distiller.exporters.checks import LENGTHS, checked, farthest, temporary_folder, wavs
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError, require
 
@@ -180,8 +179,8 @@ def quantized(graph: StatesGraph, path: Path) -> str:
     check_packages("onnx", "onnxscript", "onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with tempfile.TemporaryDirectory() as folder:
-        full_precision = Path(folder) / "fp32.onnx"
+    with temporary_folder(path) as folder:
+        full_precision = folder / "fp32.onnx"
         to_onnx(graph, full_precision)
         with writing(path) as temporary:
             with _quietly():

@@ -1,27 +1,31 @@
 """A student as a folder that `transformers` opens: with its own classes where they can hold it, else with ours."""
 
+import importlib.util
 import inspect
 import json
-import tempfile
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from distiller.exporters.checks import checked, farthest, wavs
+from distiller.exporters.checks import checked, farthest, temporary_folder, wavs
 from upstream import attention, config, encoder, errors, extractor, waveforms
 from upstream.checkpoint import write_folder
-from upstream.config import SAMPLE_RATE
+from upstream.config import FAMILIES, SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
 from upstream.formats import huggingface, huggingface_writing
 
 MODELING = "modeling_speech_encoder"
-AUTO_MAP = {
-    "AutoConfig": f"{MODELING}.SpeechEncoderConfig",
-    "AutoModel": f"{MODELING}.SpeechEncoderModel",
-    "AutoModelForCTC": f"{MODELING}.SpeechEncoderForCTC",
+HEADS = {  # by the class of `transformers` that opens a folder: those that it has for each family
+    "hubert": {"AutoModelForCTC": "ForCTC", "AutoModelForAudioClassification": "ForSequenceClassification"},
+}
+HEADS["wavlm"] = HEADS["wav2vec2"] = HEADS["hubert"] | {
+    "AutoModelForAudioFrameClassification": "ForAudioFrameClassification",
+    "AutoModelForAudioXVector": "ForXVector",
 }
 
 
@@ -39,8 +43,8 @@ def to_transformers(student: SpeechEncoder, directory: Path, card: str) -> float
     own_code = needs_own_code(student)
     files = _own_files(student) if own_code else _plain_files(student)
     files["README.md"] = card
-    with tempfile.TemporaryDirectory() as folder:
-        trial = Path(folder) / "export"
+    with temporary_folder(directory) as folder:
+        trial = folder / "export"
         write_folder(trial, files)
         difference = _difference(student, trial, own_code)
     checked(difference, directory, "transformers' hidden states", "the student's")
@@ -54,15 +58,22 @@ def _plain_files(student: SpeechEncoder) -> dict[str, bytes | str]:
 
 
 def _own_files(student: SpeechEncoder) -> dict[str, bytes | str]:
-    values = {
-        "architectures": ["SpeechEncoderModel"],
+    values = huggingface_writing.config_values(student.config) | {
+        "architectures": [f"Distilled{FAMILIES[student.config.family].transformers_class}"],
         "model_type": huggingface.OWN_MODEL_TYPE,
-        "auto_map": AUTO_MAP,
+        "auto_map": auto_map(student.config.family),
         "encoder_config": student.config.to_dict(),
     }
     state = huggingface.OWN_TABLE.to_foreign(student.state_dict())
     files = _files(values, huggingface_writing.preprocessor(student.config), state)
     return files | _own_code()
+
+
+def auto_map(family: str) -> dict[str, str]:
+    """The classes of the folder's own modelling file, by the class of `transformers` that opens them."""
+    name = FAMILIES[family].transformers_class.removesuffix("Model")
+    classes = {"AutoConfig": "Config", "AutoModel": "Model", **HEADS[family]}
+    return {opener: f"{MODELING}.Distilled{name}{ending}" for opener, ending in classes.items()}
 
 
 def _own_code() -> dict[str, str]:
@@ -75,7 +86,8 @@ def _own_code() -> dict[str, str]:
 def has_only_our_code(folder: Path) -> bool:
     """Whether a folder names and contains exactly the Python files of such an export, so that they may be run."""
     code = {str(path.relative_to(folder)): path.read_text(errors="replace") for path in folder.rglob("*.py")}
-    return code == _own_code() and json.loads((folder / "config.json").read_text()).get("auto_map") == AUTO_MAP
+    named = json.loads((folder / "config.json").read_text()).get("auto_map")
+    return code == _own_code() and any(named == auto_map(family) for family in HEADS)
 
 
 def _files(values: dict[str, Any], preprocessor: dict[str, Any], state: dict[str, Tensor]) -> dict[str, bytes | str]:
@@ -95,7 +107,8 @@ def _difference(student: SpeechEncoder, folder: Path, own_code: bool) -> float:
     progress_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = AutoModel.from_pretrained(folder, trust_remote_code=own_code).eval()
+        opener = getattr(_imported(folder), _model_class(folder)) if own_code else AutoModel
+        model = opener.from_pretrained(folder).eval()
     finally:
         if progress_bars:
             logging.enable_progress_bar()
@@ -111,3 +124,24 @@ def _difference(student: SpeechEncoder, folder: Path, own_code: bool) -> float:
             last = farthest(ours.last_hidden_state, theirs.last_hidden_state)
             largest = max([largest, last, *(farthest(a, b) for a, b in pairs)])
     return largest
+
+
+def _model_class(folder: Path) -> str:
+    return json.loads((folder / "config.json").read_text())["architectures"][0]
+
+
+def _imported(folder: Path) -> ModuleType:
+    """The folder's modelling file as a module.
+
+    `AutoModel` would copy the code into the user's cache of modules, where nothing is to be left.
+    """
+    name = "exported_speech_encoder"
+    for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:
+        del sys.modules[loaded]
+    location, parts = folder / f"{MODELING}.py", [str(folder)]  # of a package: beside it are the files it imports
+    spec = importlib.util.spec_from_file_location(name, location, submodule_search_locations=parts)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

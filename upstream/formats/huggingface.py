@@ -114,8 +114,8 @@ OWN_TABLE = KeyTable(
         Key("encoder.positional.direction", "positional.weight_v"),
         Key("encoder.**", "**"),
     ),
-    ignored=("lm_head.*",),
-    prefixes=("speech_encoder.",),
+    ignored=TABLE.ignored,
+    prefixes=("speech_encoder.", *TABLE.prefixes),
 )
 
 # Keys that we add to config.json, since the format has none for them.

@@ -27,7 +27,7 @@ def write(encoder: SpeechEncoder) -> tuple[dict[str, Any], dict[str, Any], dict[
         added[IDENTITY_PROJECTION] = True
         state["feature_projection.projection.weight"] = eye(config.embed_dim)
         state["feature_projection.projection.bias"] = zeros(config.embed_dim)
-    return {**_config_values(config), **added}, preprocessor(config), state
+    return {**config_values(config), **added}, preprocessor(config), state
 
 
 def preprocessor(config: EncoderConfig) -> dict[str, Any]:
@@ -43,7 +43,8 @@ def preprocessor(config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def _config_values(config: EncoderConfig) -> dict[str, Any]:
+def config_values(config: EncoderConfig) -> dict[str, Any]:
+    """config.json of `transformers`, as far as its keys can describe the encoder."""
     channels, kernels, strides = (list(column) for column in zip(*config.conv_layers, strict=True))
     family = FAMILIES[config.family]
     values = {
@@ -52,7 +53,7 @@ def _config_values(config: EncoderConfig) -> dict[str, Any]:
         "hidden_size": config.embed_dim,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
-        "intermediate_size": config.ffn_dims[0],
+        "intermediate_size": max(width or 0 for width in config.ffn_dims),
         "hidden_act": "gelu",
         "conv_dim": channels,
         "conv_kernel": kernels,
