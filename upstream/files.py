@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import yaml
+
 from .errors import UserError
 
 PART = ".part-"  # prefix of files that are still being written
@@ -17,6 +19,19 @@ def disk_errors(path: Path, action: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path} cannot be {action}: {error.strerror or error}") from None
+
+
+@contextmanager
+def parse_errors(source: Path | str, kind: str) -> Iterator[None]:
+    """Turns whatever parsing JSON or YAML raises into a UserError: "SOURCE is not KIND (reason, line 3)"."""
+    try:
+        yield
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # e.g. of "!!int x"
+        mark = getattr(error, "problem_mark", None)  # of a YAML; JSON's errors have `msg` and `lineno`
+        line = mark.line + 1 if mark else getattr(error, "lineno", None)
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = getattr(error, "problem", None) or getattr(error, "msg", lines[0])
+        raise UserError(f"{source} is not {kind} ({reason:.120}{f', line {line}' if line else ''})") from None
 
 
 @contextmanager

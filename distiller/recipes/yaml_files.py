@@ -10,6 +10,7 @@ import yaml
 
 from distiller.common.files import disk_errors, expanded
 from upstream.errors import UserError, one_of
+from upstream.files import parse_errors
 
 RECIPES = Path(__file__).parent
 MAX_ALIASES = 20  # in one file: a few lines of aliases of aliases would be gigabytes
@@ -179,10 +180,5 @@ def _merged(base: Any, over: Any) -> Any:
 
 
 def _load(text: str | bytes, name: str) -> Any:
-    try:
+    with parse_errors(name, "valid YAML"):
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # e.g. of "!!int x"
-        reason = str(error).partition("\n")[0]
-        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-            reason = f"{error.problem} (line {error.problem_mark.line + 1})"
-        raise UserError(f"{name} is not valid YAML: {reason}") from error

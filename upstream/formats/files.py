@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import disk_errors
+from ..files import disk_errors, parse_errors
 
 MAX_TEXT_BYTES = 2**20  # configurations are a few kB
 MAX_PICKLE_BYTES = 2**26  # the part of a checkpoint that is not tensors
@@ -102,15 +102,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _mapping(path: Path, kind: str, parse: Callable[[str], Any]) -> dict[str, Any]:
     text = read_text(path)
-    try:
+    with parse_errors(path, kind):
         values = parse(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path} is not {kind} ({_line(getattr(error, 'problem', None) or error)}{place})") from None
-    except (ValueError, RecursionError) as error:  # a JSONDecodeError is a ValueError
-        place = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path} is not {kind} ({getattr(error, 'msg', type(error).__name__)}{place})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} contains a {type(values).__name__}, but it must contain keys and values")
     return values
@@ -158,25 +151,23 @@ def _check_torch(path: Path) -> bool:
     """Check everything in a file that can be checked before it is opened; whether it is an archive."""
     with path.open("rb") as file:
         start = file.read(4)
-    if start == ARCHIVE:
-        _check_archive(path)
-        # by torch's own reader, so that the pickle that is checked is the one that will be opened
-        _check_globals(path, io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")), pickles=1)
-    elif start[:1] == PICKLE:
-        with path.open("rb") as file:
+        file.seek(0)
+        if start == ARCHIVE:
+            _check_archive(path)
+            # by torch's own reader, so that the pickle that is checked is the one that will be opened
+            pickled = io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl"))
+            _check_globals(path, pickled, pickles=1)
+        elif start[:1] == PICKLE:
             _check_globals(path, file, LEGACY_PICKLES)
-    else:
-        raise UserError(f"{path} is not a PyTorch checkpoint: it begins with neither an archive nor a pickle")
+        else:
+            raise UserError(f"{path} is not a PyTorch checkpoint: it begins with neither an archive nor a pickle")
     return start == ARCHIVE
 
 
 def _check_archive(path: Path) -> None:
     """torch.save stores its records uncompressed under one folder; anything else could unpack to any size."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is a damaged archive ({_line(error)})") from None
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
     for record in records:
         name, shown = PurePosixPath(record.filename), f"'{record.filename:.80}'"
         if name.is_absolute() or ".." in name.parts:
