@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from .errors import UserError
+from .errors import UserError, first_line
 
 PART = ".part-"  # prefix of files that are still being written
 
@@ -29,9 +29,8 @@ def parse_errors(source: Path | str, kind: str) -> Iterator[None]:
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # e.g. of "!!int x"
         mark = getattr(error, "problem_mark", None)  # of a YAML; JSON's errors have `msg` and `lineno`
         line = mark.line + 1 if mark else getattr(error, "lineno", None)
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = getattr(error, "problem", None) or getattr(error, "msg", lines[0])
-        raise UserError(f"{source} is not {kind} ({reason:.120}{f', line {line}' if line else ''})") from None
+        reason = getattr(error, "problem", None) or getattr(error, "msg", first_line(error))
+        raise UserError(f"{source} is not {kind} ({reason}{f', line {line}' if line else ''})") from None
 
 
 @contextmanager

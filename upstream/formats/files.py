@@ -16,7 +16,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..files import disk_errors, parse_errors
 
 MAX_TEXT_BYTES = 2**20  # configurations are a few kB
@@ -121,7 +121,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
         except (SafetensorError, ValueError, TypeError, OverflowError) as error:
-            raise UserError(f"{path} is not a complete safetensors file ({_line(error)})") from None
+            raise UserError(f"{path} is not a complete safetensors file ({first_line(error)})") from None
 
 
 def read_torch(path: Path) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def read_torch(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # a damaged file raises whatever its bytes happen to lead to
-        raise UserError(f"{path} is not a complete PyTorch checkpoint ({_line(error)})") from None
+        raise UserError(f"{path} is not a complete PyTorch checkpoint ({first_line(error)})") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path} contains a {type(content).__name__}, not a dictionary of weights")
     return dict(content)
@@ -192,9 +192,4 @@ def _check_globals(path: Path, file: IO[bytes], pickles: int) -> None:
 def _reason(error: pickle.UnpicklingError) -> str:
     """What torch's unpickler refused, without its advice on how to run the file nevertheless."""
     lines = [line for line in str(error).splitlines() if "GLOBAL" in line or "WeightsUnpickler error" in line]
-    return _line(lines[0].removeprefix("\tWeightsUnpickler error: ") if lines else error)
-
-
-def _line(error: BaseException | str) -> str:
-    """The first line of a library's message, shortened."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(". ")
+    return lines[0].removeprefix("\tWeightsUnpickler error: ")[:200] if lines else first_line(error)
