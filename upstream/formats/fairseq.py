@@ -68,7 +68,6 @@ DEFAULTS: Mapping[str, Any] = {
     "encoder_embed_dim": 768,
     "encoder_ffn_embed_dim": 3072,
     "encoder_attention_heads": 12,
-    "max_distance": 1280,
     "dropout": 0.1,
     "attention_dropout": 0.1,
 }
@@ -162,4 +161,6 @@ def parse_settings(settings: Mapping[str, Any], family: str, normalize: bool, so
         "normalize_waveform": normalize,
         "normalize_eps": 1e-5,  # torch's layer norm over the whole waveform
     }
+    if family == "wavlm":
+        values.setdefault("relative_max_distance", 1280)
     return EncoderConfig.from_dict(values, source)
