@@ -87,8 +87,8 @@ from distiller import export
 student, out = sys.argv[2:]
 load(student)(torch.randn(16000))
 torch.hub.load(sys.argv[1], "starhubert", source="local", ckpt=student)([torch.randn(16000)])
-for to in ("transformers", "torch-export", "onnx"):
-    assert export.main([student, "--to", to, "--output", f"{out}/{to}"]) == 0, to
+for to, name in (("transformers", "folder"), ("torch-export", "a.pt2"), ("onnx", "a.onnx")):
+    assert export.main([student, "--to", to, "--output", f"{out}/{name}"]) == 0, to
 """
 
 
