@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from distiller.common.files import writing
 from distiller.common.provenance import TEN_SECONDS, parameter_count
+from distiller.exporters.blocked import in_blocks
 from distiller.exporters.checks import LENGTHS, checked, farthest, temporary_folder, wavs
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError, require
@@ -44,8 +45,7 @@ class StatesGraph(nn.Module):
         self.weights = tuple(weights)
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        # with maps, attention consists of matrix products, which every runtime has and quantisation leaves alone
-        output = self.encoder(waveforms, lengths, attention_maps=True)
+        output = self.encoder(waveforms, lengths)
         return self.select(output), output.frame_lengths
 
     def select(self, output: EncoderOutput) -> Tensor:
@@ -86,7 +86,7 @@ def export_program(graph: StatesGraph) -> torch.export.ExportedProgram:
     sample = torch.export.Dim("sample", min=config.min_samples + config.samples_per_frame, max=LONGEST)
     with _quietly(), torch.no_grad():
         return torch.export.export(
-            graph,
+            StatesGraph(in_blocks(graph.encoder), graph.states, graph.weights).eval(),
             _example(),
             dynamic_shapes={"waveforms": {0: batch, 1: sample}, "lengths": {0: batch}},
             strict=False,
