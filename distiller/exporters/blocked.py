@@ -17,6 +17,8 @@ BLOCK = 64  # queries
 class DistanceBiases(nn.Module):
     """WavLM's relative-position biases by distance: (head, 2 D + 1) for -D..D; beyond D they stay the same."""
 
+    biases: Tensor
+
     def __init__(self, positions: RelativePosition) -> None:
         super().__init__()
         distances = torch.arange(-positions.max_distance, positions.max_distance + 1)
@@ -64,7 +66,7 @@ class BlockedAttention(SelfAttention):
 
 
 def _blocks(values: Tensor, dim: int) -> Tensor:
-    """Dimension `dim`, the queries, padded and split into blocks, which come first; two or more, as tracing requires."""
+    """Dimension `dim`, the queries, padded and split into blocks, now the first dimension; tracing requires two."""
     count = (values.shape[dim] + BLOCK - 1) // BLOCK + 1
     padding = [0, 0] * (values.ndim - 1 - dim) + [0, count * BLOCK - values.shape[dim]]
     return F.pad(values, padding).unflatten(dim, (count, BLOCK)).movedim(dim, 0)
