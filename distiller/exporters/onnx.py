@@ -112,6 +112,8 @@ def to_onnx(graph: StatesGraph, path: Path) -> float:
             verbose=False,
         )
     assert program is not None  # with dynamo=True it never is
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
     program.model.metadata_props["encoder"] = json.dumps(graph.encoder.config.to_dict())
     program.model.metadata_props["parameters"] = str(parameter_count(graph.encoder))
     with writing(path) as temporary:
@@ -160,6 +162,9 @@ def to_program(graph: StatesGraph, path: Path) -> float:
         UserError: a deviation above 1e-4, or a disk that refuses.
     """
     program = export_program(graph)
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # which has the paths of this machine
     with writing(path) as temporary:
         with _quietly():
             torch.export.save(program, temporary)
