@@ -79,14 +79,14 @@ class Decoder:
         own = samples[begin - start : end - start]
         if not own.size:
             raise Undecodable("it holds no samples")
-        if not np.isfinite(own).all():
-            raise Undecodable("it holds NaN or infinite samples")
         if not own.any():
             raise Undecodable("all its samples are zero")
         if cut.sampling_rate != SAMPLE_RATE:
             samples = resample_poly(samples, up, down)
         before = start // down * up
         samples = samples if last is None else samples[first - before : last - before]
+        if not np.isfinite(samples).all():  # large ones overflow in the filter
+            raise Undecodable("it holds NaN or infinite samples")
         self.check_length(samples.size)
         low, high = float(own.min()), float(own.max())
         if high - low <= ROUNDING * max(-low, high):

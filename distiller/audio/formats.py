@@ -44,7 +44,8 @@ def ending(path: str | PurePath) -> str:
 
 def endings(paths: Iterable[str | PurePath]) -> dict[str, int]:
     """How many of the files end in what libsndfile does not read, by ending, most first."""
-    return dict(Counter(ending(path) for path in paths if ending(path) in NOT_READ).most_common())
+    counts = Counter(ending(path) for path in paths if ending(path) in NOT_READ)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 # --- what is in them

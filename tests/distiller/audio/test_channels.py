@@ -69,3 +69,12 @@ def test_a_quiet_voice_on_a_large_offset_is_audio(tmp_path: Path) -> None:
 
 def test_channels_that_cancel_to_a_constant_are_no_constant(tmp_path: Path) -> None:
     assert len(written(tmp_path / "a.wav", [0.5 + noise(), 0.5 - noise()], "FLOAT")) == 8000
+
+
+def test_samples_that_overflow_while_they_are_resampled(tmp_path: Path) -> None:
+    loud = np.full(2000, 3e38)
+    loud[::7] = 1e38
+    soundfile.write(tmp_path / "a.wav", loud, 999, subtype="FLOAT")
+    ((cut,), _) = scan(tmp_path / "a.wav", tmp_path)
+    with pytest.raises(Undecodable, match="^it holds NaN or infinite samples$"):
+        decode(cut)

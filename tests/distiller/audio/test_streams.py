@@ -75,7 +75,7 @@ def test_mp3_without_a_tag_or_with_a_wrong_one(tmp_path: Path, quiet: float, mod
     """libsndfile would take the bit rate of the first frame for that of all."""
     path = tmp_path / "a.mp3"
     content = written(path, 6.0, quiet=quiet, bitrate_mode=mode)
-    path.write_bytes(content[content.find(b"\xff", 4) :] if b"Xing" in content[:200] else content)
+    path.write_bytes(content[content.find(content[:2], 4) :] if b"Xing" in content[:200] else content)
     assert len(decode(opened(path))) == pytest.approx(6.0 * RATE, abs=3000)
     if b"Xing" in content[:200]:
         at = content.find(b"Xing")
