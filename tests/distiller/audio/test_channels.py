@@ -76,5 +76,5 @@ def test_samples_that_overflow_while_they_are_resampled(tmp_path: Path) -> None:
     loud[::7] = 1e38
     soundfile.write(tmp_path / "a.wav", loud, 999, subtype="FLOAT")
     ((cut,), _) = scan(tmp_path / "a.wav", tmp_path)
-    with pytest.raises(Undecodable, match="^it holds NaN or infinite samples$"):
+    with pytest.raises(Undecodable, match=r"^it holds NaN or infinite samples$"):
         decode(cut)
