@@ -1,6 +1,5 @@
 """Audio files to 16 kHz mono samples, or the reason why not."""
 
-import io
 import math
 import warnings
 from contextlib import ExitStack, suppress
@@ -8,8 +7,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from io import FileIO
-from itertools import pairwise
-from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -18,18 +15,18 @@ from lhotse.cut.data import DataCut
 from lhotse.utils import compute_num_samples, fastcopy
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
-from soundfile import LibsndfileError, SoundFile
+from soundfile import SoundFile
 from torch import Tensor
 
-from distiller.audio.streams import Part, Slice
+from distiller.audio.windows import source_samples, window_of
 from distiller.common.progress import quiet_stderr
+from distiller.containers.headers import TOLERANCE, Undecodable, reason
+from distiller.containers.streams import Part, open_part
 from upstream.config import SAMPLE_RATE
 
 MAX_RATE = 1_048_575  # Hz: the highest that FLAC allows, beyond any recorder
 MAX_DENOMINATOR = 2**16  # of the ratio of two rates (the filter is 20 times as long); rounds rates by less than 2e-5
 HALF_FILTER = 10  # half the length of scipy's filter, in samples of the lower of two rates
-TOLERANCE = 0.025  # seconds by which a file's samples may differ from what its header or manifest says
-BUFFER = 65_536  # bytes read at once
 WARM_UP = 1.0  # seconds before a window that are decoded with it: mp3 and the like depend on what came before
 CANCELLED = 0.02  # see `mono`
 ROUNDING = 1e-6  # of float32: audio that varies less, relative to its level, is constant
@@ -40,10 +37,6 @@ with warnings.catch_warnings():
     # Lhotse allows 0.5 s, fills the gap by mirroring, and warns about less; truncated files must not pass for complete.
     warnings.simplefilter("ignore")
     set_audio_duration_mismatch_tolerance(TOLERANCE)
-
-
-class Undecodable(Exception):
-    """Audio that cannot be used; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -99,47 +92,6 @@ class Decoder:
             raise Undecodable(f"{samples} samples at 16 kHz, where one frame takes {self.min_samples}")
 
 
-# --- windows of long recordings
-
-
-def source_samples(cut: DataCut) -> int:
-    """Samples of a cut at its own rate, as decoded."""
-    assert cut.recording is not None
-    # "whole": a complete file of a prepared corpus, whose cut is as long as its source, to a fraction of a sample
-    if ((cut.custom or {}).get("span") or {}).get("whole"):
-        return cut.recording.num_samples
-    return compute_num_samples(cut.duration, cut.sampling_rate)
-
-
-def windows(cut: DataCut, longest: float) -> list[DataCut]:
-    """A cut in as many equal windows as it takes for none to be longer than `longest` seconds: ID-0, ID-1, ...
-
-    Each knows the cut and which of its samples at 16 kHz it is: the decoder gives exactly those.
-    """
-    total = math.ceil(source_samples(cut) * SAMPLE_RATE / cut.sampling_rate)  # at 16 kHz
-    count = math.ceil(total / max(1, int(longest * SAMPLE_RATE)))
-    bounds = [index * total // count for index in range(count + 1)]
-    return [
-        fastcopy(
-            cut,
-            id=f"{cut.id}-{index}",
-            start=cut.start + first / SAMPLE_RATE,
-            duration=(last - first) / SAMPLE_RATE,
-            supervisions=[],
-            custom={"window": (cut, first, last)},
-        )
-        for index, (first, last) in enumerate(pairwise(bounds))
-    ]
-
-
-def window_of(cut: DataCut) -> tuple[DataCut, int, int | None]:
-    """The cut that a window is of, and its first and last sample there at 16 kHz; 0 and None if it is no window."""
-    return (cut.custom or {}).get("window") or (cut, 0, None)
-
-
-# --- reading
-
-
 def source_path(cut: DataCut) -> str:
     """The path of a cut's audio; ARCHIVE.tar/MEMBER in Lhotse Shar."""
     return str(sources(cut)[0].source)
@@ -149,24 +101,6 @@ def sources(cut: DataCut) -> list[AudioSource]:
     """The files that a cut's audio comes from: one, or one for each channel."""
     assert cut.recording is not None  # scanning sets other cuts aside
     return cut.recording.sources
-
-
-def reason(error: BaseException, path: str) -> str:
-    """A decoder's error in a few words, without the path."""
-    if ".tar/" not in path:
-        try:
-            with open(path, "rb"):
-                pass
-        except OSError as unreadable:  # libsndfile only says "System error"
-            return unreadable.strerror or "it cannot be opened"
-    cause: BaseException | None = error
-    while cause is not None and not (isinstance(cause, LibsndfileError) and isinstance(cause.code, int)):
-        cause = cause.__context__  # Lhotse wraps libsndfile's errors in errors without a message
-    if cause is None:
-        return str(error).split("\n")[0].split(". This could be ")[0][:200] or type(error).__name__
-    if cause.error_string.startswith("File does not exist or is not a regular file"):
-        return "Format not recognised."  # libsndfile's answer to a damaged mp3; we have just opened the file
-    return cause.error_string.removeprefix("Error : ")
 
 
 def mono(channels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -215,11 +149,6 @@ def _opened(cut: DataCut, files: ExitStack) -> DataCut:
     source = fastcopy(sources(cut)[0], type="file", source=file)
     seconds = source_samples(cut) / cut.sampling_rate if span.get("whole") else cut.duration
     return fastcopy(cut, recording=fastcopy(cut.recording, sources=[source]), duration=seconds)
-
-
-def open_part(file: FileIO, part: Part) -> BinaryIO:
-    """A part of an open file, as a file that soundfile reads."""
-    return cast(BinaryIO, io.BufferedReader(Slice(file, part), BUFFER))
 
 
 def _part(cut: DataCut, start: int, stop: int) -> DataCut:

@@ -17,10 +17,9 @@ from lhotse.cut.data import DataCut
 from lhotse.serialization import decode_json_line, deserialize_item
 from lhotse.utils import fastcopy
 
-from distiller.audio.decoding import TOLERANCE
-from distiller.audio.formats import Header
 from distiller.audio.skipped import Skipped
 from distiller.common.files import disk_error, disk_errors, expanded
+from distiller.containers.headers import TOLERANCE, Header
 from upstream.errors import UserError
 
 

@@ -21,12 +21,13 @@ from lhotse.lazy import LazyManifestIterator
 from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 
-from distiller.audio.decoding import Undecodable, sources
-from distiller.audio.formats import AUDIO, COMMON, NOT_READ, ending, endings, header
+from distiller.audio.decoding import sources
 from distiller.audio.skipped import Skipped, read_skipped, write_skipped
 from distiller.common.files import disk_error, disk_errors, lock_folder, write_with
 from distiller.common.progress import progress, quiet_stderr
 from distiller.common.values import digest
+from distiller.containers.formats import AUDIO, COMMON, NOT_READ, ending, endings
+from distiller.containers.headers import Undecodable, header
 from distiller.corpora.manifests import (
     as_filed,
     plain,

@@ -7,7 +7,8 @@ import pytest
 import soundfile
 import torch
 
-from distiller.audio.decoding import Decoder, windows
+from distiller.audio.decoding import Decoder
+from distiller.audio.windows import windows
 from distiller.corpora.scanning import scan
 
 decode = Decoder(min_samples=400).decode

@@ -9,7 +9,8 @@ import soundfile
 import torch
 from lhotse import CutSet, Recording
 
-from distiller.audio.decoding import Decoder, windows
+from distiller.audio.decoding import Decoder
+from distiller.audio.windows import windows
 from distiller.corpora.scanning import scan
 
 decode = Decoder(min_samples=400).decode

@@ -1,59 +1,29 @@
-"""Which files are audio, and what is in them."""
+"""What is in an audio file."""
 
 import mmap as memory
 import os
 import stat
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from io import FileIO
 from mmap import mmap
-from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import soundfile
+from soundfile import LibsndfileError
 
-from distiller.audio.decoding import TOLERANCE, Undecodable, open_part, reason
-from distiller.audio.mpeg import mp3_parts
-from distiller.audio.streams import Part, Truncated, flac_parts, ogg_parts, wav_parts
+from distiller.containers.mpeg import mp3_parts
+from distiller.containers.streams import Part, Truncated, flac_parts, ogg_parts, open_part, wav_parts
 
-# libsndfile's names whose files end in something else as well, and those of data that are seldom audio.
-OTHER_ENDINGS = {
-    "AIFF": (".aif", ".aifc"), "AU": (".snd",), "MP3": (".mp2", ".mpga"), "NIST": (".sph",), "OGG": (".oga", ".opus"),
-    "WAV": (".wave", ".bwf"), "SVX": (".8svx",),
-}  # fmt: skip
-NO_AUDIO = {"RAW", "HTK", "MAT4", "MAT5", "MPC2K", "SDS", "WAVEX", "WVE", "XI"}
-COMMON = (".wav", ".flac", ".mp3", ".ogg", ".opus")
-AUDIO = tuple(
-    ending
-    for name in soundfile.available_formats()
-    if name not in NO_AUDIO
-    for ending in (f".{name.lower()}", *OTHER_ENDINGS.get(name, ()))
-)
-# Audio, and video with audio, that libsndfile does not read.
-_OTHERS = (
-    "3gp aa3 aac aax ac3 adts alac amr ape asf avi caff dff dsf dts eac3 flv gsm m4a m4b m4p m4r m4v mka mkv mov mp3 "
-    "mp4 mpc mpeg mpg ogv ogx opus ra ram rm shn spx tak tta weba webm wma wmv wv wv1 wv2"
-)
-NOT_READ = frozenset(f".{name}" for name in _OTHERS.split()) - frozenset(AUDIO)
-
-
-def ending(path: str | PurePath) -> str:
-    """The ending of a file's name in lower case."""
-    return PurePath(path).suffix.lower()
-
-
-def endings(paths: Iterable[str | PurePath]) -> dict[str, int]:
-    """How many of the files end in what libsndfile does not read, by ending, most first."""
-    counts = Counter(ending(path) for path in paths if ending(path) in NOT_READ)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-# --- what is in them
-
-# By libsndfile's name of the format: where the audio is in a file whose header does not say all.
+TOLERANCE = 0.025  # seconds by which a file's samples may differ from what its header or manifest says
+# By libsndfile's name of the format: the parts of a file, each a file of its own, where its header does not say all; none
+# where it is right. Arguments: the file, its samples by libsndfile, and how many may be missing. Raises Truncated.
 PARTS: dict[str, Callable[[mmap, int, int], list[Part]]] = {
     "MP3": mp3_parts, "OGG": ogg_parts, "FLAC": flac_parts, "WAV": wav_parts, "WAVEX": wav_parts,
 }  # fmt: skip
+
+
+class Undecodable(Exception):
+    """Audio that cannot be used; the message is the reason."""
 
 
 class Header(NamedTuple):
@@ -111,3 +81,21 @@ def _parts(path: str, info: Any) -> list[tuple[Part, Any]]:
             declared, held = (samples / info.samplerate for samples in (error.declared, error.held))
             raise Undecodable(f"its declared samples make {declared:.2f} s, but it holds {held:.2f} s") from error
         return [(part, soundfile.info(open_part(file, part))) for part in parts]
+
+
+def reason(error: BaseException, path: str) -> str:
+    """A decoder's error in a few words, without the path."""
+    if ".tar/" not in path:
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as unreadable:  # libsndfile only says "System error"
+            return unreadable.strerror or "it cannot be opened"
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, LibsndfileError) and isinstance(cause.code, int)):
+        cause = cause.__context__  # Lhotse wraps libsndfile's errors in errors without a message
+    if cause is None:
+        return str(error).split("\n")[0].split(". This could be ")[0][:200] or type(error).__name__
+    if cause.error_string.startswith("File does not exist or is not a regular file"):
+        return "Format not recognised."  # libsndfile's answer to a damaged mp3; we have just opened the file
+    return cause.error_string.removeprefix("Error : ")

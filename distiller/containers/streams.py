@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from io import FileIO
 from itertools import pairwise
 from mmap import mmap
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
+
+BUFFER = 65_536  # bytes read at once
 
 
 class Part(NamedTuple):
@@ -60,6 +62,11 @@ class Slice(io.RawIOBase):
         return len(data)
 
 
+def open_part(file: FileIO, part: Part) -> BinaryIO:
+    """A part of an open file, as a file that soundfile reads."""
+    return cast(BinaryIO, io.BufferedReader(Slice(file, part), BUFFER))
+
+
 # --- Ogg
 
 
@@ -73,7 +80,7 @@ def _ogg_pages(data: mmap) -> Iterator[tuple[int, bool]]:
 
 
 def ogg_parts(data: mmap, frames: int, tolerance: int) -> list[Part]:
-    """As `distiller.audio.formats.parts`. Pages have the number of their stream, and count from 0 in it."""
+    """As `distiller.containers.headers.PARTS`. Pages have the number of their stream, and count from 0 in it."""
     places = [data.find(b"OggS\0", len(data) * eighth // 8) for eighth in range(8)] + [data.rfind(b"OggS\0")]
     places = [at for at in dict.fromkeys(places) if 0 <= at <= len(data) - 27]
     pages = [struct.unpack("<II", data[at + 14 : at + 22]) for at in places]  # stream, page
@@ -155,7 +162,7 @@ def _crc8(content: bytes) -> int:
 
 
 def flac_parts(data: mmap, frames: int, tolerance: int) -> list[Part]:
-    """As `distiller.audio.formats.parts`. The header of each frame has its number in the stream."""
+    """As `distiller.containers.headers.PARTS`. The header of each frame has its number in the stream."""
     begin = data.find(MARK)
     if begin < 0:
         return []
@@ -190,7 +197,7 @@ def _flac_part(data: mmap, begin: int, end: int) -> Part | None:
 
 
 def wav_parts(data: mmap, frames: int, tolerance: int) -> list[Part]:
-    """As `distiller.audio.formats.parts`. Programs that are interrupted leave 0 as the number of bytes."""
+    """As `distiller.containers.headers.PARTS`. Programs that are interrupted leave 0 as the number of bytes."""
     at = data.find(b"data\0\0\0\0", 12, 4096)
     size = len(data) - at - 8
     return [Part(at + 8, size, data[: at + 4] + struct.pack("<I", size))] if frames == 0 and at > 0 and size > 0 else []

@@ -6,7 +6,7 @@ from functools import lru_cache
 from mmap import mmap
 from typing import NamedTuple
 
-from distiller.audio.streams import Part, Truncated
+from distiller.containers.streams import Part, Truncated
 
 KBPS = {  # by (MPEG 1, layer), from the bit rate's index
     (True, 1): range(0, 449, 32),
@@ -108,7 +108,7 @@ def _mpeg_streams(data: mmap) -> list[Stream]:
 
 
 def mp3_parts(data: mmap, frames: int, tolerance: int) -> list[Part]:
-    """As `distiller.audio.formats.parts`."""
+    """As `distiller.containers.headers.PARTS`."""
     at, first = next(_mpeg_frames(data), (0, None))
     if first is None or first.kind[0] & 6 != 2:  # tags are in layer III only
         return []

@@ -1,0 +1,1 @@
+"""Which files are audio, and where it is in them."""
