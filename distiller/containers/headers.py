@@ -15,8 +15,8 @@ from distiller.containers.mpeg import mp3_parts
 from distiller.containers.streams import Part, Truncated, flac_parts, ogg_parts, open_part, wav_parts
 
 TOLERANCE = 0.025  # seconds by which a file's samples may differ from what its header or manifest says
-# By libsndfile's name of the format: the parts of a file, each a file of its own, where its header does not say all; none
-# where it is right. Arguments: the file, its samples by libsndfile, and how many may be missing. Raises Truncated.
+# By libsndfile's name of the format: the parts of a file, each a file of its own, where its header does not say all;
+# none where it is right. Arguments: the file, its samples by libsndfile, and how many may be missing.
 PARTS: dict[str, Callable[[mmap, int, int], list[Part]]] = {
     "MP3": mp3_parts, "OGG": ogg_parts, "FLAC": flac_parts, "WAV": wav_parts, "WAVEX": wav_parts,
 }  # fmt: skip

@@ -3,11 +3,14 @@
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from mmap import mmap
 from typing import NamedTuple
 
 from distiller.containers.streams import Part, Truncated
 
+SMALL = 2**14  # bytes of a file whose frames are counted anyway
+UNEVEN = 0.25  # share by which an estimate of the number of frames may be off
 KBPS = {  # by (MPEG 1, layer), from the bit rate's index
     (True, 1): range(0, 449, 32),
     (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -64,9 +67,9 @@ def _tag_size(data: mmap, at: int) -> int:
     return 32 + int.from_bytes(data[at + 12 : at + 16], "little") if data[at : at + 8] == b"APETAGEX" else 0
 
 
-def _mpeg_frames(data: mmap) -> Iterator[tuple[int, Frame]]:
-    """The complete frames of a file. After anything else, a frame counts only if another follows it."""
-    at, in_step, size = 0, False, len(data)
+def _mpeg_frames(data: mmap, at: int = 0) -> Iterator[tuple[int, Frame]]:
+    """The complete frames from a position on. After anything else, a frame counts only if another follows it."""
+    in_step, size = False, len(data)
     while 0 <= at < size:
         frame = _mpeg_frame(data[at : at + 4])
         following = at + (frame.bytes if frame else 0)
@@ -107,13 +110,21 @@ def _mpeg_streams(data: mmap) -> list[Stream]:
     return [stream for stream in streams if stream.frames]
 
 
+def _estimated(data: mmap, at: int, size: int) -> float:
+    """About how many frames there are in so many bytes, from 4 at each of 16 places."""
+    places = (at + size * place // 16 for place in range(16))
+    frames = [frame for place in places for _, frame in islice(_mpeg_frames(data, place), 4)]
+    return size * sum(1 / frame.bytes for frame in frames) / max(1, len(frames))  # places hit long frames more often
+
+
 def mp3_parts(data: mmap, frames: int, tolerance: int) -> list[Part]:
     """As `distiller.containers.headers.PARTS`."""
     at, first = next(_mpeg_frames(data), (0, None))
     if first is None or first.kind[0] & 6 != 2:  # tags are in layer III only
         return []
     declared, size = _declared(data, at, first) or (None, None)
-    if declared and size and 0 <= len(data) - at - size <= 3 * size // declared:
+    ends = declared and size and 0 <= len(data) - at - size <= 3 * size // declared
+    if ends and len(data) > SMALL and abs(_estimated(data, at, size or 0) / (declared or 1) - 1) < UNEVEN:
         return []
     streams = _mpeg_streams(data)
     if len(streams) == 1:

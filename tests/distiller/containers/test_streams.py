@@ -84,6 +84,18 @@ def test_mp3_without_a_tag_or_with_a_wrong_one(tmp_path: Path, quiet: float, mod
         assert len(decode(opened(path))) == pytest.approx(6.0 * RATE, abs=3000)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("seconds", [3, 90])
+def test_mp3_whose_tag_says_less(tmp_path: Path, seconds: int, share: float) -> None:
+    """Its bytes are right: a few frames are looked at, and all of a short file."""
+    content = bytearray(written(tmp_path / "a.mp3", seconds, 8000))
+    at = content.find(b"Xing")
+    frames = struct.unpack(">I", content[at + 8 : at + 12])[0]
+    content[at + 8 : at + 12] = struct.pack(">I", int(frames * share))
+    (tmp_path / "a.mp3").write_bytes(content)
+    assert opened(tmp_path / "a.mp3").duration == pytest.approx(seconds, abs=0.3)
+
+
 @pytest.mark.parametrize(
     "tail", [b"TAG" + bytes(125), b"APETAGEX" + struct.pack("<II", 2000, 5000) + bytes(5016), bytes(9999)]
 )
