@@ -14,13 +14,12 @@ COMMON = {"upstream", "distiller.common"}  # every room may import them
 ROOMS: dict[str, set[str]] = {
     "upstream": set(),
     "distiller.common": {"upstream"},
-    "distiller.containers": set(),
-    "distiller.audio": {"distiller.containers"},
+    "distiller.audio": set(),
     "distiller.synthesis": set(),
     "distiller.objectives": set(),
     "distiller.students": set(),
     "distiller.exporters": set(),
-    "distiller.corpora": {"distiller.containers", "distiller.audio", "distiller.synthesis"},
+    "distiller.corpora": {"distiller.audio", "distiller.synthesis"},
     "distiller.training": {"distiller.audio", "distiller.objectives.base"},
     "distiller.clustering": {"distiller.audio", "distiller.corpora", "distiller.objectives"},
     "distiller.recipes": {

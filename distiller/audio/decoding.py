@@ -1,12 +1,15 @@
 """Audio files to 16 kHz mono samples, or the reason why not."""
 
+import io
 import math
+import tarfile
 import warnings
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from io import FileIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -18,10 +21,9 @@ from scipy.signal import resample_poly
 from soundfile import SoundFile
 from torch import Tensor
 
+from distiller.audio.headers import TOLERANCE, Undecodable, reason
 from distiller.audio.windows import source_samples, window_of
 from distiller.common.progress import quiet_stderr
-from distiller.containers.headers import TOLERANCE, Undecodable, reason
-from distiller.containers.streams import Part, open_part
 from upstream.config import SAMPLE_RATE
 
 MAX_RATE = 1_048_575  # Hz: the highest that FLAC allows, beyond any recorder
@@ -29,6 +31,9 @@ MAX_DENOMINATOR = 2**16  # of the ratio of two rates (the filter is 20 times as 
 HALF_FILTER = 10  # half the length of scipy's filter, in samples of the lower of two rates
 WARM_UP = 1.0  # seconds before a window that are decoded with it: mp3 and the like depend on what came before
 CANCELLED = 0.02  # see `mono`
+FLAC = b"fLaC\0\0\0\x22"
+COMPRESSED = (b"OggS", FLAC, b"ID3", b"\xff")  # how files begin whose audio has no chunk that declares its bytes
+TAGS = (b"APETAGEX", b"TAG")  # may follow the audio of an MP3
 ROUNDING = 1e-6  # of float32: audio that varies less, relative to its level, is constant
 
 # libsndfile reads every format we support; Lhotse's default would try decoders that are not installed.
@@ -126,57 +131,67 @@ def _load(cut: DataCut, start: int, stop: int) -> NDArray[np.float32]:
     """
     assert cut.recording is not None
     try:
-        with quiet_stderr(), ExitStack() as files:
-            if (cut.custom or {}).get("parts"):
-                channels = _of_parts(cut, start, stop)
-            else:
-                channels = _part(_opened(cut, files), start, stop).load_audio()
-                channels = channels[:, start:stop] if channels is not None and cut.recording.transforms else channels
+        with quiet_stderr(), ExitStack() as stack:
+            files = [stack.enter_context(_opened(source, cut)) for source in sources(cut)]
+            channels = _part(cut, files, start, stop).load_audio()
+            if stop == source_samples(cut) and cut.end > cut.recording.duration - TOLERANCE:
+                for file in files:
+                    _check_is_read(file, cut.recording.duration)
+    except Undecodable:
+        raise
     except Exception as error:  # decoders raise all kinds of errors
         raise Undecodable(_why(error, cut)) from error
     if channels is None or channels.size == 0:
         raise Undecodable("it holds no samples")
-    return channels
+    return channels[:, start:stop] if cut.recording.transforms else channels
 
 
-def _opened(cut: DataCut, files: ExitStack) -> DataCut:
-    """A cut of a Shar archive with its part of the archive open as a file; any other cut unchanged."""
-    assert cut.recording is not None
+@contextmanager
+def _opened(source: AudioSource, cut: DataCut) -> Iterator[BinaryIO]:
+    """The file of a source; in Lhotse Shar, its part of the archive."""
     span = (cut.custom or {}).get("span")
     if span is None:
-        return cut
-    file = open_part(files.enter_context(FileIO(span["archive"])), Part(span["offset"], span["size"]))
-    source = fastcopy(sources(cut)[0], type="file", source=file)
-    seconds = source_samples(cut) / cut.sampling_rate if span.get("whole") else cut.duration
-    return fastcopy(cut, recording=fastcopy(cut.recording, sources=[source]), duration=seconds)
+        with open(source.source, "rb") as file:
+            yield file
+        return
+    member = tarfile.TarInfo(cut.id)
+    member.offset_data, member.size = span["offset"], span["size"]
+    with tarfile.open(span["archive"], "r:") as archive:
+        yield cast(BinaryIO, archive.extractfile(member))
 
 
-def _part(cut: DataCut, start: int, stop: int) -> DataCut:
-    """Samples `start` to `stop` of a cut; all of it if its samples are changed after they are read."""
-    rate, total = cut.sampling_rate, source_samples(cut)
-    if (start, stop) == (0, total) or cut.recording.transforms:  # type: ignore[union-attr]
+def _part(cut: DataCut, files: Sequence[BinaryIO], start: int, stop: int) -> DataCut:
+    """Samples `start` to `stop` of a cut, from open files; all of it if its samples are changed after reading."""
+    assert cut.recording is not None
+    opened = [fastcopy(source, type="file", source=file) for source, file in zip(sources(cut), files, strict=True)]
+    unchanged, rate, total = not cut.recording.transforms, cut.sampling_rate, source_samples(cut)
+    cut = fastcopy(cut, recording=fastcopy(cut.recording, sources=opened))
+    if not unchanged or ((start, stop) == (0, total) and "span" not in (cut.custom or {})):
         return cut
     begin = compute_num_samples(cut.start, rate) + start
     return fastcopy(cut, start=begin / rate, duration=(stop - start) / rate)
 
 
-def _of_parts(cut: DataCut, start: int, stop: int) -> NDArray[np.float32]:
-    """As `_load`, of a file whose header does not say where all of its audio is; its parts are read in turn."""
-    begin = compute_num_samples(cut.start, cut.sampling_rate)
-    start, stop, before, pieces = start + begin, stop + begin, 0, []
-    with FileIO(source_path(cut)) as file:
-        for offset, size, prefix, frames in (cut.custom or {})["parts"]:
-            first, last = max(0, start - before), min(frames, stop - before)
-            if first < last:
-                with SoundFile(open_part(file, Part(offset, size, bytes.fromhex(prefix)))) as opened:
-                    if first:  # libmpg123 rounds otherwise after seeking
-                        opened.seek(first)
-                    pieces.append(opened.read(last - first, "float32", always_2d=True).T)
-            before += frames
-    channels = np.concatenate(pieces, axis=1)[[cut.channel] if isinstance(cut.channel, int) else cut.channel]
-    if channels.shape[1] < stop - start - TOLERANCE * cut.sampling_rate:
-        raise Undecodable("the decoder gives fewer than the declared samples")
-    return np.pad(channels, ((0, 0), (0, stop - start - channels.shape[1])), mode="reflect")
+def _check_is_read(file: BinaryIO, declared: float) -> None:
+    """libsndfile stops where a compressed file's header says that it ends, though streams may have been joined.
+
+    Args:
+        file: after its last sample was read.
+        declared: seconds, by its header.
+
+    Raises:
+        Undecodable: the bytes that were not read make more than a second.
+    """
+    place, rest = file.tell(), file.read(len(TAGS[0]))
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    beginning = file.read(len(FLAC))
+    if beginning == FLAC:  # seeking may have led into another stream: the second is looked for
+        second = file.read().find(FLAC)
+        place = len(FLAC) + second if second >= 0 else place
+    held = declared * size / place
+    if beginning.startswith(COMPRESSED) and held > declared + 1 and not rest.startswith(TAGS):
+        raise Undecodable(f"its header declares {declared:.2f} s, but it holds about {held:.2f} s (joined files?)")
 
 
 def _why(error: Exception, cut: DataCut) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from distiller.audio.formats import NOT_READ, ending
 from distiller.common.files import lock_folder, read_csv, write_csv
-from distiller.containers.formats import NOT_READ, ending
 from upstream.errors import UserError
 
 GRACE = 100  # utterances: the share is taken of at least this many, so one bad file in the first batch stops nothing

@@ -10,11 +10,11 @@ from pathlib import Path
 from lhotse.cut.data import DataCut
 
 from distiller.audio.decoding import Decoder, Undecodable, source_path
+from distiller.audio.formats import endings
 from distiller.audio.inventory import Amount, Inventory
 from distiller.audio.skipped import Skipped, check_share, countable
 from distiller.audio.windows import windows
 from distiller.common.files import expanded
-from distiller.containers.formats import endings
 from distiller.corpora.config import SYNTHETIC, CorpusConfig
 from distiller.corpora.scanning import locate, scan_cached
 from distiller.synthesis.splits import load_split

@@ -17,9 +17,9 @@ from lhotse.cut.data import DataCut
 from lhotse.serialization import decode_json_line, deserialize_item
 from lhotse.utils import fastcopy
 
+from distiller.audio.headers import TOLERANCE, Header
 from distiller.audio.skipped import Skipped
 from distiller.common.files import disk_error, disk_errors, expanded
-from distiller.containers.headers import TOLERANCE, Header
 from upstream.errors import UserError
 
 
@@ -114,11 +114,6 @@ def _without_padding(cut: MixedCut) -> Cut:
     return fastcopy(cuts[0], id=cut.id) if len(cuts) == 1 and isinstance(cuts[0], DataCut) else cut
 
 
-def with_parts(cut: DataCut, header: Header) -> DataCut:
-    """A cut that knows where the audio is in its file, if the file's own header does not say it."""
-    return fastcopy(cut, custom={"parts": header.parts}) if header.parts else cut
-
-
 def as_filed(cut: DataCut, header: Header, manifest: Path) -> DataCut | Skipped:
     """A cut with its recording as the header of its file has it, where the manifest says something else.
 
@@ -129,7 +124,6 @@ def as_filed(cut: DataCut, header: Header, manifest: Path) -> DataCut | Skipped:
     rate, seconds = header.samplerate, header.frames / header.samplerate
     if recording.transforms or len(recording.sources) > 1:
         return cut
-    cut = with_parts(cut, header)
     if recording.sampling_rate == rate and abs(recording.duration - seconds) <= TOLERANCE:
         return cut
     whole = cut.start == 0 and abs(cut.duration - recording.duration) <= TOLERANCE

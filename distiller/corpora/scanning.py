@@ -22,12 +22,12 @@ from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 
 from distiller.audio.decoding import sources
+from distiller.audio.formats import AUDIO, COMMON, NOT_READ, ending, endings
+from distiller.audio.headers import Undecodable, header
 from distiller.audio.skipped import Skipped, read_skipped, write_skipped
 from distiller.common.files import disk_error, disk_errors, lock_folder, write_with
 from distiller.common.progress import progress, quiet_stderr
 from distiller.common.values import digest
-from distiller.containers.formats import AUDIO, COMMON, NOT_READ, ending, endings
-from distiller.containers.headers import Undecodable, header
 from distiller.corpora.manifests import (
     as_filed,
     plain,
@@ -35,7 +35,6 @@ from distiller.corpora.manifests import (
     problem_of_recording,
     read_items,
     read_list,
-    with_parts,
 )
 from distiller.corpora.prepared import check_subsets, is_prepared, prepared_sources, read_prepared
 from upstream.errors import UserError
@@ -221,7 +220,7 @@ def _files(paths: list[Path], root: Path, name: str) -> list[DataCut | Skipped]:
         name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
         source = AudioSource(type="file", channels=list(range(found.channels)), source=str(path))
         recording = Recording(name, [source], found.samplerate, found.frames, found.frames / found.samplerate)
-        return with_parts(recording.to_cut(), found)
+        return recording.to_cut()
 
     return _in_threads(cut, paths, f"Headers of {name}")
 

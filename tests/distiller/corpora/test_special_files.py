@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from distiller.containers.formats import AUDIO, COMMON, NOT_READ
+from distiller.audio.formats import AUDIO, COMMON, NOT_READ
 from distiller.corpora.scanning import scan
 from upstream.errors import UserError
 

@@ -1,1 +1,0 @@
-"""Which files are audio, and where it is in them."""
