@@ -98,8 +98,8 @@ def manifests(known: list[dict[str, Any]]) -> SearchStrategy[tuple[str, Files]]:
 def lists() -> SearchStrategy[tuple[str, Files]]:
     line = st.sampled_from(
         [
-            *GOOD, "list.txt", "m.jsonl", "gone.wav", "empty", ".", "./list.txt", "bad.wav", "\x00", "~", "# no", "x.m4a",
-            f"{GOOD[0]}\t16000", f'"{GOOD[1]}"', "..", "../base/\t1", "\t5",
+            *GOOD, "list.txt", "m.jsonl", "gone.wav", "empty", ".", "./list.txt", "bad.wav", "\x00", "~", "# no",
+            "x.m4a", f"{GOOD[0]}\t16000", f'"{GOOD[1]}"', "..", "../base/\t1", "\t5",
         ]
     )  # fmt: skip
     text = st.lists(line | st.text(LETTERS, max_size=20), max_size=6).map("\n".join)
