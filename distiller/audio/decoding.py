@@ -30,6 +30,7 @@ MAX_RATE = 1_048_575  # Hz: the highest that FLAC allows, beyond any recorder
 MAX_DENOMINATOR = 2**16  # of the ratio of two rates (the filter is 20 times as long); rounds rates by less than 2e-5
 HALF_FILTER = 10  # half the length of scipy's filter, in samples of the lower of two rates
 WARM_UP = 1.0  # seconds before a window that are decoded with it: mp3 and the like depend on what came before
+BLOCK = 2**20  # samples
 CANCELLED = 0.02  # see `mono`
 FLAC = b"fLaC\0\0\0\x22"
 COMPRESSED = (b"OggS", FLAC, b"ID3", b"\xff")  # how files begin whose audio has no chunk that declares its bytes
@@ -117,10 +118,16 @@ def mono(channels: NDArray[np.float32]) -> NDArray[np.float32]:
     if len(channels) == 1:
         return channels[0]
     mean = channels.mean(axis=0)
-    each = channels.var(axis=1, dtype=np.float64)  # (channel,)
-    cancelled = len(channels) ** 2 * mean.var(dtype=np.float64) < CANCELLED * each.sum()
+    each = _variation(channels)  # (channel,)
+    cancelled = len(channels) ** 2 * _variation(mean[None])[0] < CANCELLED * each.sum()
     loud = each >= each.max() / 2  # not the loudest: which one that is would differ from window to window
     return channels[loud.argmax()] if cancelled else mean
+
+
+def _variation(channels: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(channel, sample) -> (channel,): variance times samples, in blocks, so that hours of audio take little memory."""
+    blocks = np.array_split(channels, range(BLOCK, channels.shape[1], BLOCK), axis=1)
+    return np.sum([block.var(axis=1, dtype=np.float64) * block.shape[1] for block in blocks], axis=0)
 
 
 def _load(cut: DataCut, start: int, stop: int) -> NDArray[np.float32]:

@@ -36,6 +36,10 @@ FORMATS = {  # ending and libsndfile's names by what is asked for
     "mp3": ("mp3", "MP3", "MPEG_LAYER_III"),
     "aiff in disguise": ("wav", "AIFF", "PCM_16"),
     "au in disguise": ("flac", "AU", "PCM_16"),
+    "aiff": ("aiff", "AIFF", "PCM_16"),
+    "caf": ("caf", "CAF", "PCM_16"),
+    "sphere": ("sph", "NIST", "PCM_16"),
+    "w64": ("w64", "W64", "PCM_16"),
 }
 RATES = [1, 2, 7, 50, 999, 8000, 11_025, 16_000, 22_050, 44_100, 44_101, 48_000, 96_001, 384_000, 655_350, 1_048_575]
 WILD = [*RATES, 999_983, 2_000_003, 9_999_991, 99_999_989, 2**31 - 1]  # what the header of a wav can say

@@ -97,11 +97,16 @@ def manifests(known: list[dict[str, Any]]) -> SearchStrategy[tuple[str, Files]]:
 
 def lists() -> SearchStrategy[tuple[str, Files]]:
     line = st.sampled_from(
-        [*GOOD, "list.txt", "m.jsonl", "gone.wav", "empty", ".", "./list.txt", "bad.wav", "\x00", "~"]
-    )
+        [
+            *GOOD, "list.txt", "m.jsonl", "gone.wav", "empty", ".", "./list.txt", "bad.wav", "\x00", "~", "# no",
+            "x.m4a", f"{GOOD[0]}\t16000", f'"{GOOD[1]}"', "..", "../base/\t1", "\t5",
+        ]
+    )  # fmt: skip
     text = st.lists(line | st.text(LETTERS, max_size=20), max_size=6).map("\n".join)
-    content = text.map(lambda rows: rows.encode("utf-8", "surrogatepass")) | st.binary(max_size=60)
-    return st.tuples(st.sampled_from(["list.txt", "list.lst"]), content).map(
+    encoded = text.map(lambda rows: rows.encode("utf-8", "surrogatepass"))
+    marked = encoded.map(lambda rows: b"\xef\xbb\xbf" + rows.replace(b"\n", b"\r\n"))
+    content = encoded | marked | text.map(lambda rows: rows.encode("utf-16", "surrogatepass")) | st.binary(max_size=60)
+    return st.tuples(st.sampled_from(["list.txt", "list.lst", "list.tsv"]), content).map(
         lambda pair: (pair[0], {pair[0]: pair[1], "bad.wav": b"RIFF"})
     )
 

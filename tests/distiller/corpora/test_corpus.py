@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from lhotse.shar import SharWriter
 
 from distiller.audio.decoding import Decoder
 from distiller.common.strict import typed
@@ -169,6 +170,22 @@ def test_long_recordings_are_used_in_windows_on_one_side(tmp_path):
     assert corpus.inventory.lines() == [
         "split: 10 recordings (0.0103 hours) longer than 2 s, into 40 windows of at most 1 s (corpus.window_seconds)"
     ]
+
+
+def test_long_recordings_of_a_shar_folder_are_used_in_windows(tmp_path):
+    for name, seconds in (("a", 3.1), ("b", 2.2)):
+        write(tmp_path / f"audio/{name}.wav", seconds)
+    cuts, _ = scan(tmp_path / "audio", tmp_path / "audio")
+    (tmp_path / "shar").mkdir()
+    with SharWriter(tmp_path / "shar", fields={"recording": "flac"}) as writer:
+        for cut in cuts:
+            writer.write(cut)
+    corpus = open_corpus(CorpusConfig(str(tmp_path / "shar"), batch_seconds=2.0, window_seconds=1.0))
+    parts = corpus.train + corpus.validation
+    assert sorted(ids(parts)) == [*(f"a.wav-{part}" for part in range(4)), *(f"b.wav-{part}" for part in range(3))]
+    for cut in cuts:
+        heard = [DECODER.decode(part) for part in parts if part.id.startswith(cut.id)]
+        assert torch.equal(torch.cat(heard), DECODER.decode(cut))
 
 
 def test_files_that_are_not_read_are_counted_and_stop_nothing(tmp_path):
