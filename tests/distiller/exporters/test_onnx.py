@@ -175,7 +175,7 @@ def test_a_graph_that_deviates_is_not_kept(student, tmp_path, monkeypatch) -> No
 class Program:
     """Stands for what torch.onnx.export returns."""
 
-    model = SimpleNamespace(metadata_props={})
+    model = SimpleNamespace(metadata_props={}, graph=SimpleNamespace(all_nodes=list))
 
     def save(self, path: Path, external_data: bool) -> None:
         path.write_bytes(b"a graph")
