@@ -14,8 +14,10 @@ from distiller.common.command import Parser, comma_separated, run_command
 from distiller.common.files import check_writable
 from upstream.errors import UserError
 
+FOLDERS = ("student", "transformers")  # what is written as one
 DESCRIPTION = """\
-Export a student: a folder for `transformers`, an ONNX file (also with 8-bit weights), or a `torch.export` program.
+Export a student: a folder for `transformers`, an ONNX file (also with 8-bit weights), or a `torch.export` program;
+or make a student folder of any other checkpoint, such as s3prl's dev-best.ckpt with a fine-tuned upstream.
 
 Each export is opened and compared with the student before it is kept.
 """
@@ -26,18 +28,20 @@ examples:
   python distiller/export.py exp/star/student --to onnx --output exp/star/student.onnx
   python distiller/export.py exp/star/student --to onnx --quantize int8 --output exp/star/student-int8.onnx
   python distiller/export.py DPHuBERT-sp0.75.pth --to onnx --states last --output dphubert.onnx
+  python distiller/export.py result/downstream/EXPERIMENT/dev-best.ckpt --to student --output exp/star/fine-tuned
 """
 
 
 def parser() -> Parser:
     built = Parser(prog="distiller/export.py", description=DESCRIPTION, epilog=EPILOG)
     built.add_argument("checkpoint", help="a student folder, or any checkpoint that upstream.checkpoint.load opens")
-    built.add_argument("--to", required=True, choices=("transformers", "onnx", "torch-export"))
-    built.add_argument("--output", required=True, type=Path, help="the folder (transformers) or file to write")
+    built.add_argument("--to", required=True, choices=(*FOLDERS, "onnx", "torch-export"))
+    built.add_argument("--output", required=True, type=Path, help="the folder (transformers, student) or file to write")
     built.add_argument("--quantize", choices=("int8",), help="8-bit linear layers (onnx)")
     built.add_argument("--states", choices=("all", "weighted", "last"), default="all", help="what the graph returns")
     weights = {"type": comma_separated(float), "metavar": "W,W,..."}
     built.add_argument("--weights", **weights, help="of F^0..F^L for --states weighted (default: equal weights)")
+    built.add_argument("--student", help="what s3prl fine-tuned, if it is not where its checkpoint says")
     built.add_argument("--model-config", metavar="YAML", help="the configuration of a STaR .ckpt, if not beside it")
     return built
 
@@ -49,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace) -> None:
     if options.quantize and options.to != "onnx":
         raise UserError(f"--quantize {options.quantize} goes with --to onnx, not --to {options.to}")
-    if options.to == "transformers" and (options.states != "all" or options.weights):
-        raise UserError("--states and --weights are for graphs; a transformers model always gives all hidden states")
+    if options.to in FOLDERS and (options.states != "all" or options.weights):
+        raise UserError(f"--states and --weights are for graphs; --to {options.to} always gives all hidden states")
     if options.weights and options.states != "weighted":
         raise UserError(f"--weights goes with --states weighted, not --states {options.states}")
-    if options.to != "transformers" and options.output.is_dir():
+    if options.to not in FOLDERS and options.output.is_dir():
         raise UserError(f"--output is {options.output}, which is a folder, but --to {options.to} writes a file")
-    check_writable(options.output if options.to == "transformers" else options.output.parent)
+    check_writable(options.output if options.to in FOLDERS else options.output.parent)
     from distiller.exporters.export import export  # takes seconds
 
     print(export(**vars(options)))

@@ -25,6 +25,8 @@ SUFFIXES = {".json", ".safetensors", ".md", ".png", ".py"}  # of the files in su
 def load(path_or_name: str | Path, model_config: str | Path | None = None) -> SpeechEncoder:
     """Open a checkpoint, recognised by its content, as a float32 encoder in eval mode.
 
+    The encoder takes wavs in one piece; `chunked.chunks(encoder, waveform)` computes long ones in bounded memory.
+
     Args:
         path_or_name: one of our folders, a Hugging Face folder (HuBERT, WavLM, wav2vec 2.0) or hub name ORG/NAME, or a
             file of STaR (.ckpt), DPHuBERT (.pth), fairseq or s3prl (.pt).

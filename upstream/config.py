@@ -26,7 +26,6 @@ FAMILIES = {  # by `model_type` of `transformers`
 }
 CONV_NORMS = ("group", "layer")
 SAMPLE_RATE = 16_000
-UNNAMED = "the encoder configuration"  # named in errors where the file is not known
 FEATURE_EXTRACTOR_EPS = 1e-7  # added to a waveform's variance by the feature extractor of `transformers`
 BASE_CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)  # of Base and Large: 320 samples a frame
 
@@ -109,7 +108,7 @@ class EncoderConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Any, source: str = UNNAMED) -> "EncoderConfig":
+    def from_dict(cls, values: Any, source: str = "the encoder configuration") -> "EncoderConfig":
         """Build from parsed JSON.
 
         Raises:
@@ -125,9 +124,9 @@ class EncoderConfig:
         if missing:
             raise UserError(f"{source}: missing key{'s' * (len(missing) > 1)} {', '.join(missing)}")
         try:
-            return cls(**{key: _typed(key, value, kinds[key]) for key, value in values.items()})
-        except UserError as error:
-            raise UserError(str(error).replace(UNNAMED, source, 1)) from None
+            return cls(**{key: _from_json(value, kinds[key]) for key, value in values.items()})
+        except (UserError, OverflowError) as error:  # OverflowError: an integer too large for a float
+            raise UserError(f"{source}: {error}") from None
 
 
 REQUIRED = ("embed_dim", "num_heads", "attention_heads", "ffn_dims", "head_dim")
@@ -138,29 +137,24 @@ COUNTS = (
 DROPOUTS = ("feature_dropout", "hidden_dropout", "attention_dropout", "activation_dropout")
 
 
+def _from_json(value: Any, kind: Any) -> Any:
+    """A value for a field of type `kind`: an integer may be a float, and lists, nested once, are tuples."""
+    if isinstance(value, (list, tuple)):
+        return tuple(tuple(entry) if isinstance(entry, list) else entry for entry in value)
+    return float(value) if kind is float and type(value) is int else value
+
+
 def _require(holds: bool, key: str, value: Any, allowed: str) -> None:
     if not holds:
-        raise UserError(f"{UNNAMED}: {key} is {shown(value)}, but it must be {allowed}")
-
-
-def _typed(key: str, value: Any, kind: Any) -> Any:
-    """`value` as the field's type, lists as tuples; a bool is not an int here."""
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind in (int, bool, str, float):
-        _require(type(value) is kind, key, value, f"of type {kind.__name__}")
-        return value
-    is_list = isinstance(value, (list, tuple))
-    fits = is_list and all(entry is None or type(entry) is int or _is_ints(entry) for entry in value)
-    _require(fits, key, value, "a list with an entry per layer")
-    return tuple(tuple(entry) if _is_ints(entry) else entry for entry in value)
-
-
-def _is_ints(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(type(entry) is int for entry in value)
+        raise UserError(f"{key} is {shown(value)}, but it must be {allowed}")
 
 
 def _check_values(config: EncoderConfig) -> None:
+    for field in fields(config):
+        kind: Any = field.type if isinstance(field.type, type) else tuple  # else it is tuple[...]
+        allowed = "a list with an entry per layer" if kind is tuple else f"of type {kind.__name__}"
+        value = getattr(config, field.name)
+        _require(type(value) is kind, field.name, value, allowed)
     _require(config.family in FAMILIES, "family", config.family, one_of(config.family, FAMILIES))
     _require(config.conv_norm in CONV_NORMS, "conv_norm", config.conv_norm, one_of(config.conv_norm, CONV_NORMS))
     for key in COUNTS:
@@ -185,7 +179,8 @@ def _check_values(config: EncoderConfig) -> None:
 def _check_convolutions(config: EncoderConfig) -> None:
     _require(bool(config.conv_layers), "conv_layers", config.conv_layers, "a list of at least one convolution")
     for index, layer in enumerate(config.conv_layers):
-        fits = isinstance(layer, tuple) and len(layer) == 3 and all(0 < number <= 2**16 for number in layer)
+        fits = isinstance(layer, tuple) and len(layer) == 3
+        fits = fits and all(type(number) is int and 0 < number <= 2**16 for number in layer)
         _require(fits, f"conv_layers[{index}]", layer, "(channels, kernel, stride), each from 1 to 65536")
     channels, unpruned = [channels for channels, _, _ in config.conv_layers], config.unpruned_channels
     allowed = f"true, since the last convolution's {channels[-1]} channels are not embed_dim ({config.embed_dim})"
@@ -204,8 +199,9 @@ def _check_layers(config: EncoderConfig) -> None:
     layers = len(config.attention_heads)
     _require(0 < layers <= 1024, "attention_heads", config.attention_heads, "a list of 1 to 1024 layers")
     for index, heads in enumerate(config.attention_heads):
-        fits = heads is None or (isinstance(heads, tuple) and list(heads) == sorted(set(heads)))
-        fits = fits and all(0 <= head < config.num_heads for head in heads or ())
+        own = () if heads is None else heads
+        fits = isinstance(own, tuple) and all(type(head) is int and 0 <= head < config.num_heads for head in own)
+        fits = fits and list(own) == sorted(set(own))
         allowed = f"null or a rising list of heads below {config.num_heads}"
         _require(fits, f"attention_heads[{index}]", heads, allowed)
     allowed = f"a list of {layers} layers, as attention_heads is"

@@ -130,9 +130,8 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         self.frame_multiple = config.frame_multiple
         self.strides = [(kernel, stride) for _, kernel, stride in config.conv_layers]
-        self.hop, self.field = 1, 1  # samples from frame to frame, and under a frame
-        for kernel, stride in self.strides:
-            self.field, self.hop = self.field + (kernel - 1) * self.hop, self.hop * stride
+        self.hop = config.samples_per_frame
+        self.field = config.min_samples - (config.frame_multiple - 1) * self.hop  # samples under a frame
         in_channels = 1
         self.conv_layers = nn.ModuleList()
         for index, (channels, _, _) in enumerate(config.conv_layers):

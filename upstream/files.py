@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import UserError
+import yaml
+
+from .errors import UserError, first_line
 
 PART = ".part-"  # prefix of files that are still being written
 
@@ -17,6 +19,18 @@ def disk_errors(path: Path, action: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path} cannot be {action}: {error.strerror or error}") from None
+
+
+@contextmanager
+def parse_errors(source: Path | str, kind: str) -> Iterator[None]:
+    """Turns whatever parsing JSON or YAML raises into a UserError: "SOURCE is not KIND (reason, line 3)"."""
+    try:
+        yield
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # e.g. of "!!int x"
+        mark = getattr(error, "problem_mark", None)  # of a YAML; JSON's errors have `msg` and `lineno`
+        line = mark.line + 1 if mark else getattr(error, "lineno", None)
+        reason = getattr(error, "problem", None) or getattr(error, "msg", first_line(error))
+        raise UserError(f"{source} is not {kind} ({reason}{f', line {line}' if line else ''})") from None
 
 
 @contextmanager
@@ -32,7 +46,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb") as written:
+        with temporary.open("r+b") as written:  # Windows syncs no file that is open for reading only
             os.fsync(written.fileno())
         os.replace(temporary, path)
         sync_directory(path.parent)
@@ -50,9 +64,10 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Wait until a folder's entries (new files, renames) are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Wait until a folder's entries (new files, renames) are on the disk, where the system opens folders for that."""
+    with suppress(PermissionError):  # Windows does not
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -68,12 +68,13 @@ _ARGUMENTS = """
 Args:
     ckpt: {ckpt}
     model_config: the configuration file of a checkpoint that does not contain it (STaR's YAML; a path or a URL), or
-        options as text: states=layers|projected|all, padding=invariant|reference. Default: states={states}.
+        options as text: states=layers|projected|all, padding=invariant|reference, chunk_seconds=30 for long wavs, which
+        are then computed in bounded memory. Default: states={states}, every wav in one piece.
     refresh: fetch files again that are in the cache.
-    kwargs: states and padding, as in model_config.
+    kwargs: states, padding and chunk_seconds, as in model_config.
 
 Returns:
-    upstream.expert.UpstreamExpert in eval mode: a list of 1-D 16 kHz tensors -> {{"hidden_states": list of
+    upstream.expert.UpstreamExpert in eval mode: a list of 16 kHz wavs -> {{"hidden_states": list of
     (batch, frame, channel), "last_hidden_state": (batch, frame, channel)}}.
 """
 _ANY_FORMAT = "one of our folders or Hugging Face's, STaR's .ckpt, DPHuBERT's .pth"

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .errors import UserError, shown
 
 FULL_SCALE = {torch.int8: 2**7, torch.uint8: 2**7, torch.int16: 2**15, torch.int32: 2**31}  # what audio files hold
+MOST_CHANNELS = 8  # a wav of so few samples is none
 SHAPES = "(sample,), (batch, sample), (batch, 1, sample) or a list of wavs (sample,)"
 
 
@@ -73,6 +74,8 @@ def _batch(audio: Any) -> Tensor:
         waveforms = waveforms[None]
     if waveforms.ndim == 3 and waveforms.shape[1] == 1:
         waveforms = waveforms[:, 0]
+    if waveforms.ndim == 2 and waveforms.shape[1] <= MOST_CHANNELS < waveforms.shape[0]:
+        return _wav(waveforms, "the audio")[None]  # (sample, channel)
     if waveforms.ndim != 2 or not len(waveforms):
         raise UserError(f"the audio has shape {tuple(waveforms.shape)}, but it must be mono, {SHAPES}")
     return waveforms

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +15,11 @@ from typing import Any
 
 from upstream.errors import UserError
 from upstream.files import PART, atomic_file, sync_directory
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 LOCK = ".lock"
 ESCAPE = "surrogateescape"  # a path in a text may be other bytes than UTF-8
@@ -251,6 +255,9 @@ def lock_folder(folder: Path, name: str = LOCK, wait: bool = False) -> Iterator[
 
 
 def _lock(file: FileIO, folder: Path, wait: bool) -> None:
+    if fcntl is None:
+        print(f"{folder} is not locked on this system: start no second command that writes to it", file=sys.stderr)
+        return
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

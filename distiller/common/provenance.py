@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from upstream.config import SAMPLE_RATE
@@ -68,6 +68,12 @@ def peak_memory_mb(device: str = "cpu", children: bool = False) -> float:
 def parameter_count(module: "nn.Module") -> int:
     """Number of parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def public(name: str) -> str:
+    """A path without its folders, which are only this machine's; a hub name or a word as it is."""
+    path = PurePath(name)
+    return path.name if path.is_absolute() or name.startswith((".", "~")) else name
 
 
 def teacher_licence(teacher: str) -> str:

@@ -7,12 +7,13 @@ from pathlib import Path
 import yaml
 
 from distiller.common.files import read_csv
-from distiller.common.provenance import ORIGIN, TEN_SECONDS, parameter_count, teacher_licence
+from distiller.common.provenance import ORIGIN, TEN_SECONDS, parameter_count, public, teacher_licence
+from distiller.exporters.fine_tuned import Student
 from upstream.config import EncoderConfig
 from upstream.cost import count_macs
-from upstream.encoder import SpeechEncoder
 from upstream.formats.huggingface_writing import obstacles
 
+ABSOLUTE = re.compile(r"(?<![\w/.:~])~?/(?:[^\s/|`]+/)+([^\s/|`]+)")  # a path; students once named their corpus so
 CARD = """\
 ---
 {head}---
@@ -37,19 +38,32 @@ states = model(**inputs, output_hidden_states=True).hidden_states     # F^0..F^L
 """
 
 
-def transformers_card(student: SpeechEncoder, source: str, own_code: bool) -> str:
+def student_files(student: Student) -> dict[str, str]:
+    """README.md and the teacher's name, for a student made of another checkpoint."""
+    folder = Path(student.source)
+    history = student.history or f"Converted from `{folder.name}`."
+    card = (
+        f"# Speech encoder, {parameter_count(student.encoder):,} parameters\n\n{history}\n\n{_demoted(_card(folder))}"
+    )
+    teacher = _teacher(folder)
+    origin = {ORIGIN: json.dumps({"teacher": public(teacher)}) + "\n"} if teacher else {}
+    return {"README.md": card.rstrip() + "\n", **origin}
+
+
+def transformers_card(student: Student, own_code: bool) -> str:
     """README.md of a folder for `transformers`, with the hub's metadata at its head.
 
+    README.md, the teacher and scores.csv of the student's source are used if they are there.
+
     Args:
-        student: the exported encoder.
-        source: the checkpoint that it came from; its README.md, its teacher and scores.csv are used if they are there.
         own_code: whether the folder needs its own modelling file.
     """
-    config, folder = student.config, Path(source)
-    card = (folder / "README.md").read_text() if (folder / "README.md").is_file() else ""
+    config, folder = student.encoder.config, Path(student.source)
+    card = _card(folder)
+    history = f"{student.history}\n\n" if student.history else ""
     return CARD.format(
         head=yaml.safe_dump(_metadata(_teacher(folder), config), sort_keys=False),
-        parameters=parameter_count(student),
+        parameters=parameter_count(student.encoder),
         layers=config.num_layers,
         width=config.embed_dim,
         hop=config.samples_per_frame,
@@ -57,8 +71,12 @@ def transformers_card(student: SpeechEncoder, source: str, own_code: bool) -> st
         trust=", trust_remote_code=True" if own_code else "",
         notes="\n".join(f"- {note}" for note in _notes(config, own_code)),
         scores=_scores(folder),
-        origin=f"## Where it comes from\n\n{_demoted(card)}" if card else f"Exported from `{folder.name}`.",
+        origin=history + (f"## Where it comes from\n\n{_demoted(card)}" if card else f"Exported from `{folder.name}`."),
     )
+
+
+def _card(student: Path) -> str:
+    return (student / "README.md").read_text(encoding="utf-8") if (student / "README.md").is_file() else ""
 
 
 def _teacher(student: Path) -> str:
@@ -118,7 +136,8 @@ def _scores(student: Path) -> str:
 
 
 def _demoted(card: str) -> str:
-    """The student's own card, its headings a level lower and without pictures, which are not in the folder."""
+    """The student's own card, its headings a level lower, without pictures and folders that are not the reader's."""
     without_head = re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)
     lines = [line for line in without_head.splitlines() if not re.fullmatch(r"!\[.*\]\(.*\)", line.strip())]
-    return "\n".join("##" + line if line.startswith("#") else line for line in lines).strip()
+    text = "\n".join("##" + line if line.startswith("#") else line for line in lines).strip()
+    return ABSOLUTE.sub(r"\1", text)

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from distiller.common.provenance import parameter_count
 from distiller.exporters import onnx
-from distiller.exporters.card import transformers_card
+from distiller.exporters.card import student_files, transformers_card
+from distiller.exporters.fine_tuned import open_student
 from distiller.exporters.transformers import needs_own_code, to_transformers
-from upstream.checkpoint import load
+from upstream.checkpoint import save
+from upstream.errors import UserError
 
 
 def export(
@@ -17,26 +20,34 @@ def export(
     states: str = "all",
     weights: Sequence[float] | None = None,
     model_config: str | None = None,
+    student: str | None = None,
 ) -> str:
     """Write `output`; returns a line that says how to open it and how close it is to the student.
 
     Args:
-        checkpoint: anything that `upstream.checkpoint.load` opens.
-        to: "transformers", "onnx" or "torch-export".
+        checkpoint: anything that `upstream.checkpoint.load` opens, or s3prl's dev-best.ckpt with a fine-tuned upstream.
+        to: "student", "transformers", "onnx" or "torch-export".
         quantize: "int8" for an ONNX file with 8-bit linear layers.
         states, weights: what a graph returns, as `onnx.graph_of`.
         model_config: the YAML of a STaR checkpoint.
+        student: what s3prl fine-tuned, if it is not where s3prl found it.
 
     Raises:
         UserError: a checkpoint that cannot be opened, a deviation above 1e-4, or the disk refuses.
     """
-    student = load(checkpoint, model_config)
+    opened = open_student(checkpoint, model_config, student)
+    encoder = opened.encoder
+    if to == "student":
+        if output.resolve() == Path(opened.source).resolve():
+            raise UserError(f"--output is {output}, which is the student that was fine-tuned; choose another folder")
+        save(encoder, output, student_files(opened))
+        return f"{output}: upstream.checkpoint.load opens it; {parameter_count(encoder):,} parameters"
     if to == "transformers":
-        own_code = needs_own_code(student)
-        difference = to_transformers(student, output, transformers_card(student, checkpoint, own_code))
-        opened = "AutoModel.from_pretrained" + (" with trust_remote_code=True" if own_code else "")
-        return f"{output}: {opened} opens it; largest difference of any hidden state {difference:.1e}"
-    graph = onnx.graph_of(student, states, weights)
+        own_code = needs_own_code(encoder)
+        difference = to_transformers(encoder, output, transformers_card(opened, own_code))
+        call = "AutoModel.from_pretrained" + (" with trust_remote_code=True" if own_code else "")
+        return f"{output}: {call} opens it; largest difference of any hidden state {difference:.1e}"
+    graph = onnx.graph_of(encoder, states, weights)
     if quantize:
         return onnx.quantized(graph, output)
     difference = (onnx.to_program if to == "torch-export" else onnx.to_onnx)(graph, output)

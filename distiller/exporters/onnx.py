@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from distiller.common.files import writing
 from distiller.common.provenance import TEN_SECONDS, parameter_count
+from distiller.exporters.blocked import in_blocks
 from distiller.exporters.checks import LENGTHS, checked, farthest, temporary_folder, wavs
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError, require
@@ -44,8 +45,7 @@ class StatesGraph(nn.Module):
         self.weights = tuple(weights)
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        # with maps, attention consists of matrix products, which every runtime has and quantisation leaves alone
-        output = self.encoder(waveforms, lengths, attention_maps=True)
+        output = self.encoder(waveforms, lengths)
         return self.select(output), output.frame_lengths
 
     def select(self, output: EncoderOutput) -> Tensor:
@@ -86,7 +86,7 @@ def export_program(graph: StatesGraph) -> torch.export.ExportedProgram:
     sample = torch.export.Dim("sample", min=config.min_samples + config.samples_per_frame, max=LONGEST)
     with _quietly(), torch.no_grad():
         return torch.export.export(
-            graph,
+            StatesGraph(in_blocks(graph.encoder), graph.states, graph.weights).eval(),
             _example(),
             dynamic_shapes={"waveforms": {0: batch, 1: sample}, "lengths": {0: batch}},
             strict=False,
@@ -112,6 +112,8 @@ def to_onnx(graph: StatesGraph, path: Path) -> float:
             verbose=False,
         )
     assert program is not None  # with dynamo=True it never is
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
     program.model.metadata_props["encoder"] = json.dumps(graph.encoder.config.to_dict())
     program.model.metadata_props["parameters"] = str(parameter_count(graph.encoder))
     with writing(path) as temporary:
@@ -160,6 +162,9 @@ def to_program(graph: StatesGraph, path: Path) -> float:
         UserError: a deviation above 1e-4, or a disk that refuses.
     """
     program = export_program(graph)
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # which has the paths of this machine
     with writing(path) as temporary:
         with _quietly():
             torch.export.save(program, temporary)

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from distiller.common.files import disk_errors, expanded
 from upstream.errors import UserError, one_of
+from upstream.files import parse_errors
 
 RECIPES = Path(__file__).parent
 MAX_ALIASES = 20  # in one file: a few lines of aliases of aliases would be gigabytes
@@ -115,9 +117,8 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def renewed(old: Mapping[str, Any]) -> dict[str, Any]:
-    """The values in today's words, and `objective: star` written out as `objective: {name: star}`."""
-    values = dict(old)
+def renewed(values: dict[str, Any]) -> dict[str, Any]:
+    """`values`, changed to today's words, and `objective: star` written out as `objective: {name: star}`."""
     for section in ("objective", "student"):
         if isinstance(values.get(section), str):
             values[section] = {"name": values[section]}
@@ -125,7 +126,10 @@ def renewed(old: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(values.get(section), dict):
             values[section] = {names.get(key, key): value for key, value in values[section].items()}
     for key, words in OLD_VALUES.items():
-        values = _replaced(values, key.split("."), words)
+        *sections, name = key.split(".")
+        section = reduce(_keys, sections, values)
+        if isinstance(section.get(name), str):
+            section[name] = words.get(section[name], section[name])
     return values
 
 
@@ -145,10 +149,10 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return _merged(base, over)
 
 
-def _keys(values: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+def _keys(values: Mapping[str, Any], section: str) -> dict[str, Any]:
     """A section, empty where it is missing or not a mapping."""
     keys = values.get(section)
-    return keys if isinstance(keys, Mapping) else {}
+    return keys if isinstance(keys, dict) else {}
 
 
 def _locate(name_or_file: str | Path, folder: Path) -> Path:
@@ -163,15 +167,6 @@ def _locate(name_or_file: str | Path, folder: Path) -> Path:
     return RECIPES / f"{text}.yaml"
 
 
-def _replaced(values: Any, keys: list[str], words: Mapping[str, str]) -> Any:
-    """`values` with the value at the nested `keys` replaced where it is one of `words`."""
-    if not keys:
-        return words.get(values, values) if isinstance(values, str) else values
-    if not isinstance(values, dict) or keys[0] not in values:
-        return values
-    return values | {keys[0]: _replaced(values[keys[0]], keys[1:], words)}
-
-
 def _merged(base: Any, over: Any) -> Any:
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
         return over
@@ -179,10 +174,5 @@ def _merged(base: Any, over: Any) -> Any:
 
 
 def _load(text: str | bytes, name: str) -> Any:
-    try:
+    with parse_errors(name, "valid YAML"):
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # e.g. of "!!int x"
-        reason = str(error).partition("\n")[0]
-        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-            reason = f"{error.problem} (line {error.problem_mark.line + 1})"
-        raise UserError(f"{name} is not valid YAML: {reason}") from error

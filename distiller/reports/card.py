@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distiller.common.provenance import ORIGIN, teacher_licence
+from distiller.common.provenance import ORIGIN, public, teacher_licence
 from distiller.reports.figures import FIGURES
 from distiller.reports.report import audio_lines, pruning_summary
 
 CARD = """\
-# {recipe[method]} student of {recipe[teacher]}
+# {recipe[method]} student of {teacher}
 
 A speech encoder of {parameters:,} parameters; 10 s of audio take {gmacs:.2f} G multiply-accumulates. Distilled from \
-`{recipe[teacher]}` on `{recipe[corpus][path]}`, objective {recipe[objective][name]}.
+`{teacher}` on `{corpus}`, objective {recipe[objective][name]}.
 
 ```python
 from upstream.checkpoint import load
@@ -24,9 +24,9 @@ out.hidden_states                          # F^0..F^L, each (batch, frame, chann
 
 | | |
 |---|---|
-| teacher | {recipe[teacher]} |
+| teacher | {teacher} |
 | teacher's licence | {licence} |
-| audio | {recipe[corpus][path]} |
+| audio | {corpus} |
 | recipe | {recipe[method]}, seed {recipe[seed]} |
 | code | commit {commit} |
 | training | {losses[train][step]:.0f} steps, {seconds:.0f} s |
@@ -42,14 +42,16 @@ Linear probe on synthetic speech, accuracy in percent, last layer (evidence abou
 def files(output: Path, result: dict[str, Any]) -> dict[str, bytes | str]:
     """The card, the figures and the teacher's name, as extra files of a saved student."""
     figures = {path.name: path.read_bytes() for name in FIGURES if (path := output / name).exists()}
-    origin = json.dumps({"teacher": result["recipe"]["teacher"]}) + "\n"
+    origin = json.dumps({"teacher": public(result["recipe"]["teacher"])}) + "\n"
     return {"README.md": model_card(result, list(figures)), ORIGIN: origin, **figures}
 
 
 def model_card(result: dict[str, Any], figures: list[str]) -> str:
     """What the student is, where it comes from, how to use it and what was measured."""
-    licence = teacher_licence(result["recipe"]["teacher"])
-    card = CARD.format_map(result | {"gmacs": result["macs_10s"] / 1e9, "licence": licence})
+    recipe = result["recipe"]
+    names = {"teacher": public(recipe["teacher"]), "corpus": public(recipe["corpus"]["path"])}
+    numbers = {"gmacs": result["macs_10s"] / 1e9, "licence": teacher_licence(recipe["teacher"])}
+    card = CARD.format_map(result | names | numbers)
     for line in audio_lines(result):
         card += "| {} | {} |\n".format(*line.split(": ", 1))
     if "pruning" in result:

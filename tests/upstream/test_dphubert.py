@@ -196,7 +196,7 @@ def wavlm_state(tiny_encoder) -> Callable[..., tuple[Any, dict[str, Any]]]:
             if own:
                 key = f"encoder.transformer.layers.{layer}.attention.gru_rel_pos_const"
                 whole = torch.full((1, 4, 1, 1), 99.0)
-                whole[:, list(own)] = state[key]
+                whole[0, list(own), 0, 0] = state[key]
                 state[key] = whole
         return encoder, state
 
@@ -243,11 +243,11 @@ def test_the_table_is_not_optional_where_its_layer_is_there(tmp_path, wavlm_stat
         ({"encoder_num_heads": ...}, "its config lacks key encoder_num_heads"),
         ({"extractor_mode": "batch_norm"}, "extractor_mode is 'batch_norm', but it must be one of group_norm"),
         ({"encoder_num_heads": [3, 4]}, "encoder_num_heads has 2 entries, but it must have one for each of 3 layers"),
-        ({"encoder_num_heads": [3, 4, "1"]}, "encoder_num_heads has '1', but it must have numbers"),
-        ({"encoder_num_heads": [3, 4, 10**9]}, "encoder_num_heads has 1000000000"),
+        ({"encoder_num_heads": [3, 4, "1"]}, r"encoder_num_heads\[2\] is '1', but it must be between 0 and 1024"),
+        ({"encoder_num_heads": [3, 4, 10**9]}, r"encoder_num_heads\[2\] is 1000000000"),
         ({"encoder_num_layers": 10**9}, "encoder_num_layers is 1000000000, but it must be between 1 and 1024"),
         ({"encoder_head_dim": 0}, "encoder_head_dim is 0, but it must be between 1 and"),
-        ({"encoder_embed_dim": "48"}, "embed_dim is '48', but it must be of type int"),
+        ({"encoder_embed_dim": "48"}, "encoder_embed_dim is '48', but it must be between 1 and 65536"),
         ({"encoder_ff_interm_features": [40, 57, 16]}, r"layers\.2\.feed_forward.* has shape"),
         ({"encoder_use_feed_forward": [True, True, False]}, r"unexpected keys .*layers\.2\.feed_forward"),
         ({"extractor_conv_layer_config": [(13, 10)]}, r"conv_layers\[0\] is \(13, 10\), but it must be \(channels"),

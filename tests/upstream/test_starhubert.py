@@ -164,7 +164,7 @@ def test_the_configuration_is_found_where_it_may_be(place, tmp_path, tiny_encode
             {**DISTILLER, "encoder_ffn_embed_dim": 65},
             r"star\.ckpt: encoder\.layers\.0\.fc1\.weight has shape \(64, 48\)",
         ),
-        ({**DISTILLER, "encoder_layers": 2}, r"star\.ckpt: unexpected keys encoder\.layers\.2"),
+        ({**DISTILLER, "encoder_layers": 2}, r"star\.ckpt: unexpected keys student_model\.encoder\.layers\.2"),
         ({**DISTILLER, "crop_seq_to_multiple": 0}, "frame_multiple is 0, but it must be between"),
     ],
 )
@@ -177,7 +177,7 @@ def test_a_wrong_yaml_is_a_one_line_error(distiller, sentence, tmp_path, tiny_en
 
 def test_unknown_and_missing_keys_are_listed(tmp_path, tiny_encoder) -> None:
     state = student_state(tiny_encoder(conv_layers=CONV_LAYERS))
-    with pytest.raises(UserError, match=r"unknown key student_model\.encoder\.gate$"):
+    with pytest.raises(UserError, match=r"unexpected key student_model\.encoder\.gate$"):
         load(write(tmp_path, {**state, "student_model.encoder.gate": torch.ones(1)}))
     del state["student_model.post_extract_proj.weight"]
     with pytest.raises(UserError, match=r"missing key post_extract_proj\.weight$"):

@@ -51,6 +51,7 @@ KINDS = {
     "nested numbers": lambda wav: [wav.tolist()],
     "one dimension": lambda wav: wav,
     "channel": lambda wav: wav[None, None],
+    "last channel": lambda wav: wav[:, None],
     "list of tensors": lambda wav: [wav],
     "list of a channel": lambda wav: [wav[None]],
     "tuple of an array with a last channel": lambda wav: (wav.double().numpy()[:, None],),
@@ -82,6 +83,10 @@ FAULTS = {
     "bool": (lambda wav: wav > 0, "holds bool numbers"),
     "stereo in a list": (lambda wav: [wav, wav.expand(2, -1)], r"wav 1 has shape \(2, 4000\), but it must be mono"),
     "stereo in a batch": (lambda wav: wav.expand(3, 2, -1), r"the audio has shape \(3, 2, 4000\), but it must be mono"),
+    "stereo from soundfile": (
+        lambda wav: wav[:, None].expand(-1, 2),
+        r"the audio has shape \(4000, 2\), but it must be",
+    ),
     "no samples": (lambda wav: [wav, wav[:0]], "a wav has 0 samples, but it must have at least"),
     "an empty batch": (lambda wav: wav.expand(0, -1), r"the audio has shape \(0, 4000\)"),
     "an empty list": (lambda wav: [], "a wav has 0 samples"),

@@ -18,9 +18,13 @@ def parse_conv_layers(value: Any, source: str) -> Layers:
         UserError: anything but lists of triples, joined by "+" and repeated by "*", or more than 64 convolutions.
     """
     try:
-        layers = _from_text(value) if isinstance(value, str) else [_triple(layer) for layer in value]
-        _repeated(layers, 1)
-    except (AttributeError, TypeError, ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nesting
+        if isinstance(value, str) and not TEXT.fullmatch(value):
+            raise ValueError
+        read = _layers(ast.parse(value.strip(), mode="eval").body) if isinstance(value, str) else value
+        layers = [(channels, kernel, stride) for channels, kernel, stride in _repeated(read, 1)]
+        if any(type(number) is not int for layer in layers for number in layer):
+            raise TypeError
+    except (TypeError, ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nesting
         raise UserError(
             f"{source}: conv_feature_layers is {shown(value)}, but it must be a list of 1 to {MAX_LAYERS} triples "
             "(channels, kernel, stride), such as '[(512,10,5)] + [(512,3,2)] * 4'"
@@ -28,16 +32,10 @@ def parse_conv_layers(value: Any, source: str) -> Layers:
     return layers
 
 
-def _from_text(text: str) -> Layers:
-    if not TEXT.fullmatch(text):
-        raise ValueError
-    return _layers(ast.parse(text.strip(), mode="eval").body)
-
-
 def _layers(node: ast.expr) -> Layers:
     match node:
-        case ast.List(elts=layers):
-            return [_triple([number.value for number in layer.elts]) for layer in layers]  # type: ignore[attr-defined]
+        case ast.List():
+            return ast.literal_eval(node)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return _repeated(_layers(left) + _layers(right), 1)
         case ast.BinOp(left=layers, op=ast.Mult(), right=ast.Constant(value=int(times))):
@@ -52,10 +50,3 @@ def _repeated(layers: Layers, times: int) -> Layers:
     if not 0 < len(layers) * times <= MAX_LAYERS:
         raise ValueError
     return layers * times
-
-
-def _triple(values: Any) -> tuple[int, int, int]:
-    channels, kernel, stride = values
-    if not all(type(number) is int for number in (channels, kernel, stride)):
-        raise TypeError
-    return channels, kernel, stride

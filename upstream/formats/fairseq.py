@@ -10,65 +10,66 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import BASE_CONV_LAYERS, FAMILIES, EncoderConfig
+from ..config import BASE_CONV_LAYERS, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError
 from .convolutions import parse_conv_layers
 from .files import refuse_configuration
-from .keys import ATTENTION, Key, KeyTable, build
+from .keys import KeyTable, build
 from .settings import check_fixed, equal_layers, plain_settings, translated
 
 NAME = "fairseq or s3prl-converted .pt of HuBERT, WavLM and wav2vec 2.0"
 
-KEYS = (
-    Key("feature_extractor.conv_layers.#.0.*", "feature_extractor.conv_layers.#.conv.*"),
-    Key("feature_extractor.conv_layers.#.2.*", "feature_extractor.conv_layers.#.layer_norm.*"),  # group norm
-    Key("feature_extractor.conv_layers.#.2.1.*", "feature_extractor.conv_layers.#.layer_norm.*"),  # layer norm
-    Key("layer_norm.*", "feature_projection.layer_norm.*"),
-    Key("post_extract_proj.*", "feature_projection.projection.*"),
-    Key("encoder.pos_conv.0.bias", "positional.bias"),
-    Key("encoder.pos_conv.0.weight_g", "positional.weight_g"),
-    Key("encoder.pos_conv.0.weight_v", "positional.weight_v"),
-    Key("encoder.pos_conv.0.parametrizations.weight.original0", "positional.weight_g"),
-    Key("encoder.pos_conv.0.parametrizations.weight.original1", "positional.weight_v"),
-    Key("encoder.layer_norm.*", "layer_norm.*"),
-    Key("encoder.layers.0.self_attn.relative_attention_bias.weight", "relative_position.weight"),
-    *(Key(f"encoder.layers.#.self_attn.{name}.*", f"layers.#.attention.{name}.*") for name in ATTENTION),
-    Key("encoder.layers.#.self_attn.grep_linear.*", "layers.#.attention.gate.linear.*"),
-    Key("encoder.layers.#.self_attn.grep_a", "layers.#.attention.gate.constant", (1, -1, 1, 1)),
-    Key("encoder.layers.#.self_attn_layer_norm.*", "layers.#.attention_norm.*"),
-    Key("encoder.layers.#.fc1.*", "layers.#.feed_forward.intermediate.*"),
-    Key("encoder.layers.#.fc2.*", "layers.#.feed_forward.output.*"),
-    Key("encoder.layers.#.final_layer_norm.*", "layers.#.feed_forward_norm.*"),
-)
+KEYS = {
+    "feature_extractor.conv_layers.#.conv.": "feature_extractor.conv_layers.#.0.",
+    "feature_extractor.conv_layers.#.layer_norm.": "feature_extractor.conv_layers.#.2.",
+    "feature_projection.layer_norm.": "layer_norm.",
+    "feature_projection.projection.": "post_extract_proj.",
+    "positional.": "encoder.pos_conv.0.",
+    "layer_norm.": "encoder.layer_norm.",
+    "relative_position.": "encoder.layers.0.self_attn.relative_attention_bias.",
+    "layers.#.attention.": "encoder.layers.#.self_attn.",
+    "layers.#.attention.gate.linear.": "encoder.layers.#.self_attn.grep_linear.",
+    "layers.#.attention.gate.constant": "encoder.layers.#.self_attn.grep_a",
+    "layers.#.attention_norm.": "encoder.layers.#.self_attn_layer_norm.",
+    "layers.#.feed_forward.intermediate.": "encoder.layers.#.fc1.",
+    "layers.#.feed_forward.output.": "encoder.layers.#.fc2.",
+    "layers.#.feed_forward_norm.": "encoder.layers.#.final_layer_norm.",
+}
 
 # Heads of masked prediction and contrastive learning.
 TRAINING_KEYS = (
-    "mask_emb", "final_proj.*", "label_embs_concat", "target_glu.**", "quantizer.**", "input_quantizer.**",
+    "mask_emb", "final_proj.*", "label_embs_concat", "target_glu.*", "quantizer.*", "input_quantizer.*",
     "project_q.*", "project_inp.*",
 )  # fmt: skip
 
 TABLE = KeyTable(KEYS, TRAINING_KEYS)
 
-# fairseq's defaults.
+# Settings with another name here.
+NAMES = {
+    "conv_bias": "conv_bias",
+    "crop_seq_to_multiple": "frame_multiple",
+    "conv_pos": "positional_kernel",
+    "conv_pos_groups": "positional_groups",
+    "layer_norm_first": "layer_norm_first",
+    "num_buckets": "relative_buckets",
+    "max_distance": "relative_max_distance",
+    "dropout_input": "feature_dropout",
+    "dropout": "hidden_dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+}
+
+# fairseq's defaults, where they are not those of `EncoderConfig`.
 DEFAULTS: Mapping[str, Any] = {
     "extractor_mode": "default",
     "conv_feature_layers": BASE_CONV_LAYERS,
-    "conv_bias": False,
-    "conv_pos": 128,
-    "conv_pos_groups": 16,
     "encoder_layers": 12,
     "encoder_embed_dim": 768,
     "encoder_ffn_embed_dim": 3072,
     "encoder_attention_heads": 12,
-    "layer_norm_first": False,
     "dropout": 0.1,
     "attention_dropout": 0.1,
-    "activation_dropout": 0.0,
-    "dropout_input": 0.0,
-    "crop_seq_to_multiple": 1,
-    "num_buckets": 320,
-    "max_distance": 1280,
 }
 
 # Settings of which the encoder supports one value. required_seq_len_multiple is not among them: it pads with masked
@@ -82,7 +83,7 @@ FIXED: Mapping[str, Any] = {
 }
 
 # All settings that are read.
-SETTINGS = (*FIXED, *DEFAULTS, "_name", "arch", "relative_position_embedding")
+SETTINGS = (*FIXED, *DEFAULTS, *NAMES, "_name", "arch", "relative_position_embedding")
 
 EXTRACTORS = {"default": "group", "layer_norm": "layer"}
 
@@ -146,28 +147,20 @@ def parse_settings(settings: Mapping[str, Any], family: str, normalize: bool, so
         UserError: an unsupported setting, or values out of range.
     """
     check_fixed(settings, FIXED, source)
-    known = {**DEFAULTS, **{key: settings[key] for key in DEFAULTS if settings.get(key) is not None}}
-    values = equal_layers(
+    known = {**DEFAULTS, **{key: value for key, value in settings.items() if value is not None}}
+    values = {ours: known[theirs] for theirs, ours in NAMES.items() if theirs in known}
+    values |= equal_layers(
         known, "encoder_layers", "encoder_attention_heads", "encoder_embed_dim", "encoder_ffn_embed_dim", source
     )
     conv_layers = parse_conv_layers(known["conv_feature_layers"], source)
     values |= {
         "family": family,
         "conv_layers": conv_layers,
-        "conv_bias": known["conv_bias"],
         "conv_norm": translated(known["extractor_mode"], EXTRACTORS, f"{source}: extractor_mode"),
-        "frame_multiple": known["crop_seq_to_multiple"],
         "projection": conv_layers[-1][0] != values["embed_dim"],  # fairseq has one only if the widths differ
-        "positional_kernel": known["conv_pos"],
-        "positional_groups": known["conv_pos_groups"],
-        "layer_norm_first": known["layer_norm_first"],
         "normalize_waveform": normalize,
         "normalize_eps": 1e-5,  # torch's layer norm over the whole waveform
-        "feature_dropout": known["dropout_input"],
-        "hidden_dropout": known["dropout"],
-        "attention_dropout": known["attention_dropout"],
-        "activation_dropout": known["activation_dropout"],
     }
-    if FAMILIES[family].relative_position:
-        values |= {"relative_buckets": known["num_buckets"], "relative_max_distance": known["max_distance"]}
+    if family == "wavlm":
+        values.setdefault("relative_max_distance", 1280)
     return EncoderConfig.from_dict(values, source)

@@ -16,8 +16,8 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import UserError
-from ..files import disk_errors
+from ..errors import UserError, first_line
+from ..files import disk_errors, parse_errors
 
 MAX_TEXT_BYTES = 2**20  # configurations are a few kB
 MAX_PICKLE_BYTES = 2**26  # the part of a checkpoint that is not tensors
@@ -102,15 +102,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _mapping(path: Path, kind: str, parse: Callable[[str], Any]) -> dict[str, Any]:
     text = read_text(path)
-    try:
+    with parse_errors(path, kind):
         values = parse(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path} is not {kind} ({_line(getattr(error, 'problem', None) or error)}{place})") from None
-    except (ValueError, RecursionError) as error:  # a JSONDecodeError is a ValueError
-        place = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path} is not {kind} ({getattr(error, 'msg', type(error).__name__)}{place})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} contains a {type(values).__name__}, but it must contain keys and values")
     return values
@@ -128,7 +121,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
         except (SafetensorError, ValueError, TypeError, OverflowError) as error:
-            raise UserError(f"{path} is not a complete safetensors file ({_line(error)})") from None
+            raise UserError(f"{path} is not a complete safetensors file ({first_line(error)})") from None
 
 
 def read_torch(path: Path) -> dict[str, Any]:
@@ -148,7 +141,7 @@ def read_torch(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # a damaged file raises whatever its bytes happen to lead to
-        raise UserError(f"{path} is not a complete PyTorch checkpoint ({_line(error)})") from None
+        raise UserError(f"{path} is not a complete PyTorch checkpoint ({first_line(error)})") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path} contains a {type(content).__name__}, not a dictionary of weights")
     return dict(content)
@@ -158,25 +151,23 @@ def _check_torch(path: Path) -> bool:
     """Check everything in a file that can be checked before it is opened; whether it is an archive."""
     with path.open("rb") as file:
         start = file.read(4)
-    if start == ARCHIVE:
-        _check_archive(path)
-        # by torch's own reader, so that the pickle that is checked is the one that will be opened
-        _check_globals(path, io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")), pickles=1)
-    elif start[:1] == PICKLE:
-        with path.open("rb") as file:
+        file.seek(0)
+        if start == ARCHIVE:
+            _check_archive(path)
+            # by torch's own reader, so that the pickle that is checked is the one that will be opened
+            pickled = io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl"))
+            _check_globals(path, pickled, pickles=1)
+        elif start[:1] == PICKLE:
             _check_globals(path, file, LEGACY_PICKLES)
-    else:
-        raise UserError(f"{path} is not a PyTorch checkpoint: it begins with neither an archive nor a pickle")
+        else:
+            raise UserError(f"{path} is not a PyTorch checkpoint: it begins with neither an archive nor a pickle")
     return start == ARCHIVE
 
 
 def _check_archive(path: Path) -> None:
     """torch.save stores its records uncompressed under one folder; anything else could unpack to any size."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is a damaged archive ({_line(error)})") from None
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
     for record in records:
         name, shown = PurePosixPath(record.filename), f"'{record.filename:.80}'"
         if name.is_absolute() or ".." in name.parts:
@@ -201,9 +192,4 @@ def _check_globals(path: Path, file: IO[bytes], pickles: int) -> None:
 def _reason(error: pickle.UnpicklingError) -> str:
     """What torch's unpickler refused, without its advice on how to run the file nevertheless."""
     lines = [line for line in str(error).splitlines() if "GLOBAL" in line or "WeightsUnpickler error" in line]
-    return _line(lines[0].removeprefix("\tWeightsUnpickler error: ") if lines else error)
-
-
-def _line(error: BaseException | str) -> str:
-    """The first line of a library's message, shortened."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(". ")
+    return lines[0].removeprefix("\tWeightsUnpickler error: ")[:200] if lines else first_line(error)

@@ -6,54 +6,50 @@ and pre-LN layers, DistilHuBERT has two layers and no norm in front of the proje
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, equal, eye
+from torch import equal, eye
 
 from ..config import FAMILIES, FEATURE_EXTRACTOR_EPS, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError, one_of, shown
 from .files import read_json, read_safetensors, read_torch
-from .keys import ATTENTION, Key, KeyTable, build
+from .keys import KeyTable, build
 from .settings import check_fixed, equal_layers
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 TABLE = KeyTable(
-    keys=(
-        Key("feature_extractor.conv_layers.#.conv.*", "feature_extractor.conv_layers.#.conv.*"),
-        Key("feature_extractor.conv_layers.#.layer_norm.*", "feature_extractor.conv_layers.#.layer_norm.*"),
-        Key("feature_projection.layer_norm.*", "feature_projection.layer_norm.*"),
-        Key("feature_projection.projection.*", "feature_projection.projection.*"),
-        Key("encoder.pos_conv_embed.conv.bias", "positional.bias"),
-        Key("encoder.pos_conv_embed.conv.parametrizations.weight.original0", "positional.weight_g"),
-        Key("encoder.pos_conv_embed.conv.parametrizations.weight.original1", "positional.weight_v"),
-        Key("encoder.pos_conv_embed.conv.weight_g", "positional.weight_g"),
-        Key("encoder.pos_conv_embed.conv.weight_v", "positional.weight_v"),
-        Key("encoder.layer_norm.*", "layer_norm.*"),
-        Key("encoder.layers.0.attention.rel_attn_embed.weight", "relative_position.weight"),
-        *(Key(f"encoder.layers.#.attention.{name}.*", f"layers.#.attention.{name}.*") for name in ATTENTION),
-        Key("encoder.layers.#.attention.gru_rel_pos_linear.*", "layers.#.attention.gate.linear.*"),
-        Key("encoder.layers.#.attention.gru_rel_pos_const", "layers.#.attention.gate.constant", (1, -1, 1, 1)),
-        Key("encoder.layers.#.layer_norm.*", "layers.#.attention_norm.*"),
-        Key("encoder.layers.#.feed_forward.intermediate_dense.*", "layers.#.feed_forward.intermediate.*"),
-        Key("encoder.layers.#.feed_forward.output_dense.*", "layers.#.feed_forward.output.*"),
-        Key("encoder.layers.#.final_layer_norm.*", "layers.#.feed_forward_norm.*"),
-    ),
+    names={
+        "feature_": "feature_",
+        "positional.": "encoder.pos_conv_embed.conv.",
+        "positional.weight_g": "encoder.pos_conv_embed.conv.parametrizations.weight.original0",
+        "positional.weight_v": "encoder.pos_conv_embed.conv.parametrizations.weight.original1",
+        "relative_position.": "encoder.layers.0.attention.rel_attn_embed.",
+        "layer": "encoder.layer",  # the norm and the layers
+        "layers.#.attention.gate.linear.": "encoder.layers.#.attention.gru_rel_pos_linear.",
+        "layers.#.attention.gate.constant": "encoder.layers.#.attention.gru_rel_pos_const",
+        "layers.#.attention_norm.": "encoder.layers.#.layer_norm.",
+        "layers.#.feed_forward.intermediate.": "encoder.layers.#.feed_forward.intermediate_dense.",
+        "layers.#.feed_forward.output.": "encoder.layers.#.feed_forward.output_dense.",
+        "layers.#.feed_forward_norm.": "encoder.layers.#.final_layer_norm.",
+    },
     ignored=(
         "masked_spec_embed",  # replaces masked frames in pre-training
         "lm_head.*",  # ForCTC
         "projector.*",  # ForSequenceClassification, ForXVector
         "classifier.*",
         "layer_weights",
-        "feature_extractor.*",  # a layer of ForXVector; the encoder's keys begin with feature_extractor.conv_layers
-        "tdnn.**",
-        "objective.**",
-        "quantizer.**",  # ForPreTraining
+        "feature_extractor.weight",  # a layer of ForXVector
+        "feature_extractor.bias",
+        "tdnn.*",
+        "objective.*",
+        "quantizer.*",  # ForPreTraining
         "project_hid.*",
         "project_q.*",
-        "final_proj.**",  # HuBERT's and WavLM's masked prediction
+        "final_proj.*",  # HuBERT's and WavLM's masked prediction
         "label_embs_concat",
     ),
     prefixes=tuple(family.prefix for family in FAMILIES.values()),
@@ -72,8 +68,9 @@ NAMES = {
     "attention_dropout": "attention_dropout",
     "activation_dropout": "activation_dropout",
 }
+POSITION_NAMES = {"num_buckets": "relative_buckets", "max_bucket_distance": "relative_max_distance"}  # WavLM's
 
-# The defaults of `transformers`, the same in all families.
+# The defaults of `transformers`, where they are not those of `EncoderConfig`; the same in all families.
 DEFAULTS: Mapping[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -82,16 +79,6 @@ DEFAULTS: Mapping[str, Any] = {
     "conv_dim": (512,) * 7,
     "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
     "conv_stride": (5, 2, 2, 2, 2, 2, 2),
-    "conv_bias": False,
-    "feat_extract_norm": "group",
-    "feat_proj_layer_norm": True,
-    "do_stable_layer_norm": False,
-    "num_conv_pos_embeddings": 128,
-    "num_conv_pos_embedding_groups": 16,
-    "num_buckets": 320,
-    "max_bucket_distance": 800,
-    "layer_norm_eps": 1e-5,
-    "feat_proj_dropout": 0.0,
     "hidden_dropout": 0.1,
     "attention_dropout": 0.1,
     "activation_dropout": 0.1,
@@ -109,11 +96,11 @@ FIXED: Mapping[str, Any] = {
 # A folder with our own modelling file, for structures that the classes of `transformers` lack.
 OWN_MODEL_TYPE = "distilled_speech_encoder"
 OWN_TABLE = KeyTable(
-    keys=(
-        Key("encoder.positional.magnitude", "positional.weight_g"),  # `transformers` renames what is called weight_g
-        Key("encoder.positional.direction", "positional.weight_v"),
-        Key("encoder.**", "**"),
-    ),
+    names={
+        "": "encoder.",
+        "positional.weight_g": "encoder.positional.magnitude",  # `transformers` renames what is called weight_g
+        "positional.weight_v": "encoder.positional.direction",
+    },
     ignored=TABLE.ignored,
     prefixes=("speech_encoder.", *TABLE.prefixes),
 )
@@ -142,11 +129,8 @@ def read(folder: Path, values: Mapping[str, Any]) -> SpeechEncoder:
         return build(config, state, str(path), OWN_TABLE)
     config = parse_config(values, _normalizes(folder, values), str(source))
     path, state = _read_weights(folder)
-    identity = _identity_projection(state, config.embed_dim) if values.get(IDENTITY_PROJECTION) else ()
-    if identity:
-        state = {name: value for name, value in state.items() if name not in identity}
-        config = EncoderConfig.from_dict({**config.to_dict(), "projection": False}, str(source))
-    return build(config, state, str(path), TABLE)
+    encoder = build(config, state, str(path), TABLE)
+    return _without_identity(encoder, str(path)) if values.get(IDENTITY_PROJECTION) else encoder
 
 
 def parse_config(values: Mapping[str, Any], normalize_waveform: bool, source: str) -> EncoderConfig:
@@ -159,16 +143,15 @@ def parse_config(values: Mapping[str, Any], normalize_waveform: bool, source: st
     if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(f"{source}: model_type is {shown(family)}, but it must be {one_of(family, FAMILIES)}")
     check_fixed(values, FIXED, source)
-    known = {**DEFAULTS, **{key: value for key, value in values.items() if key in DEFAULTS}}
-    parsed = {ours: known[theirs] for theirs, ours in NAMES.items()} | {
+    known = {**DEFAULTS, **values}
+    parsed = {ours: known[theirs] for theirs, ours in (NAMES | POSITION_NAMES).items() if theirs in known} | {
         "family": family,
         "conv_layers": _conv_layers(known, source),
-        "feature_norm": known["feat_proj_layer_norm"] if FAMILIES[family].optional_feature_norm else True,
-        "relative_buckets": known["num_buckets"],
-        "relative_max_distance": known["max_bucket_distance"],
         "normalize_waveform": normalize_waveform,
         "normalize_eps": values.get(NORMALIZE_EPS, FEATURE_EXTRACTOR_EPS),
     }
+    if FAMILIES[family].optional_feature_norm:
+        parsed["feature_norm"] = values.get("feat_proj_layer_norm", True)
     shape = equal_layers(known, "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", source)
     return EncoderConfig.from_dict(parsed | shape, source)
 
@@ -222,16 +205,11 @@ def shards(index: Path) -> list[str]:
     return names
 
 
-def _identity_projection(state: Mapping[str, Any], width: int) -> tuple[str, ...]:
-    """Keys of the projection that `huggingface_writing` added because the encoder has none.
-
-    () if fine-tuning has changed it.
-    """
-    for prefix in ("", *TABLE.prefixes):
-        keys = tuple(f"{prefix}feature_projection.projection.{name}" for name in ("weight", "bias"))
-        weight, bias = (state.get(key) for key in keys)
-        if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or weight.shape != (width, width):
-            continue
-        if equal(weight.float(), eye(width)) and not bias.any():
-            return keys
-    return ()
+def _without_identity(encoder: SpeechEncoder, source: str) -> SpeechEncoder:
+    """The encoder without the projection that `huggingface_writing` gave it, unless fine-tuning has changed that."""
+    projection = encoder.feature_projection.projection
+    assert projection is not None
+    if not equal(projection.weight, eye(len(projection.weight))) or projection.bias.any():
+        return encoder
+    state = {name: value for name, value in encoder.state_dict().items() if ".projection." not in name}
+    return build(replace(encoder.config, projection=False), state, source)

@@ -7,7 +7,7 @@ from torch import Tensor, eye, zeros
 from ..config import FAMILIES, SAMPLE_RATE, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError
-from .huggingface import IDENTITY_PROJECTION, NAMES, NORMALIZE_EPS, NORMALIZE_WAVEFORM, TABLE
+from .huggingface import IDENTITY_PROJECTION, NAMES, NORMALIZE_EPS, NORMALIZE_WAVEFORM, POSITION_NAMES, TABLE
 
 
 def write(encoder: SpeechEncoder) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
@@ -22,6 +22,9 @@ def write(encoder: SpeechEncoder) -> tuple[dict[str, Any], dict[str, Any], dict[
     if reasons := obstacles(config):
         raise UserError(f"the classes of transformers do not support this encoder: {' and '.join(reasons)}")
     state = TABLE.to_foreign(encoder.state_dict())
+    for name, value in state.items():
+        if name.endswith("gru_rel_pos_const"):
+            state[name] = value.reshape(1, -1, 1, 1)
     added: dict[str, Any] = {NORMALIZE_WAVEFORM: config.normalize_waveform, NORMALIZE_EPS: config.normalize_eps}
     if not config.projection:
         added[IDENTITY_PROJECTION] = True
@@ -47,6 +50,7 @@ def config_values(config: EncoderConfig) -> dict[str, Any]:
     """config.json of `transformers`, as far as its keys can describe the encoder."""
     channels, kernels, strides = (list(column) for column in zip(*config.conv_layers, strict=True))
     family = FAMILIES[config.family]
+    names = NAMES | POSITION_NAMES if config.relative_position else NAMES
     values = {
         "architectures": [family.transformers_class],
         "model_type": config.family,
@@ -59,14 +63,12 @@ def config_values(config: EncoderConfig) -> dict[str, Any]:
         "conv_kernel": kernels,
         "conv_stride": strides,
         "feat_extract_activation": "gelu",
-        **{theirs: getattr(config, ours) for theirs, ours in NAMES.items()},
+        **{theirs: getattr(config, ours) for theirs, ours in names.items()},
         "layerdrop": 0.0,
         "mask_time_prob": 0.0,  # students are trained without masks and have no mask embedding
     }
     if family.optional_feature_norm:
         values["feat_proj_layer_norm"] = config.feature_norm
-    if config.relative_position:
-        values |= {"num_buckets": config.relative_buckets, "max_bucket_distance": config.relative_max_distance}
     return values
 
 

@@ -52,14 +52,14 @@ def translated(value: Any, words: Mapping[str, str], key: str) -> str:
     return words[value]
 
 
-def count(value: Any, key: str, most: int = 1024) -> int:
+def count(value: Any, key: str, most: int = 1024, least: int = 1) -> int:
     """`value`, a number of layers, heads or channels; checked before lists of that length are made.
 
     Raises:
-        UserError: not a whole number from 1 to `most`.
+        UserError: not a whole number from `least` to `most`.
     """
-    if type(value) is not int or not 0 < value <= most:
-        raise UserError(f"{key} is {shown(value)}, but it must be between 1 and {most}")
+    if type(value) is not int or not least <= value <= most:
+        raise UserError(f"{key} is {shown(value)}, but it must be between {least} and {most}")
     return value
 
 

@@ -214,7 +214,7 @@ def test_a_mistake_is_one_line_with_its_key(override: str, sentence: str) -> Non
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("method: [star\n", r"is not valid YAML: .*line 2"),
+        ("method: [star\n", r"is not valid YAML \(.*line 2\)"),
         ("- star\n", "is not a mapping of sections"),
         ("", "is not a mapping of sections"),
         ("extends: strar\n", "recipe strar does not exist; .*did you mean star"),
@@ -225,8 +225,8 @@ def test_a_mistake_is_one_line_with_its_key(override: str, sentence: str) -> Non
             "method: x\nteacher: x\nstudent: {name: narrow}\ntrainer: {steps: 1}\n",
             r"objective\.name is not set; it must be",
         ),
-        ("a: 1\na: 2\n", "is not valid YAML: found duplicate key a"),
-        ("extends: star\n<<: {seed: 3}\nseed: 4\nseed: 4\n", "is not valid YAML: found duplicate key seed"),
+        ("a: 1\na: 2\n", r"is not valid YAML \(found duplicate key a, line 1\)"),
+        ("extends: star\n<<: {seed: 3}\nseed: 4\nseed: 4\n", r"is not valid YAML \(found duplicate key seed"),
         (b"\xff\xfe\x00", "is not valid YAML"),
     ],
 )
@@ -310,7 +310,7 @@ def test_few_aliases_are_read_and_a_flood_is_refused(tmp_path: Path) -> None:
     bomb = "a0: &a0 [x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))
     for text in (bomb, "extends: star\ncorpus: &c {path: x, subsets: *c}\n"):
         path.write_text(text)
-        with pytest.raises(UserError, match="is not valid YAML: it has an alias inside its own value, or more than 20"):
+        with pytest.raises(UserError, match=r"is not valid YAML \(it has an alias inside its own value, or more than"):
             load_recipe(path)
 
 

@@ -44,9 +44,9 @@ def noise(path: Path, samples: int = 16_000, rate: int = 16_000) -> Path:
         ("objective.layer_map=[[1]]", r"objective\.layer_map is \[\[1\]\], but it must be a list with each"),
         ("corpus.subsets=[[a]]", r"corpus\.subsets is \[\['a'\]\], but it must be a list with each entry text"),
         ("student.name=[]", r"student\.name is \[\], but it must be one of narrow, pruned"),
-        ("seed=!!int x", "the value of seed=!!int x is not valid YAML: invalid literal"),
-        ("seed=" + "9" * 5000, r"is not valid YAML: Exceeds the limit"),
-        ("seed=\ud800", r"is not valid YAML: .*special characters are not allowed"),
+        ("seed=!!int x", r"the value of seed=!!int x is not valid YAML \(invalid literal"),
+        ("seed=" + "9" * 5000, r"is not valid YAML \(Exceeds the limit"),
+        ("seed=\ud800", r"is not valid YAML \(.*special characters are not allowed"),
         ("seed=" + "[" * 5000, "the value of seed=.* is not valid YAML"),
     ],
 )  # fmt: skip

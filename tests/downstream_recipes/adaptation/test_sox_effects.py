@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,5 @@ def test_soundfile_replaces_torchaudio(tmp_path: Path):
     assert torch.equal(torchaudio_io.load(tmp_path / "a.wav", 100, 50)[0], loaded[:, 100:150])
     assert torchaudio_io.load(tmp_path / "a.wav", channels_first=False)[0].shape == (800, 2)
     assert torchaudio_io.load(tmp_path / "a.wav", normalize=False)[0].dtype == torch.int16
+    odd = (tmp_path / "a.wav").rename(tmp_path / os.fsdecode(b"\xff.wav"))  # soundfile would encode it as UTF-8
+    assert torch.equal(torchaudio_io.load(odd)[0], loaded)
