@@ -18,7 +18,7 @@ from downstream_recipes.tasks.recipes import read_corpora
 
 
 def parser() -> Parser:
-    parser = Parser(prog="corpora.py", description=__doc__)
+    parser = Parser(any_path=True, prog="corpora.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("check", help="what is missing").add_argument("file", help="as downstream_recipes/corpora.yaml")
     commands.add_parser("make-mini", help="synthesise miniature corpora").add_argument("directory", type=Path)

@@ -49,7 +49,7 @@ OTHERS = (  # of s3prl's, without a short flag
 def parser() -> Parser:
     """Its values have the names of s3prl's arguments, and `corpora`."""
     epilog = "python -m s3prl.run_downstream -h explains s3prl's other flags."
-    parser = Parser(prog="run_downstream.py", description=__doc__, epilog=epilog)
+    parser = Parser(any_path=True, prog="run_downstream.py", description=__doc__, epilog=epilog)
     for name in dict.fromkeys([*HELP, *SHORT, *SWITCHES, *OTHERS]):
         flags = [SHORT[name], f"--{name}"] if name in SHORT else [f"--{name}"]
         action = "store_true" if name in SWITCHES else "store"

@@ -22,7 +22,7 @@ from downstream_recipes.adaptation.site_hook import NAME, install, remove
 
 
 def parser() -> Parser:
-    parser = Parser(prog="s3prl_hook.py", description=__doc__)
+    parser = Parser(any_path=True, prog="s3prl_hook.py", description=__doc__)
     parser.add_argument("action", choices=("install", "remove"))
     default = Path(sysconfig.get_paths()["purelib"])
     parser.add_argument("--site-packages", type=Path, default=default, help="default: this Python's")

@@ -23,7 +23,7 @@ from upstream.errors import one_of, require
 
 
 def parser() -> Parser:
-    parser = Parser(prog="superb.py", description=__doc__)
+    parser = Parser(any_path=True, prog="superb.py", description=__doc__)
     add = parser.add_argument
     add("-u", "--upstream", required=True, help="an entry of upstream/hubconf.py, or of s3prl")
     add("-k", "--checkpoint", help="whatever upstream.checkpoint.load opens, or a URL")

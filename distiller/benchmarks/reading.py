@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader
 from distiller.audio.batch import Batch
 from distiller.audio.dataset import validation_batches
 from distiller.audio.decoding import Decoder
-from distiller.audio.workers import batch_bytes, loader_options, lost_workers
 from distiller.common.files import disk_errors, expanded, read_csv, write_csv
 from distiller.common.progress import progress
 from distiller.common.provenance import command_line, commit, machine
+from distiller.common.workers import batch_bytes, loader_options, lost_workers
 from distiller.corpora.config import SYNTHETIC, CorpusConfig
 from distiller.corpora.corpus import open_corpus
 from distiller.corpora.prepare import prepare

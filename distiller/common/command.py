@@ -9,10 +9,11 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+from distiller.common.files import require_utf8
 from distiller.common.process import is_child, rank
 from upstream.errors import UserError, nearest
 
@@ -28,10 +29,25 @@ SURROUNDINGS = frozenset(
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that keeps the layout of its texts, takes no abbreviations, and raises its errors."""
+    """An `ArgumentParser` that keeps the layout of its texts, takes no abbreviations, and raises its errors.
 
-    def __init__(self, **settings: Any) -> None:
+    Args:
+        any_path: paths need not be UTF-8; the libraries that read audio and weights take no others.
+    """
+
+    def __init__(self, any_path: bool = False, **settings: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
+        self.any_path = any_path
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore  # has overloads
+        parsed = super().parse_known_args(args, namespace)
+        try:
+            folder = os.getcwd()
+        except FileNotFoundError:
+            raise UserError("the current folder has been removed; change to another") from None
+        for text in () if self.any_path else (folder, *(sys.argv[1:] if args is None else args)):
+            require_utf8(text)
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         """Raises: UserError: always; names the option that was probably meant."""
@@ -92,13 +108,20 @@ def run_command(command: Callable[[], int | None], continuing: str = "run the sa
     Args:
         continuing: what a user can do after an interruption.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a path may be no UTF-8
+    settle_streams()
+    try:
+        return _exit_code(command, continuing)
+    finally:
+        flush_or_drop()
+
+
+def _exit_code(command: Callable[[], int | None], continuing: str) -> int:
     try:
         with interruptible() as received:
             try:
-                return command() or 0
+                code = command() or 0
+                sys.stdout.flush()  # here, where its errors are lines
+                return code
             except BaseException:
                 if not received:
                     raise
@@ -116,15 +139,38 @@ def run_command(command: Callable[[], int | None], continuing: str = "run the sa
             complain(f"error: {' '.join(line.split())}")
         return FAILED
     except BrokenPipeError:  # whoever read our output has closed it (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        if error.errno not in SURROUNDINGS:
+        if error.errno not in SURROUNDINGS and "temporary directory" not in str(error):
             raise
-        complain(f"error: {error.filename or 'a file'} cannot be used: {error.strerror}")
+        complain(f"error: {error.filename or 'a file, or the output,'} cannot be used: {error.strerror}")
     return REFUSED
+
+
+def settle_streams() -> None:
+    """Let any text be printed on any terminal or none; what it has no character for is escaped."""
+    for number in range(3):  # a closed one would be the next file that is opened
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115  # Python has none where it was closed
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def flush_or_drop() -> None:
+    """Print what is left, or forget it where that is impossible: Python would complain about it at its end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):  # a stream of a test has no number
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(line: str) -> None:
     """Print a line on stderr; ranks above 0 say who they are."""
-    print(line if rank() == 0 else f"[rank {rank()}] {line}", file=sys.stderr)
+    with suppress(OSError):  # stderr may be closed as well
+        print(line if rank() == 0 else f"[rank {rank()}] {line}", file=sys.stderr, flush=True)

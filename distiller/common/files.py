@@ -34,12 +34,29 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
+def require_utf8(path: str) -> None:
+    """
+    Raises:
+        UserError: a path that is not UTF-8, which neither safetensors nor libsndfile nor a table takes.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="replace")
+        raise UserError(f"{shown} is not UTF-8, as paths here must be; rename it, or set a UTF-8 locale") from None
+
+
 def cache_folder(name: str) -> Path:
-    """Folder `name` of the package's cache: in $SPEECH_DISTILLER_CACHE, else in the user's cache directory."""
+    """Folder `name` of the package's cache: in $SPEECH_DISTILLER_CACHE, else in the user's cache directory.
+
+    A user without a home, as a container may have, gets a folder for temporary files.
+    """
     chosen = os.environ.get("SPEECH_DISTILLER_CACHE")
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    root = Path(chosen) if chosen else Path(caches) / "speech-distiller"
-    return expanded(root).absolute() / name
+    root = expanded(Path(chosen) if chosen else Path(caches) / "speech-distiller")
+    if not chosen and root.parts[0] == "~":
+        root = Path(tempfile.gettempdir()) / f"speech-distiller-{os.getuid()}"
+    return root.absolute() / name
 
 
 # --- errors

@@ -16,10 +16,10 @@ from lhotse.cut.data import DataCut
 from torch.utils.data import DataLoader
 
 from distiller.audio.skipped import Skipped, check_share, countable, skipped_count, write_skipped
-from distiller.audio.workers import lost_workers
 from distiller.common.files import expanded, lock_folder, sweep, write_json
 from distiller.common.progress import progress
 from distiller.common.values import difference
+from distiller.common.workers import lost_workers
 from distiller.corpora import prepared as layout
 from distiller.corpora.prepared import PREPARATION, SKIPPED, Shard, ShardPlan, is_prepared
 from distiller.corpora.scanning import locate, scan_cached

@@ -1,6 +1,7 @@
 """A student as one ONNX file or `torch.export` program: waveforms and lengths in, hidden states out, of any size."""
 
 import importlib.util
+import io
 import json
 import logging
 import math
@@ -24,12 +25,13 @@ from distiller.exporters.blocked import in_blocks
 from distiller.exporters.checks import LENGTHS, checked, farthest, temporary_folder, wavs
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError, require
+from upstream.waveforms import as_batch
 
 OPSET = 18
 QUANTIZED = ["MatMul", "Gemm"]  # linear layers; 8-bit convolutions are slower than 32-bit ones in onnxruntime
 LONGEST = 2**24  # samples that the graph declares as its limit, 17 minutes
 
-Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (waveforms, lengths) -> (states, frame lengths)
+Run = Callable[[Any, Any], tuple[Tensor, Tensor]]  # (waveforms, lengths) -> (states, frame lengths)
 
 
 class StatesGraph(nn.Module):
@@ -167,7 +169,8 @@ def to_program(graph: StatesGraph, path: Path) -> float:
             node.meta.pop("stack_trace", None)  # which has the paths of this machine
     with writing(path) as temporary:
         with _quietly():
-            torch.export.save(program, temporary)
+            torch.export.save(program, content := io.BytesIO())  # of a full disk its own writer says it in 40 lines
+            temporary.write_bytes(content.getvalue())
             run = torch.export.load(temporary).module()
         return checked(compare(graph, run).largest, path, "its states", "the student's")
 
@@ -217,7 +220,7 @@ def _open(path: Path, threads: int) -> Any:
 
 
 def session(path: Path, threads: int = 0) -> Run:
-    """onnxruntime over a file, on the CPU; 0 threads: all cores.
+    """onnxruntime over a file, on the CPU, for any audio that `as_batch` takes; 0 threads: all cores.
 
     Raises:
         UserError: onnxruntime cannot open the file, or it is not an export of this project.
@@ -227,7 +230,8 @@ def session(path: Path, threads: int = 0) -> Run:
     if names != {"waveforms", "lengths"}:
         raise UserError(f"{path} has the inputs {', '.join(sorted(names))}, but they must be waveforms and lengths")
 
-    def run(waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def run(waveforms: Any, lengths: Any) -> tuple[Tensor, Tensor]:
+        waveforms, lengths = as_batch(waveforms, lengths, torch.zeros(()), minimum=1)
         states, frame_lengths = opened.run(None, {"waveforms": waveforms.numpy(), "lengths": lengths.numpy()})
         return torch.from_numpy(states), torch.from_numpy(np.asarray(frame_lengths))
 

@@ -44,9 +44,9 @@ def to_transformers(student: SpeechEncoder, directory: Path, card: str) -> float
     files = _own_files(student) if own_code else _plain_files(student)
     files["README.md"] = card
     with temporary_folder(directory) as folder:
-        trial = folder / "export"
-        write_folder(trial, files)
-        difference = _difference(student, trial, own_code)
+        for name, content in files.items():
+            (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        difference = _difference(student, folder, own_code)
     checked(difference, directory, "transformers' hidden states", "the student's")
     write_folder(directory, files)
     return difference

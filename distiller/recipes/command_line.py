@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import replace
 
-from distiller.common.files import expanded
+from distiller.common.files import expanded, require_utf8
 from distiller.corpora.config import SYNTHETIC
 from distiller.recipes.recipe import BUNDLED, Recipe, resolve
 from upstream.errors import UserError, nearest
@@ -46,7 +46,11 @@ def with_absolute_paths(
 def _absolute(name: str, word: str) -> str | None:
     """The absolute path of something that exists, `word` itself, or None."""
     path = expanded(name)
-    return name if name == word else str(path.resolve()) if os.path.exists(path) else None
+    if name == word or not os.path.exists(path):
+        return name if name == word else None
+    absolute = str(path.resolve())
+    require_utf8(absolute)  # a link may lead anywhere
+    return absolute
 
 
 def _missing(key: str, name: str, word: str, third: str) -> UserError:

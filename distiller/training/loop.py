@@ -19,9 +19,9 @@ from distiller.audio.batch import Batch, StepBatch
 from distiller.audio.dataset import AudioDataset
 from distiller.audio.sampler import StepBatchSampler, step_batches_per_epoch
 from distiller.audio.skipped import SkippedLog
-from distiller.audio.workers import batch_bytes, loader_options, lost_workers
 from distiller.common.files import StepTable
 from distiller.common.process import rank
+from distiller.common.workers import batch_bytes, loader_options, lost_workers
 from distiller.training.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint
 from distiller.training.config import TrainerConfig
 from distiller.training.devices import device_count

@@ -1,6 +1,7 @@
 """Atomic files and folders, locks, tables, and the cache."""
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -128,5 +129,9 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder("superb") == tmp_path / ".cache/speech-distiller/superb"
+    with monkeypatch.context() as homeless:  # a user id without an entry, as containers have
+        homeless.setattr(Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError("no home")))
+        homeless.setattr("tempfile.tempdir", str(tmp_path))
+        assert cache_folder("superb") == tmp_path / f"speech-distiller-{os.getuid()}" / "superb"
     monkeypatch.setenv("SPEECH_DISTILLER_CACHE", str(tmp_path))
     assert cache_folder("synthesis") == tmp_path / "synthesis"

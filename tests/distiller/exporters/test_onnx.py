@@ -175,7 +175,7 @@ def test_a_graph_that_deviates_is_not_kept(student, tmp_path, monkeypatch) -> No
 class Program:
     """Stands for what torch.onnx.export returns."""
 
-    model = SimpleNamespace(metadata_props={})
+    model = SimpleNamespace(metadata_props={}, graph=SimpleNamespace(all_nodes=list))
 
     def save(self, path: Path, external_data: bool) -> None:
         path.write_bytes(b"a graph")
@@ -243,3 +243,42 @@ def test_without_the_packages_the_command_that_installs_them_is_said(student, tm
         UserError, match="onnx and onnxscript and onnxruntime are not installed; run uv sync --group export"
     ):
         export_onnx.to_onnx(export_onnx.graph_of(student, "all", None), tmp_path / "x.onnx")
+
+
+LONG = """
+import resource, sys
+import numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+wav = 0.1 * numpy.random.default_rng(0).standard_normal((1, 2 * 60 * 16000)).astype(numpy.float32)
+session = onnxruntime.InferenceSession(sys.argv[1], options)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+session.run(None, {"waveforms": wav, "lengths": numpy.array([wav.shape[1]])})
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+"""
+
+
+@pytest.mark.slow
+def test_two_minutes_take_memory_that_grows_with_the_wav(onnx_file) -> None:
+    """With WavLM's biases. A map of every pair would be 144 MB for each head, of which a softmax holds several."""
+    command = [sys.executable, "-c", LONG, str(onnx_file)]
+    taken = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # in MB
+    assert taken < 140
+
+
+def test_the_helper_takes_the_audio_people_have(student, onnx_file) -> None:
+    run = export_onnx.session(onnx_file)
+    wav = np.random.default_rng(0).integers(-3000, 3000, 5000).astype(np.int16)
+    with torch.no_grad():
+        expected = student(wav).hidden_states[-1]
+    for audio in (wav, wav / 2**15, torch.from_numpy(wav)[None], [wav]):  # int16, and float64 as soundfile gives it
+        states, _ = run(audio, None)
+        assert (states[-1] - expected).abs().max() < 1e-4
+    with pytest.raises(UserError, match="must be mono"):
+        run(np.zeros((5000, 2, 2)), None)
+
+
+def test_files_name_no_folders_of_this_machine(onnx_file) -> None:
+    content = onnx_file.read_bytes()
+    for folder in (Path(__file__).resolve().parents[3], onnx_file.parent, Path(torch.__file__).parent.parent):
+        assert str(folder).encode() not in content

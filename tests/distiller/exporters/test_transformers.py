@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +266,19 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path, capsys) -> None:
     argv = (str(tmp_path / "student"), "--to", "transformers", "--output", str(tmp_path / "thesis"))
     assert "is not replaced: it contains chapter.tex, which does not belong" in refused(capsys, *argv)
     assert load_file(tmp_path / "student" / "model.safetensors")
+
+
+@pytest.mark.parametrize("folders", ["as they are", "unwritable"])
+def test_the_check_leaves_nothing_outside_the_output(folders, tmp_path, capsys, monkeypatch) -> None:
+    """Neither in the cache of modules nor in a folder for temporary files, which there need not be."""
+    from transformers import dynamic_module_utils
+
+    cache = tmp_path / "modules" if folders == "as they are" else Path(os.devnull) / "modules"
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
+    if folders == "unwritable":
+        monkeypatch.setattr(tempfile, "gettempdir", lambda: os.devnull)
+    save(student(**PRUNED), tmp_path / "student")
+    exported(capsys, str(tmp_path / "student"), "--to", "transformers", "--output", str(tmp_path / "export"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "student"]
+    shipped = b"".join(path.read_bytes() for path in (tmp_path / "export").iterdir())
+    assert str(tmp_path).encode() not in shipped

@@ -177,7 +177,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], None]]:
     [
         (4, "/recipe.yaml"),
         (8, "/corpus/"),
-        (32, "/tensorboard"),
+        (36, "/tensorboard"),
         (200, "/checkpoints/step-00000001.ckpt"),
         (440, "/best"),
         (690, "/student"),

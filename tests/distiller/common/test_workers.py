@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from distiller.audio import workers
-from distiller.audio.workers import loader_options, lost_workers
+from distiller.common import workers
+from distiller.common.workers import loader_options, lost_workers
 from upstream.errors import UserError
 
 MEGABYTE = 2**20
