@@ -187,7 +187,7 @@ def _check_is_read(file: BinaryIO, declared: float) -> None:
         declared: seconds, by its header.
 
     Raises:
-        Undecodable: the bytes that were not read make more than a second.
+        Undecodable: bytes were left unread.
     """
     place, rest = file.tell(), file.read(len(TAGS[0]))
     size = file.seek(0, io.SEEK_END)
@@ -197,7 +197,7 @@ def _check_is_read(file: BinaryIO, declared: float) -> None:
         second = file.read().find(FLAC)
         place = len(FLAC) + second if second >= 0 else place
     held = declared * size / place
-    if beginning.startswith(COMPRESSED) and held > declared + 1 and not rest.startswith(TAGS):
+    if beginning.startswith(COMPRESSED) and held > declared + TOLERANCE and not rest.startswith(TAGS):
         raise Undecodable(f"its header declares {declared:.2f} s, but it holds about {held:.2f} s (joined files?)")
 
 

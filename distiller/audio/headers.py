@@ -10,6 +10,7 @@ from soundfile import LibsndfileError
 # Seconds by which a file's samples may differ from what its header or manifest says: the length of an MP3 without a tag
 # is an estimate, a frame or two (0.05 s each at low rates) off.
 TOLERANCE = 0.1
+UNKNOWN = 2**62  # samples; libsndfile gives the largest number that it has
 
 
 class Undecodable(Exception):
@@ -43,6 +44,8 @@ def header(path: str) -> Header:
         raise Undecodable(reason(error, path)) from error
     if info.frames <= 0:
         raise Undecodable("it holds no samples")
+    if info.frames >= UNKNOWN:  # FLAC from a pipe
+        raise Undecodable("its header does not say how long it is")
     return Header(info.samplerate, info.channels, info.frames)
 
 

@@ -118,7 +118,7 @@ def test_the_shortest_input_is_the_encoders(tmp_path):
 
 def test_a_header_that_promises_more_than_there_is(tmp_path):
     path = write(tmp_path / "a.wav", tone(0.5))
-    lying = Recording("a", [AudioSource("file", [0], str(path))], SAMPLE_RATE, 9000, 9000 / SAMPLE_RATE).to_cut()
+    lying = Recording("a", [AudioSource("file", [0], str(path))], SAMPLE_RATE, 9700, 9700 / SAMPLE_RATE).to_cut()
     with pytest.raises(Undecodable, match="declared samples"):
         decode(lying)
     nearly = Recording("a", [AudioSource("file", [0], str(path))], SAMPLE_RATE, 8010, 8010 / SAMPLE_RATE).to_cut()

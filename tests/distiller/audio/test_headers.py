@@ -76,6 +76,14 @@ def test_a_file_that_is_cut_off_gives_all_it_holds_or_has_both_durations(tmp_pat
     assert 1.5 < held < 2.6
 
 
+def test_a_flac_from_a_pipe_does_not_say_how_long_it_is(tmp_path: Path) -> None:
+    content = bytearray(written(tmp_path / "a.flac", 1.0))
+    content[21:26] = bytes([content[21] & 0xF0, 0, 0, 0, 0])
+    (tmp_path / "a.flac").write_bytes(content)
+    ((_, reason),) = scan(tmp_path, tmp_path)[1]
+    assert reason == "its header does not say how long it is"
+
+
 @pytest.mark.parametrize("tail", [b"TAG" + bytes(125), b"APETAGEX" + bytes(20_000)])
 def test_tags_are_not_audio(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "a.mp3"
