@@ -154,7 +154,7 @@ def _check_values(config: EncoderConfig) -> None:
         kind: Any = field.type if isinstance(field.type, type) else tuple  # else it is tuple[...]
         allowed = "a list with an entry per layer" if kind is tuple else f"of type {kind.__name__}"
         value = getattr(config, field.name)
-        _require(type(value) is kind, field.name, value, allowed)
+        _require(type(value) in ((int, float) if kind is float else (kind,)), field.name, value, allowed)
     _require(config.family in FAMILIES, "family", config.family, one_of(config.family, FAMILIES))
     _require(config.conv_norm in CONV_NORMS, "conv_norm", config.conv_norm, one_of(config.conv_norm, CONV_NORMS))
     for key in COUNTS:
