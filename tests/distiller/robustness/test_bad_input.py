@@ -167,6 +167,7 @@ def test_what_the_user_has_to_mend_is_one_line(category: str, small_run, monkeyp
     assert all(name in line for name in names), line
 
 
+@pytest.mark.slow
 def test_the_command_itself_with_processes_that_decode(small_run) -> None:
     spoil(nan, "train", 3)()
     command = [sys.executable, run.__file__, *small_run.ARGV, "corpus.workers=2"]

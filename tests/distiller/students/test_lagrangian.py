@@ -135,7 +135,7 @@ def test_a_short_run_meets_its_target_from_above():
 
 
 @pytest.mark.parametrize("objective", ["layers", "star"])
-@pytest.mark.parametrize(("target", "start"), [(0.75, None), (0.75, 0.84)])
+@pytest.mark.parametrize(("target", "start"), [(0.75, None), pytest.param(0.75, 0.84, marks=pytest.mark.slow)])
 def test_100_steps_meet_the_target_against_a_real_loss_with_the_weights_frozen(objective, target, start):
     teacher = load_teacher("bundled").eval()
     recipe = load_recipe("dphubert", [f"objective={objective}", f"pruning.target={target}"])

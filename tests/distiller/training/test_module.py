@@ -114,6 +114,7 @@ def free_port() -> int:
         return held.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_ranks_of_unequal_batches_give_one_batchs_gradients(tmp_path: Path) -> None:
     expected = one_step(distillation(smoke_recipe(*OBJECTIVE)), [batch(LENGTHS)])
     environment = os.environ | {

@@ -131,7 +131,11 @@ STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + CH
 
 @pytest.mark.parametrize(
     ("number", "code", "child"),
-    [(signal.SIGINT, 130, CHILD), (signal.SIGTERM, 143, CHILD), (signal.SIGTERM, 143, STUBBORN)],
+    [
+        (signal.SIGINT, 130, CHILD),
+        pytest.param(signal.SIGTERM, 143, CHILD, marks=pytest.mark.slow),
+        (signal.SIGTERM, 143, STUBBORN),
+    ],
 )
 def test_interrupted_it_leaves_no_process_behind(tmp_path: Path, number: int, code: int, child: str) -> None:
     parent = subprocess.Popen(
