@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.resource_tracker import ensure_running
 from typing import Any
 
 from upstream.errors import UserError
@@ -25,11 +26,12 @@ def fresh_process(target: str) -> Iterator[Callable[..., Any]]:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there,), daemon=True)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits
+    ensure_running()  # starting this process of multiprocessing's would unblock the signal again
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the child inherits it; here a signal waits
     try:
         process.start()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     there.close()
 
     def call(work: Callable[..., Any], *arguments: Any) -> Any:

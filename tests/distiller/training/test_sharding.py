@@ -52,6 +52,8 @@ def halves(step: int) -> list[Batch]:
 class Stream(torch.utils.data.Dataset):
     """Windows of this rank: its half, or both halves for a process that is alone. Stands for dataset and sampler."""
 
+    batch_seconds, accumulate = 1.0, 1
+
     def __init__(self, rank: int, world_size: int) -> None:
         self.rows = slice(rank, rank + 1) if world_size == 2 else slice(None)
 
