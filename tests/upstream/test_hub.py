@@ -119,7 +119,7 @@ def test_a_name_that_the_hub_does_not_have_is_one_line(folder, monkeypatch) -> N
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (PermissionError(13, "Permission denied", "/home/me/.cache"), "^/home/me/.cache cannot be written: Permission"),
+        (PermissionError(13, "Permission denied", "cache"), "^cache cannot be written: Permission"),
         (LocalEntryNotFoundError("the network has gone"), r"^org/tiny does not exist, .* \(LocalEntryNotFoundError\)"),
     ],
 )

@@ -1,6 +1,7 @@
 """What a user types beside an experiment, whose checkpoint s3prl would take everything from."""
 
 import argparse
+import ast
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def evaluate(folder: Path, monkeypatch) -> Callable[[str], dict[str, Any]]:
         arguments = vars(parser().parse_args(["--device", "cpu", *line.split()]))
         runner.run_experiment(arguments, lambda: read_corpora(Path(arguments["corpora"])))
         options = [option.split("=") for option in (seen["override"] or "").split(",,") if option]
-        return seen | {key: eval(value) for key, value in options}
+        return seen | {key: ast.literal_eval(value) for key, value in options}
 
     return run
 
