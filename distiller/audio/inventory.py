@@ -72,6 +72,9 @@ class Inventory:
         if self.long.count:
             left.append(f"{self.long} {over} (corpus.window_seconds=20 would split them)")
         yield "left out", left
+        if self.unusable:
+            files = f"{self.unusable:,} file{'' if self.unusable == 1 else 's'}"
+            yield "set aside", [f"{files} (skipped.csv says why; corpus.max_skipped is the share that stops a run)"]
         if self.not_read:
             kinds = ", ".join(f"{count:,} {ending}" for ending, count in self.not_read.items())
             yield "not read", [f"{kinds} (convert them to wav or flac)"]

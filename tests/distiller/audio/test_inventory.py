@@ -25,6 +25,7 @@ def test_every_group_counts():
     assert everything.lines() == [
         "split: 60 recordings (0.417 hours) longer than 18 s, into 120 windows of at most 18 s (corpus.window_seconds)",
         "left out: 3 recordings (0.0005 hours) shorter than 0 s (corpus.min_seconds)",
+        "set aside: 2 files (skipped.csv says why; corpus.max_skipped is the share that stops a run)",
         "not read: 4 .m4a, 1 .wma (convert them to wav or flac)",
     ]
     assert Inventory.from_dict(json.loads(json.dumps(everything.to_dict()))) == everything
