@@ -84,10 +84,7 @@ def contents(folder: Path) -> dict[str, int]:
         (["--method", "star", "objective=skill"], ["objective.name", "'skill'", "star"]),
         (["--method", "star", "star"], ["'star'", "key=value"]),
         (["--method", "star", "--teacher", "bundeld"], ["--teacher bundeld does not exist", "did you mean bundled?"]),
-        (
-            ["--method", "star", "--corpus", "there/speach"],
-            ["--corpus there/speach ", "did you mean there/speech?"],
-        ),
+        (["--method", "star", "--corpus", "there/speach"], ["--corpus there/speach ", "mean there/speech?"]),
         (["--method", "star", "--output", "file"], ["file", "is a file"]),
         (["--method", "star", "--output", "file/below"], ["file/below", "file is a file"]),
         (["--recipe", "star-hubert-100h"], ["corpus.path is not set", "add --corpus DIR"]),
