@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from .config import EncoderConfig
 
 BIAS_PAIRS = 1 << 20  # pairs of query and key whose biases are in memory at a time in inference: 1,024 frames' (20 s)
+# the kernels of a GPU take heads of such widths only, and keep the attention maps of others
+HEAD_MULTIPLE = {"cuda": 8}
 
 
 class RelativePosition(nn.Embedding):
@@ -67,8 +69,9 @@ class PositionGate(nn.Module):
     def forward(self, states: Tensor, position_bias: Tensor) -> Tensor:
         """states (batch, query, channel), position_bias (every head, query, key) -> (batch, head, query, key)."""
         by_head = states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (batch, head, query, .)
-        if len(self.heads) < self.num_heads:
-            by_head, position_bias = by_head[:, self.heads], position_bias[self.heads]
+        if len(self.heads) < self.num_heads:  # not by a list as index, which a GPU would be waited for
+            by_head = torch.stack([by_head[:, head] for head in self.heads], dim=1)
+            position_bias = torch.stack([position_bias[head] for head in self.heads])
         gates = self.linear(by_head).unflatten(-1, (2, 4)).sum(-1).sigmoid()
         update, reset = gates.chunk(2, dim=-1)  # (batch, head, query, 1) each
         return (update * (reset * self.constant[:, None, None] - 1.0) + 2.0) * position_bias
@@ -80,7 +83,7 @@ class SelfAttention(nn.Module):
     def __init__(self, heads: tuple[int, ...], config: EncoderConfig) -> None:
         super().__init__()
         inner = len(heads) * config.head_dim
-        self.head_dim = config.head_dim
+        self.head_dim, self.scale = config.head_dim, config.head_dim**-0.5
         self.dropout = nn.Dropout(config.attention_dropout)  # of attention weights
         self.q_proj = nn.Linear(config.embed_dim, inner)
         self.k_proj = nn.Linear(config.embed_dim, inner)
@@ -101,22 +104,40 @@ class SelfAttention(nn.Module):
         Returns:
             (batch, frame, channel) and (batch, head, query, key) or None.
         """
+        spare = -self.head_dim % HEAD_MULTIPLE.get(states.device.type, 1)
         query, key, value = (
-            projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, head, frame, .)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            self._by_head(projection, states, spare) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         if attention_map:
             everything = slice(0, states.shape[1])
             bias = self._bias(states, key_mask, position_bias, everything, query.dtype)
-            weights = _attention_map(query, key, bias)
+            weights = _attention_map(query, key, bias, self.scale)
             context = self.dropout(weights).to(value.dtype) @ value
-            return self.out_proj(context.transpose(1, 2).flatten(2)), weights
+            return self._output(context, spare), weights
         dropout, parts = self.dropout.p if self.training else 0.0, []
         for rows in _blocks(states.shape[1], position_bias):
             bias = self._bias(states, key_mask, position_bias, rows, query.dtype)
-            parts.append(F.scaled_dot_product_attention(query[:, :, rows], key, value, bias, dropout))
-        context = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-        return self.out_proj(context.transpose(1, 2).flatten(2)), None
+            attended = F.scaled_dot_product_attention(query[:, :, rows], key, value, bias, dropout, scale=self.scale)
+            parts.append(attended)
+        return self._output(parts[0] if len(parts) == 1 else torch.cat(parts, dim=2), spare), None
+
+    def _by_head(self, projection: nn.Linear, states: Tensor, spare: int) -> Tensor:
+        """(batch, head, frame, head_dim + spare), the spare channels zero because their weights are."""
+        if not spare:
+            projected = projection(states)
+        else:
+            weight = F.pad(projection.weight.unflatten(0, (-1, self.head_dim)), (0, 0, 0, spare)).flatten(0, 1)
+            bias = F.pad(projection.bias.unflatten(0, (-1, self.head_dim)), (0, spare)).flatten()
+            projected = F.linear(states, weight, bias)
+        return projected.unflatten(-1, (-1, self.head_dim + spare)).transpose(1, 2)
+
+    def _output(self, context: Tensor, spare: int) -> Tensor:
+        """(batch, head, frame, head_dim + spare) -> (batch, frame, channel)."""
+        context = context.transpose(1, 2).flatten(2)
+        if not spare:
+            return self.out_proj(context)
+        weight = F.pad(self.out_proj.weight.unflatten(1, (-1, self.head_dim)), (0, spare)).flatten(1)
+        return F.linear(context, weight, self.out_proj.bias)
 
     def _bias(
         self, states: Tensor, key_mask: Tensor | None, position_bias: Tensor | None, queries: slice, dtype: torch.dtype
@@ -136,8 +157,8 @@ def _blocks(frames: int, position_bias: Tensor | None) -> list[slice]:
     return [slice(start, min(start + size, frames)) for start in range(0, frames, size)]
 
 
-def _attention_map(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
-    scores = (query @ key.transpose(2, 3)).float() / math.sqrt(query.shape[-1])
+def _attention_map(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    scores = (query @ key.transpose(2, 3)).float() * scale
     if bias is not None:
         scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias
     return scores.softmax(dim=-1)

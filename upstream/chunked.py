@@ -45,8 +45,8 @@ def outputs(
     waveforms, lengths = as_batch(waveform, None, weight, config.min_samples)
     if len(waveforms) > 1:
         raise UserError(f"the audio holds {len(waveforms)} wavs, but it must be one, which is cut into chunks")
-    samples = encoder.prepare(waveforms, lengths)[0].to(weight.dtype)
-    moments, frames = extractor.moments(samples), config.frame_count(len(samples))
+    waveforms = encoder.prepare(waveforms, lengths).to(weight.dtype)
+    samples, moments, frames = waveforms[0], extractor.moments(waveforms), config.frame_count(waveforms.shape[1])
     for start in range(0, frames, size):
         end = min(start + size, frames)
         first, last = max(0, start - context), min(frames, end + context)

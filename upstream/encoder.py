@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from .attention import PositionGate, RelativePosition, SelfAttention
 from .config import EncoderConfig
-from .extractor import FeatureExtractor, FeatureProjection, faster_by_row
+from .convolution import faster_by_row
+from .extractor import FeatureExtractor, FeatureProjection
+from .positional import PositionalConvolution
 from .waveforms import as_batch, centred, frame_mask, normalize_waveforms
 
 
@@ -40,28 +42,6 @@ class EncoderOutput:
     def layer(self, index: int, layer_zero: str = "feature_projection") -> Tensor:
         """F^index, (batch, frame, channel); layer 0 is P ("feature_projection") or F^0 ("transformer_input")."""
         return self.projected if index == 0 and layer_zero == "feature_projection" else self.hidden_states[index]
-
-
-class PositionalConvolution(nn.Module):
-    """Grouped convolution over frames, weight norm over its taps (the last dimension), GELU."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        width, groups = config.embed_dim, config.positional_groups
-        self.kernel, self.groups = config.positional_kernel, groups
-        self.weight_g = nn.Parameter(torch.ones(1, 1, self.kernel))
-        self.weight_v = nn.Parameter(torch.empty(width, width // groups, self.kernel))
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def initialize(self) -> None:
-        nn.init.normal_(self.weight_v, std=2.0 / math.sqrt(self.kernel * self.weight_v.shape[0]))
-        with torch.no_grad():
-            self.weight_g.copy_(self.weight_v.norm(dim=(0, 1), keepdim=True))
-
-    def forward(self, states: Tensor) -> Tensor:  # (batch, frame, channel), padded frames zero
-        weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=(0, 1), keepdim=True))
-        positions = F.conv1d(states.transpose(1, 2), weight, self.bias, padding=self.kernel // 2, groups=self.groups)
-        return F.gelu(positions[:, :, : states.shape[1]]).transpose(1, 2)  # an even kernel adds a frame
 
 
 class FeedForward(nn.Module):

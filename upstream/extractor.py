@@ -5,18 +5,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import SAMPLE_RATE, EncoderConfig
+from .convolution import Convolution, faster_by_row
 from .waveforms import frame_mask
 
 BLOCK_SECONDS = 2.0  # of audio in the convolutions at a time, in inference on a CPU: fits its cache
+ALIGNMENT = 8  # of a matrix product's inner width, for the tensor cores of GPUs
 SAMPLE_BLOCK = 1 << 18  # samples in memory at a time while the covariance of their windows is summed
-
-
-def faster_by_row(states: Tensor) -> bool:
-    """Whether a batch should be computed row by row: on a CPU batching gains nothing, and padding costs time.
-
-    Not with gradients, nor in a traced graph, which must serve batches.
-    """
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or states.device.type != "cpu")
 
 
 class ChannelGroupNorm(nn.GroupNorm):
@@ -34,8 +28,13 @@ class ChannelGroupNorm(nn.GroupNorm):
 
     def with_moments(self, values: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         """The norm with known statistics, (batch, channel, 1) each."""
+        scale, shift = self.factors(mean, variance)
+        return torch.addcmul(shift, values, scale)
+
+    def factors(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm with known statistics as a factor and a summand, (batch, channel, 1) each."""
         scale = torch.rsqrt(variance + self.eps) * self.weight[:, None]
-        return torch.addcmul(self.bias[:, None] - mean * scale, values, scale)
+        return scale, self.bias[:, None] - mean * scale
 
 
 class PrunedLayerNorm(nn.LayerNorm):
@@ -66,16 +65,6 @@ def _layer_norm(channels: int, width: int, eps: float = 1e-5) -> nn.LayerNorm:
     return PrunedLayerNorm(channels, width, eps) if width > channels else nn.LayerNorm(channels, eps)
 
 
-class Convolution(nn.Conv1d):
-    """A convolution of one tap is computed as a matrix product, four times as fast as by convolution kernels."""
-
-    def forward(self, input: Tensor) -> Tensor:  # (batch, channel, frame)
-        if self.weight.shape[2] * self.stride[0] > 1 or torch.compiler.is_compiling():
-            return super().forward(input)
-        output = self.weight[:, :, 0].expand(len(input), -1, -1).bmm(input)  # `@` would copy the batch
-        return output if self.bias is None else output + self.bias[:, None]
-
-
 class ConvLayer(nn.Module):
     """Convolution, norm (group norm, layer norm over channels, or none), GELU."""
 
@@ -100,31 +89,70 @@ class ConvLayer(nn.Module):
             features = norm(features.transpose(1, 2)).transpose(1, 2)
         return F.gelu(features)
 
-    def moments(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance over time of the first convolution's output, (channel, 1) each, without computing it.
+    def over_rows(self, rows: Tensor) -> Tensor:
+        """(row, channel) -> (window, channel), for all norms but the group norm."""
+        features = self.conv.over_rows(rows)
+        return F.gelu(features if self.layer_norm is None else self.layer_norm(features))
 
-        A channel is w'u(t) over the windows u of the waveform (sample,): its mean is w'E[u], its variance w'Cov(u)w.
+    def with_folded_norm(self, waveforms: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
+        """The first layer with its group norm, as one product per utterance: the norm becomes part of the weights.
+
+        Args:
+            waveforms: (batch, sample), a whole number of strides.
+            moments: as `moments` gives them.
+
+        Returns:
+            (batch, sample / stride, channel).
+        """
+        norm, kernel, stride = self.layer_norm, self.conv.kernel_size[0], self.conv.stride[0]
+        assert isinstance(norm, ChannelGroupNorm)
+        scale, shift = norm.factors(*moments)
+        if self.conv.bias is not None:
+            shift = shift + scale * self.conv.bias[:, None]
+        weight = torch.cat([scale * self.conv.weight[:, 0], shift], dim=2)  # (batch, channel, tap + 1)
+        spare = -(kernel + 1) % ALIGNMENT
+        windows = F.pad(waveforms, (0, kernel - stride)).unfold(1, kernel, stride)  # (batch, window, tap)
+        windows = F.pad(windows, (0, 1 + spare), value=1.0)
+        return F.gelu(windows @ F.pad(weight, (0, spare)).to(windows.dtype).mT)
+
+    def moments(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance over time of the first convolution's output, (batch, channel, 1) each, from its input.
+
+        A channel is w'u(t) over the windows u of a wav: its mean is w'E[u], its variance w'Cov(u)w.
+
+        Args:
+            waveforms: (batch, sample).
+            lengths: (batch,) valid samples.
         """
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        total = waveform.new_zeros(kernel, dtype=torch.float64)
-        squares = waveform.new_zeros(kernel, kernel, dtype=torch.float64)
-        windows = waveform.unfold(0, kernel, stride)  # (frame, tap)
-        for block in windows.split(SAMPLE_BLOCK // kernel):
-            values = block.double()
-            total += values.sum(dim=0)
-            squares += values.T @ values
-        mean = total / len(windows)
-        covariance = squares / len(windows) - mean[:, None] * mean
-        weight = self.conv.weight[:, 0].double()
-        variance = ((weight @ covariance) * weight).sum(dim=1, keepdim=True).clamp(min=0)
-        mean = (weight @ mean)[:, None]
+        precise = torch.float32 if waveforms.device.type == "mps" else torch.float64
+        counts = (lengths - kernel) // stride + 1
+        windows = waveforms.unfold(1, kernel, stride)  # (batch, window, tap)
+        valid = frame_mask(counts, windows.shape[1], windows.device)[..., None]
+        total: Tensor | float = 0.0
+        squares: Tensor | float = 0.0
+        size = max(1, SAMPLE_BLOCK // kernel)
+        for block, mask in zip(windows.split(size, dim=1), valid.split(size, dim=1), strict=True):
+            values = block.to(precise) * mask
+            total = total + values.sum(dim=1, keepdim=True).mT
+            squares = squares + values.mT @ values
+        count = counts.to(precise)[:, None, None]
+        mean = total / count
+        covariance = squares / count - mean @ mean.mT
+        weight = self.conv.weight[:, 0].to(precise)  # (channel, tap)
+        variance = ((weight @ covariance) * weight).sum(dim=2, keepdim=True).clamp(min=0)
+        mean = weight @ mean
         if self.conv.bias is not None:
             mean = mean + self.conv.bias[:, None]
-        return mean.to(waveform.dtype), variance.to(waveform.dtype)
+        return mean.to(waveforms.dtype), variance.to(waveforms.dtype)
 
 
 class FeatureExtractor(nn.Module):
-    """The convolutional extractor, without padding: valid frames only see valid samples."""
+    """The convolutional extractor, without padding: valid frames only see valid samples.
+
+    Computed as convolutions of (batch, channel, frame) in traced graphs and, block by block, in inference on a CPU;
+    elsewhere as matrix products over (row, channel), for which the batch is one long wav.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -141,28 +169,38 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         """(batch, sample) -> (batch, frame, channel); `lengths` (batch,) in samples, None if all are full."""
-        extract = self._by_row if faster_by_row(waveforms) else self._unblocked
-        features = extract(waveforms, lengths)
+        if faster_by_row(waveforms):
+            features = self._by_row(waveforms, lengths)
+        elif torch.compiler.is_compiling():
+            features = self._convolved(waveforms, lengths)
+        else:
+            features = self._over_rows(waveforms, self.moments(waveforms, lengths))
         if self.frame_multiple > 1:  # with 1, a traced graph would depend on the remainder
             features = features[:, : features.shape[1] - features.shape[1] % self.frame_multiple]
         return features
 
-    def moments(self, waveform: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Statistics of the group norm over a wav (sample,), which every chunk of it needs; None without the norm."""
+    def moments(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """Statistics of the group norm over each wav, which every chunk of it needs; None without the norm."""
         first = self.conv_layers[0]
         assert isinstance(first, ConvLayer)
-        return first.moments(waveform) if isinstance(first.layer_norm, ChannelGroupNorm) else None
+        if not isinstance(first.layer_norm, ChannelGroupNorm):
+            return None
+        if lengths is None:
+            lengths = waveforms.new_full((len(waveforms),), waveforms.shape[1], dtype=torch.int64)
+        return first.moments(waveforms, lengths)
 
     def chunk(self, waveform: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
-        """A chunk (sample,) of a wav with these `moments` -> (frame, channel), `BLOCK_SECONDS` at a time."""
+        """A chunk (sample,) of a wav with these `moments` -> (frame, channel); on a CPU `BLOCK_SECONDS` at a time."""
+        if not faster_by_row(waveform):
+            return self._over_rows(waveform[None], moments)[0]
         size = max(1, int(BLOCK_SECONDS * SAMPLE_RATE) // self.hop)  # in frames
         frames = (len(waveform) - self.field) // self.hop + 1
         starts = range(0, frames, size)
         ends = (((min(start + size, frames) - 1) * self.hop + self.field) for start in starts)
         blocks = (waveform[None, start * self.hop : end] for start, end in zip(starts, ends, strict=True))
-        return torch.cat([self._unblocked(block, None, moments)[0] for block in blocks])
+        return torch.cat([self._convolved(block, None, moments)[0] for block in blocks])
 
-    def _unblocked(
+    def _convolved(
         self, waveforms: Tensor, lengths: Tensor | None, moments: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
         features = waveforms[:, None]
@@ -172,13 +210,29 @@ class FeatureExtractor(nn.Module):
         features = features.transpose(1, 2)  # (batch, frame, channel)
         return features if self.scale is None else features * self.scale
 
+    def _over_rows(self, waveforms: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
+        """The batch as one long wav. Windows that reach into the next wav belong to no valid frame."""
+        batch, samples = waveforms.shape
+        frames = -(-samples // self.hop)  # of each wav, the last of them incomplete
+        waveforms = F.pad(waveforms, (0, frames * self.hop - samples))
+        layers = list(self.conv_layers)
+        if moments is None:
+            rows = waveforms.flatten()[:, None]
+        else:
+            rows = layers.pop(0).with_folded_norm(waveforms, moments).flatten(0, 1)  # (row, channel)
+        for layer in layers:
+            rows = layer.over_rows(rows)
+        features = F.pad(rows, (0, 0, 0, batch * frames - len(rows))).unflatten(0, (batch, frames))
+        features = features[:, : (samples - self.field) // self.hop + 1]
+        return features if self.scale is None else features * self.scale
+
     def _by_row(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         """One utterance after the other, without padding, which gives zeros."""
         frames = (waveforms.shape[1] - self.field) // self.hop + 1
         rows = []
         for row, waveform in enumerate(waveforms):
             valid = waveform if lengths is None else waveform[: int(lengths[row])]
-            features = self.chunk(valid, self.moments(valid))
+            features = self.chunk(valid, self.moments(valid[None]))
             rows.append(F.pad(features, (0, 0, 0, frames - len(features))))
         return torch.stack(rows)
 
