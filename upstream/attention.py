@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import EncoderConfig
+from .dropout import Dropout
 
 BIAS_PAIRS = 1 << 20  # pairs of query and key whose biases are in memory at a time in inference: 1,024 frames' (20 s)
 # the kernels of a GPU take heads of such widths only, and keep the attention maps of others
@@ -84,7 +85,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         inner = len(heads) * config.head_dim
         self.head_dim, self.scale = config.head_dim, config.head_dim**-0.5
-        self.dropout = nn.Dropout(config.attention_dropout)  # of attention weights
+        self.dropout = Dropout(config.attention_dropout)  # of attention weights
         self.q_proj = nn.Linear(config.embed_dim, inner)
         self.k_proj = nn.Linear(config.embed_dim, inner)
         self.v_proj = nn.Linear(config.embed_dim, inner)
@@ -108,13 +109,14 @@ class SelfAttention(nn.Module):
         query, key, value = (
             self._by_head(projection, states, spare) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        if attention_map:
+        dropout = self.dropout.p if self.training else 0.0
+        if attention_map or (dropout and states.device.type == "cpu"):  # whose fused kernel has no dropout
             everything = slice(0, states.shape[1])
             bias = self._bias(states, key_mask, position_bias, everything, query.dtype)
             weights = _attention_map(query, key, bias, self.scale)
             context = self.dropout(weights).to(value.dtype) @ value
-            return self._output(context, spare), weights
-        dropout, parts = self.dropout.p if self.training else 0.0, []
+            return self._output(context, spare), weights if attention_map else None
+        parts = []
         for rows in _blocks(states.shape[1], position_bias):
             bias = self._bias(states, key_mask, position_bias, rows, query.dtype)
             attended = F.scaled_dot_product_attention(query[:, :, rows], key, value, bias, dropout, scale=self.scale)
@@ -158,7 +160,8 @@ def _blocks(frames: int, position_bias: Tensor | None) -> list[slice]:
 
 
 def _attention_map(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    scores = (query @ key.transpose(2, 3)).float() * scale
+    scores = query * scale @ key.transpose(2, 3)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if bias is not None:
         scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias
     return scores.softmax(dim=-1)

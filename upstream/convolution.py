@@ -32,7 +32,7 @@ class Convolution(nn.Conv1d):
     def over_rows(self, rows: Tensor) -> Tensor:
         """The same on (row, channel), as matrix products."""
         device, dtype = rows.device.type, rows.dtype
-        if torch.is_autocast_enabled(device):
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # as it does with a Conv1d
             dtype = torch.get_autocast_dtype(device)
         bias = None if self.bias is None else self.bias.to(dtype)
         return RowConvolution.apply(rows.to(dtype), self.weight.to(dtype), bias, self.stride[0])
@@ -51,13 +51,12 @@ class RowConvolution(torch.autograd.Function):
         taps = weight.permute(2, 1, 0).contiguous()  # (tap, in, out)
         windows = (len(rows) - len(taps)) // stride + 1
         output: Tensor | None = None
-        with torch.autocast(rows.device.type, enabled=False):
-            for part in _tap_groups(taps, len(taps) if taps.shape[1] == 1 else stride):
-                inputs, factor = _windows(rows, part, stride, windows), taps[part].flatten(0, 1)
-                if output is not None:
-                    output.addmm_(inputs, factor)
-                else:
-                    output = inputs @ factor if bias is None else torch.addmm(bias, inputs, factor)
+        for part in _tap_groups(taps, len(taps) if taps.shape[1] == 1 else stride):
+            inputs, factor = _windows(rows, part, stride, windows), taps[part].flatten(0, 1)
+            if output is not None:
+                output.addmm_(inputs, factor)
+            else:
+                output = inputs @ factor if bias is None else torch.addmm(bias, inputs, factor)
         ctx.stride = stride
         ctx.save_for_backward(rows, taps)
         return output
@@ -70,13 +69,12 @@ class RowConvolution(torch.autograd.Function):
         rows, taps = ctx.saved_tensors
         of_rows = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
         of_taps = torch.empty_like(taps) if ctx.needs_input_grad[1] else None
-        with torch.autocast(rows.device.type, enabled=False):
-            for part in _tap_groups(taps, ctx.stride):
-                if of_rows is not None:
-                    _windows(of_rows, part, ctx.stride, len(gradient)).addmm_(gradient, taps[part].flatten(0, 1).T)
-                if of_taps is not None:
-                    inputs = _windows(rows, part, ctx.stride, len(gradient))
-                    of_taps[part] = (inputs.T @ gradient).view_as(taps[part])
+        for part in _tap_groups(taps, ctx.stride):
+            if of_rows is not None:
+                _windows(of_rows, part, ctx.stride, len(gradient)).addmm_(gradient, taps[part].flatten(0, 1).T)
+            if of_taps is not None:
+                inputs = _windows(rows, part, ctx.stride, len(gradient))
+                of_taps[part] = (inputs.T @ gradient).view_as(taps[part])
         of_bias = gradient.sum(dim=0) if ctx.needs_input_grad[2] else None
         return of_rows, None if of_taps is None else of_taps.permute(2, 1, 0), of_bias, None
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from .attention import PositionGate, RelativePosition, SelfAttention
 from .config import EncoderConfig
 from .convolution import faster_by_row
+from .dropout import Dropout
 from .extractor import FeatureExtractor, FeatureProjection
 from .positional import PositionalConvolution
 from .waveforms import as_batch, centred, frame_mask, normalize_waveforms
@@ -50,7 +51,7 @@ class FeedForward(nn.Module):
     def __init__(self, inner: int, config: EncoderConfig) -> None:
         super().__init__()
         self.intermediate = nn.Linear(config.embed_dim, inner)
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
+        self.activation_dropout = Dropout(config.activation_dropout)
         self.output = nn.Linear(inner, config.embed_dim)
 
     def forward(self, states: Tensor) -> Tensor:  # (batch, frame, channel)
@@ -74,7 +75,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, heads: tuple[int, ...] | None, ffn_dim: int | None, config: EncoderConfig) -> None:
         super().__init__()
         self.norm_first = config.layer_norm_first
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self.attention: nn.Module | None = None
         if heads is not None:
             self.attention = SelfAttention(heads, config) if heads else OutputBias(config)
@@ -125,10 +126,10 @@ class SpeechEncoder(nn.Module):
         self.config = config
         self.feature_extractor = FeatureExtractor(config)
         self.feature_projection = FeatureProjection(config)
-        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.feature_dropout = Dropout(config.feature_dropout)
         self.positional = PositionalConvolution(config)
         self.layer_norm = nn.LayerNorm(config.embed_dim, config.layer_norm_eps)  # before the layers (post-LN) or after
-        self.hidden_dropout = nn.Dropout(config.hidden_dropout)
+        self.hidden_dropout = Dropout(config.hidden_dropout)
         self.relative_position = RelativePosition(config) if config.relative_position else None
         self.layers = nn.ModuleList(
             EncoderLayer(heads, ffn_dim, config)

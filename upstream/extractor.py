@@ -20,8 +20,9 @@ class ChannelGroupNorm(nn.GroupNorm):
         if lengths is None:
             return super().forward(input)
         mask = frame_mask(lengths, input.shape[2])[:, None]  # (batch, 1, frame)
-        count = lengths.to(torch.float32)[:, None, None]
-        values = input.float().masked_fill(~mask, 0.0)
+        precise = torch.promote_types(input.dtype, torch.float32)
+        count = lengths.to(precise)[:, None, None]
+        values = input.to(precise).masked_fill(~mask, 0.0)
         mean = values.sum(dim=2, keepdim=True) / count
         variance = ((values - mean) * mask).square().sum(dim=2, keepdim=True) / count
         return self.with_moments(values, mean, variance).to(input.dtype)

@@ -39,8 +39,8 @@ class PositionalConvolution(nn.Module):
     def _by_spectra(self, states: Tensor, weight: Tensor) -> Tensor:
         """The convolution as a product for each frequency, in overlapping blocks of frames (overlap-save).
 
-        A kernel of 128 taps costs a fiftieth of the operations in this form, and few groups' widths suit the kernels of
-        a GPU. Blocks of two kernels' length keep the weight's spectrum small, however long the wav.
+        128 taps take a fraction of the operations in this form, and the groups' widths rarely suit a GPU's convolutions
+        well. Blocks of two kernels' length keep the weight's spectrum small, however long the wav.
         """
         batch, frames, width = states.shape
         size, step = 2 * self.kernel, self.kernel + 1  # of a block, and the frames that each adds
@@ -48,14 +48,11 @@ class PositionalConvolution(nn.Module):
         before = self.kernel // 2
         states = F.pad(states, (0, 0, before, blocks * step + self.kernel - 1 - frames - before))
         precise = torch.promote_types(states.dtype, torch.float32)
-        with torch.autocast(states.device.type, enabled=False):
-            spectra = torch.fft.rfft(
-                states.to(precise).unfold(1, size, step), dim=3
-            )  # (batch, block, channel, frequency)
-            by_group = spectra.view(batch * blocks, self.groups, -1, spectra.shape[3]).permute(3, 1, 0, 2)
-            kernels = torch.fft.rfft(weight.to(precise), n=size, dim=2).conj()  # (out, in, frequency)
-            by_frequency = kernels.unflatten(0, (self.groups, -1)).permute(3, 0, 2, 1)  # (frequency, group, in, out)
-            products = (by_group @ by_frequency).permute(2, 1, 3, 0)  # (batch x block, group, out, frequency)
-            positions = torch.fft.irfft(products, n=size, dim=3)[..., :step]
+        spectra = torch.fft.rfft(states.to(precise).unfold(1, size, step), dim=3)  # (batch, block, channel, frequency)
+        by_group = spectra.view(batch * blocks, self.groups, -1, spectra.shape[3]).permute(3, 1, 0, 2)
+        kernels = torch.fft.rfft(weight.to(precise), n=size, dim=2).conj()  # (out, in, frequency)
+        by_frequency = kernels.unflatten(0, (self.groups, -1)).permute(3, 0, 2, 1)  # (frequency, group, in, out)
+        products = (by_group @ by_frequency).permute(2, 1, 3, 0)  # (batch x block, group, out, frequency)
+        positions = torch.fft.irfft(products, n=size, dim=3)[..., :step]
         positions = positions.permute(0, 3, 1, 2).reshape(batch, blocks * step, width)
         return positions[:, :frames].to(states.dtype)

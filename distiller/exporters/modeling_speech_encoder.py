@@ -39,14 +39,12 @@ from transformers.utils.generic import can_return_tuple
 # beside this file in an exported folder; `transformers` copies the files that are named here
 from .attention import PositionGate, SelfAttention  # type: ignore[import-not-found]  # noqa: F401
 from .config import EncoderConfig  # type: ignore[import-not-found]
-from .encoder import (  # type: ignore[import-not-found]
-    EncoderLayer,
-    OutputBias,
-    PositionalConvolution,
-    SpeechEncoder,
-)
+from .convolution import Convolution  # type: ignore[import-not-found]  # noqa: F401
+from .dropout import Dropout  # type: ignore[import-not-found]  # noqa: F401
+from .encoder import EncoderLayer, OutputBias, SpeechEncoder  # type: ignore[import-not-found]
 from .errors import UserError  # type: ignore[import-not-found]  # noqa: F401
 from .extractor import FeatureExtractor, FeatureProjection  # type: ignore[import-not-found]
+from .positional import PositionalConvolution  # type: ignore[import-not-found]
 from .waveforms import as_batch  # type: ignore[import-not-found]  # noqa: F401
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from distiller.exporters.checks import checked, farthest, temporary_folder, wavs
-from upstream import attention, config, encoder, errors, extractor, waveforms
+from upstream import attention, config, convolution, dropout, encoder, errors, extractor, positional, waveforms
 from upstream.checkpoint import write_folder
 from upstream.config import FAMILIES, SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
@@ -78,7 +78,7 @@ def auto_map(family: str) -> dict[str, str]:
 
 def _own_code() -> dict[str, str]:
     """The Python files of an export that needs its own code."""
-    modules = (attention, config, encoder, errors, extractor, waveforms)
+    modules = (attention, config, convolution, dropout, encoder, errors, extractor, positional, waveforms)
     code = {Path(inspect.getfile(module)).name: inspect.getsource(module) for module in modules}
     return code | {f"{MODELING}.py": (Path(__file__).parent / f"{MODELING}.py").read_text()}
 

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from upstream.attention import HEAD_MULTIPLE
 from upstream.cost import count_macs
 from upstream.errors import UserError
-from upstream.extractor import Convolution
 
 STRUCTURES = {
     "plain": {},
@@ -28,10 +29,11 @@ STRUCTURES = {
 }
 
 
-def test_macs_are_those_of_the_multiplications_done(tiny_encoder) -> None:
+def test_macs_are_those_of_the_multiplications_done(tiny_encoder, monkeypatch) -> None:
     """Counted again by torch's own counter: two floating-point operations for a multiply-accumulate."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)  # convolutions as such
     for name in ("plain", "wavlm", "pruned", "pruned large"):
         encoder = tiny_encoder(**STRUCTURES[name])
         with FlopCounterMode(display=False) as counter:
@@ -208,6 +210,34 @@ def test_group_norm_statistics_are_those_of_the_valid_frames(tiny_encoder) -> No
     assert torch.allclose(masked[1, :, :11], alone[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("head_multiple", [1, 8])
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_the_forms_for_training_equal_the_convolutions_of_exports(
+    tiny_encoder, waveforms, lengths, name, head_multiple, dtype, monkeypatch
+) -> None:
+    """Matrix products, spectra, the folded norm and a GPU's head widths: the same states and gradients."""
+    monkeypatch.setitem(HEAD_MULTIPLE, "cpu", head_multiple)  # of heads that have 12 channels
+    encoder = tiny_encoder(**STRUCTURES[name]).to(dtype)
+
+    def states_and_gradients() -> tuple[Tensor, list[Tensor]]:
+        output = encoder(waveforms.to(dtype), lengths)
+        states = torch.cat([output.projected, *output.hidden_states], dim=2)[output.frame_mask()]
+        weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+        parameters = [value for key, value in encoder.named_parameters() if not key.endswith("k_proj.bias")]
+        gradients = torch.autograd.grad((states * weights).sum(), parameters, allow_unused=True)
+        return states.detach(), [gradient for gradient in gradients if gradient is not None]
+
+    states, gradients = states_and_gradients()
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    expected_states, expected_gradients = states_and_gradients()
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-9
+    torch.testing.assert_close(states, expected_states, atol=tolerance, rtol=tolerance)
+    assert len(gradients) == len(expected_gradients) > 20
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
+        assert float((gradient - expected).norm()) <= tolerance * float(expected.norm())
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_inference_in_blocks_gives_what_training_computes(structure, tiny_encoder, monkeypatch) -> None:
     """Blocks of 0.1 s over padded wavs with an offset; with gradients the extractor takes the batch as a whole."""
@@ -222,20 +252,6 @@ def test_inference_in_blocks_gives_what_training_computes(structure, tiny_encode
         assert found.shape == expected.shape
         for row, frames in enumerate(whole.frame_lengths):
             torch.testing.assert_close(found[row, :frames], expected[row, :frames].detach(), atol=2e-5, rtol=0)
-
-
-def test_a_convolution_of_one_tap_is_that_convolution() -> None:
-    torch.manual_seed(0)
-    for bias in (False, True):
-        layer, inputs = Convolution(5, 7, 1, 1, bias=bias), torch.randn(2, 5, 11, requires_grad=True)
-        expected = F.conv1d(inputs, layer.weight, layer.bias)
-        torch.testing.assert_close(layer(inputs), expected)
-        leaves = [inputs, *layer.parameters()]
-        upper = torch.randn_like(expected)
-        for found, wanted in zip(
-            *(torch.autograd.grad(out, leaves, upper) for out in (layer(inputs), expected)), strict=True
-        ):
-            torch.testing.assert_close(found, wanted)
 
 
 def test_training_uses_dropout_and_evaluation_does_not(tiny_encoder, waveforms) -> None:
