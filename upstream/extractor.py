@@ -216,13 +216,13 @@ class FeatureExtractor(nn.Module):
         batch, samples = waveforms.shape
         frames = -(-samples // self.hop)  # of each wav, the last of them incomplete
         waveforms = F.pad(waveforms, (0, frames * self.hop - samples))
-        layers = list(self.conv_layers)
-        if moments is None:
-            rows = waveforms.flatten()[:, None]
-        else:
-            rows = layers.pop(0).with_folded_norm(waveforms, moments).flatten(0, 1)  # (row, channel)
-        for layer in layers:
-            rows = layer.over_rows(rows)
+        rows = waveforms.flatten()[:, None]  # (row, channel)
+        for layer in self.conv_layers:
+            assert isinstance(layer, ConvLayer)
+            if moments is not None and layer is self.conv_layers[0]:
+                rows = layer.with_folded_norm(waveforms, moments).flatten(0, 1)
+            else:
+                rows = layer.over_rows(rows)
         features = F.pad(rows, (0, 0, 0, batch * frames - len(rows))).unflatten(0, (batch, frames))
         features = features[:, : (samples - self.field) // self.hop + 1]
         return features if self.scale is None else features * self.scale
