@@ -114,7 +114,6 @@ class Training:
                     self.skipped.add(batch.skipped, batch.utterances)
                 for micro_batch in batch.batches:
                     micro_batch.require_audio()
-                batch = batch.to(fabric.device, non_blocking=True)
                 taken.append(optimiser_step(fabric, network, optimizer, scheduler, batch))
                 ended = progress.step == module.steps
                 validate = ended or progress.step % config.validate_every == 0

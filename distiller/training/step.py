@@ -114,7 +114,7 @@ def optimiser_step(fabric: Fabric, network: Any, optimizer: Any, scheduler: Lamb
     for index, micro_batch in enumerate(batch.batches):
         last = index + 1 == len(batch.batches)
         with fabric.no_backward_sync(network, enabled=not last):  # gradients travel between ranks once a step
-            loss, terms = network(micro_batch, counts)
+            loss, terms = network(micro_batch.to(fabric.device, non_blocking=True), counts)
             # gradients are averaged over ranks: the loss is their sum, the penalty the same on each
             fabric.backward(loss * fabric.world_size + (penalty if last else 0.0))
         for name, value in {"loss": loss.detach(), **terms}.items():
@@ -193,7 +193,7 @@ def cause_of_overflow(fabric: Fabric, module: TrainingModule, batch: StepBatch, 
     """
     found: dict[str, Tensor] = {"loud": torch.zeros((), device=fabric.device)}
     with fabric.autocast():
-        for micro_batch in batch.batches:
+        for micro_batch in (each.to(fabric.device) for each in batch.batches):
             found["loud"] += (micro_batch.waveforms.abs() > LOUD).any()
             for name, finite in module.finite_outputs(micro_batch).items():
                 found[name] = found.get(name, 0.0) + (~finite).float()
