@@ -30,6 +30,7 @@ examples:
   python distiller/benchmark.py --train star --device cuda trainer.precision=32-true
   python distiller/benchmark.py --train star,skill --device cuda --loop 60 --hours 3
   python distiller/benchmark.py exp/star/student --long 600 --device cuda
+  python distiller/benchmark.py --check --device cuda
 
 PATH is a student folder, any checkpoint that upstream.checkpoint.load opens, an ONNX file of distiller/export.py,
 bundled for the teacher of this repository, or transformers:PATH for a folder or hub name run by `transformers` itself.
@@ -39,7 +40,8 @@ the first PATH.
 --train measures optimiser steps at paper scale instead, relative to the rate of matrix products, beside two plain
 models of `transformers` with the naive loss; key=value changes the recipe, star-hubert-960h or skill-hubert-960h. With
 --loop the whole training loop runs, on WAV files of noise in a temporary folder. --long compares a long wav in
-overlapping chunks with the same wav in one piece.
+overlapping chunks with the same wav in one piece. --check compares what a device computes with the CPU: states, losses,
+gradients, a run that is killed and continued; exit code 1 if something is not within its limit.
 """
 LIMITS = {"seconds": (0.1, 600), "threads": (1, 1024), "rounds": (1, 1000), "long": (1, 36_000)}
 LIMITS |= {"loop": (1, 86_400), "hours": (0.001, 1000), "chunk": (0.1, 3600), "overlap": (0, 600)}
@@ -52,6 +54,7 @@ def parser() -> Parser:
     )
     methods = {"type": comma_separated(str), "default": [], "metavar": "METHODS"}
     built.add_argument("--train", **methods, help="training steps of star, skill, or star,skill")
+    built.add_argument("--check", action="store_true", help="what the device computes against the CPU")
     loop = {"type": float, "nargs": "?", "const": 60.0, "metavar": "SECONDS"}
     built.add_argument(
         "--loop", **loop, help="with --train: the training loop, for so long after five steps (default: 60)"
@@ -79,7 +82,12 @@ def _main(options: argparse.Namespace) -> None:
     _check(options)
     check_writable(options.output)
     cuda, changes = options.device == "cuda", tuple(options.paths)
-    if options.loop is not None:
+    if options.check:
+        from distiller.steps.correctness import check_device
+
+        methods = tuple(options.train or ("star", "skill"))
+        check_device(methods, options.seconds or 4.0, options.threads, options.device, options.output)
+    elif options.loop is not None:
         from distiller.steps.loop import LoopSetting, benchmark_loop
 
         loop = LoopSetting(options.loop, options.hours, options.threads, options.device, changes)
@@ -107,7 +115,9 @@ def _main(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     if options.train and not all("=" in path for path in options.paths):
         raise UserError("give PATHs, or --train METHODS, not both")
-    if not options.paths and not options.train:
+    if options.check and (options.paths or options.loop is not None or options.long is not None):
+        raise UserError("--check takes --train, --seconds, --threads, --device and --output alone")
+    if not (options.paths or options.train or options.check):
         raise UserError("the following arguments are required: PATH")
     if options.loop is not None and not options.train:
         raise UserError("--loop needs --train METHODS")
