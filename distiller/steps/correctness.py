@@ -1,5 +1,5 @@
-"""What a device must compute: what a CPU computes, up to rounding; the same run after a kill; and, on a GPU, a step that
-nothing on the host waits for."""
+"""What a device must compute: what a CPU computes, up to rounding; the same run after a kill; and, on a GPU, a step
+that nothing on the host waits for."""
 
 import math
 import subprocess
@@ -25,7 +25,7 @@ from distiller.recipes.recipe import load_recipe
 from distiller.steps.loop import write_noise
 from distiller.steps.step import OURS, OVERRIDES, Step, TrainSetting, distillation, function_of
 from upstream.checkpoint import save
-from upstream.config import EncoderConfig
+from upstream.config import BASE_CONV_LAYERS, EncoderConfig
 from upstream.encoder import SpeechEncoder
 
 RUN = Path(__file__).parents[1] / "run.py"
@@ -46,7 +46,12 @@ sys.addaudithook(audit)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 SMALL = EncoderConfig(  # of the run that is killed
-    embed_dim=64, num_heads=4, head_dim=16, attention_heads=((0, 1, 2, 3),) * 2, ffn_dims=(128,) * 2
+    embed_dim=64,
+    num_heads=4,
+    head_dim=16,
+    attention_heads=((0, 1, 2, 3),) * 2,
+    ffn_dims=(128,) * 2,
+    conv_layers=tuple((32, kernel, stride) for _, kernel, stride in BASE_CONV_LAYERS),
 )
 
 Row = dict[str, Any]  # of correctness.csv
@@ -171,7 +176,7 @@ def two_utterances(seconds: float) -> Step:
 @contextmanager
 def plain_fp32() -> Iterator[None]:
     """fp32 as written: neither products nor convolutions in TF32, which convolutions are by default."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)  # type: ignore[attr-defined]
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

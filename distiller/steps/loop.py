@@ -14,6 +14,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
+from distiller.audio.batch import StepBatch
 from distiller.benchmarks.encoders import HUBERT_BASE
 from distiller.benchmarks.processes import require_device
 from distiller.benchmarks.tables import print_table, three, write_table
@@ -114,26 +115,27 @@ def write_noise(folder: Path, hours: float) -> Path:
 
 @dataclass
 class Watch:
-    """When the loop asked for the data of each step, when it had them, and how much audio they are."""
+    """When each step began, how long it waited for its data, and how much audio they are."""
 
     device: str
-    asked: list[float] = field(default_factory=list)
-    given: list[float] = field(default_factory=list)
+    began: list[float] = field(default_factory=list)  # a step's beginning is the end of the one before
+    waited: list[float] = field(default_factory=list)
     audio: list[float] = field(default_factory=list)  # seconds
 
-    def ask(self, last: bool = False) -> None:
-        """The steps before this one are done, as far as the first and the last of those that count are concerned."""
-        if self.device == "cuda" and (last or len(self.asked) == FIRST):
+    def begin(self, last: bool = False) -> None:
+        """A GPU is waited for only where the steps that count begin and end."""
+        if self.device == "cuda" and (last or len(self.began) == FIRST):
             torch.cuda.synchronize()
-        self.asked.append(time.perf_counter())
+        self.began.append(time.perf_counter())
+        self.waited.append(0.0)
+        self.audio.append(0.0)
 
-    def figures(self) -> dict[str, float]:
-        waits = [given - asked for asked, given in zip(self.asked, self.given, strict=False)][FIRST:]
-        audio, seconds, waited = sum(self.audio[FIRST:]), self.asked[-1] - self.asked[FIRST], sum(waits)
+    def figures(self) -> dict[str, float | int]:
+        audio, seconds, waited = sum(self.audio[FIRST:]), self.began[-1] - self.began[FIRST], sum(self.waited[FIRST:])
         return {
             "real_time": audio / seconds,
-            "first_seconds": self.asked[FIRST] - self.asked[0],
-            "steps": float(len(waits)),
+            "first_seconds": self.began[FIRST] - self.began[0],
+            "steps": len(self.began) - 1 - FIRST,
             "loop_seconds": seconds,
             "audio_seconds": audio,
             "waited_seconds": waited,
@@ -150,14 +152,15 @@ def watched(setting: LoopSetting) -> Iterator[Watch]:
         def __iter__(self) -> Any:
             return iterated(super().__iter__())
 
-    def iterated(batches: Iterator[Any]) -> Iterator[Any]:
-        while len(watch.audio) < FIRST + LEAST or time.perf_counter() - watch.asked[FIRST] < setting.seconds:
-            watch.ask()
-            step = next(batches)
-            watch.given.append(time.perf_counter())
-            watch.audio.append(sum(int(batch.lengths.sum()) for batch in step.batches) / SAMPLE_RATE)
-            yield step
-        watch.ask(last=True)
+    def iterated(items: Iterator[StepBatch]) -> Iterator[StepBatch]:
+        while len(watch.began) < FIRST + LEAST or time.perf_counter() - watch.began[FIRST] < setting.seconds:
+            watch.begin()
+            started = time.perf_counter()
+            item = next(items)
+            watch.waited[-1] += time.perf_counter() - started
+            watch.audio[-1] += sum(int(batch.lengths.sum()) for batch in item.batches) / SAMPLE_RATE
+            yield item
+        watch.begin(last=True)
 
     loop.DataLoader = WatchedLoader
     try:

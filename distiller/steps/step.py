@@ -1,5 +1,6 @@
 """A training step in the process that measures it: what is built, how it is taken, and what it must compute."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from distiller.steps.peer import Peer
 from distiller.students.build import build_student
 from distiller.students.gates import GatedEncoder
 from distiller.students.lagrangian import SparsityLagrangian
-from distiller.training.loop import arrange_layers
+from distiller.training.loop import HALF, arrange_layers
 from upstream.config import SAMPLE_RATE, EncoderConfig
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
@@ -27,7 +28,7 @@ OURS, PEER = "ours", "peer"
 SHORTER = 0.15  # of the longest utterance: how much shorter the shortest of a padded batch is
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns of the products whose rate makes the floor
 PRODUCTS = {"cpu": 1, "cuda": 20}  # in a measurement of that rate
-TOGETHER = {"cpu": 1, "cuda": 4}  # steps in a measurement: a GPU is fed ahead of its work, as in training
+TOGETHER = {"cpu": 1, "cuda": 3}  # steps in a measurement: a GPU is fed ahead of its work, as in training
 WARM_UP = {"cpu": 1, "cuda": 4}  # steps before the first: optimiser states, kernels, plans, compilation
 STEPS = 25_000  # of the whole run, for schedules
 OVERRIDES = {  # of each method's recipe; the number of SKILL's clusters hardly matters
@@ -116,8 +117,9 @@ def module_of(of: str, method: str, setting: TrainSetting, teacher: EncoderConfi
     if of == PEER:
         return Peer(method, teacher, recipe.student.shape(teacher)).to(setting.device)
     module = distillation(recipe, SpeechEncoder(teacher))
-    arrange_layers(module, recipe.trainer)
-    module.move_frozen(torch.device(setting.device))
+    device = torch.device(setting.device)
+    module.move_frozen(device, HALF.get(recipe.trainer.precision))
+    arrange_layers(module, recipe.trainer, device, seconds=math.inf)  # compiled if a long run is
     module.steps = STEPS
     return module.to(setting.device).train()
 
@@ -127,7 +129,7 @@ def function_of(step: Step) -> Callable[[], None]:
     """A step as the training loop takes it: both forward passes, loss, backward pass, clipping, optimiser."""
     setting, batch = step.setting, step.batch()
     module = module_of(step.of, step.method, setting, step.teacher)
-    mixed = setting.recipe(step.method).trainer.precision == "bf16-mixed"
+    half = HALF.get(setting.recipe(step.method).trainer.precision)
     optimizer = module.optimizer()
     sizes = {"utterance": float(step.utterances), "frame": float(module.frame_lengths(batch).sum())}
     counts = {unit: torch.tensor(size, device=setting.device) for unit, size in sizes.items()}
@@ -135,7 +137,7 @@ def function_of(step: Step) -> Callable[[], None]:
     def take() -> None:
         optimizer.zero_grad()
         penalty, _ = module.penalty()
-        with torch.autocast(setting.device, torch.bfloat16, enabled=mixed):
+        with torch.autocast(setting.device, half, enabled=half is not None):
             loss, _ = module(batch, counts)
         (loss + penalty).backward()
         nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], 10.0)

@@ -57,9 +57,9 @@ def benchmark_training(methods: Sequence[str], setting: TrainSetting, output: Pa
 
 
 def micro_batches(setting: TrainSetting) -> list[tuple[int, bool]]:
-    """(utterances, padded): every size; on a GPU padded as well, where a mask takes other kernels."""
-    both = (False, True) if setting.device == "cuda" else (False,)
-    return [(size, padded) for size in setting.batches for padded in both if size > 1 or not padded]
+    """(utterances, padded): every size; on a GPU padded first, as in training, where a mask takes other kernels."""
+    both = (True, False) if setting.device == "cuda" else (False,)
+    return [(size, padded) for padded in both for size in setting.batches if size > 1 or not padded]
 
 
 def measure_steps(

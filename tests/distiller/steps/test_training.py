@@ -62,7 +62,7 @@ def test_the_paper_scale_step_has_435_gflop() -> None:
 
 def test_on_a_gpu_batches_are_padded_too_and_padding_is_no_work() -> None:
     setting = TrainSetting(seconds=1.0, batches=(1, 4), device="cuda")
-    assert training.micro_batches(setting) == [(1, False), (4, False), (4, True)]
+    assert training.micro_batches(setting) == [(4, True), (1, False), (4, False)]
     assert training.micro_batches(replace(setting, device="cpu")) == [(1, False), (4, False)]
     whole, padded = (Step(OURS, "star", 4, padding, setting, HUBERT_BASE) for padding in (False, True))
     assert padded.lengths().tolist() == [16_000, 15_200, 14_400, 13_600]
