@@ -78,4 +78,5 @@ inference='"$PYTHON" -c "$EXPORT" "$WORK" && exec "$PYTHON" distiller/benchmark.
   measure long 15 random:starhubert $long
   echo "${failed:+failed:$failed}"
 } > >(tee "$out/log.txt") 2>&1
+wait $! # for tee
 [ -z "$failed" ]

@@ -2,6 +2,7 @@
 that nothing on the host waits for."""
 
 import math
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,12 @@ def audit(name, arguments):
 
 sys.addaudithook(audit)
 runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+BOTH = """
+import ast, sys
+sys.path.insert(0, sys.argv[1])
+from distiller import run
+sys.exit(any([run.main(ast.literal_eval(argv)) for argv in sys.argv[2:]]))
 """
 SMALL = EncoderConfig(  # of the run that is killed
     embed_dim=64,
@@ -218,18 +225,16 @@ def resumed_apart(device: str) -> float:
             f"trainer.accelerator={device}", f"trainer.precision={precision}", f"trainer.steps={4 * CHECKPOINT}",
             f"trainer.checkpoint_every={CHECKPOINT}",
         ]  # fmt: skip
-        students = []
-        for output, beginnings in (("whole", [[]]), ("killed", [["-c", KILLED], []])):
-            for python in beginnings:
-                ended = subprocess.run(
-                    [sys.executable, *python, str(RUN), *argv, f"--output={output}"],
-                    cwd=folder,
-                    capture_output=True,
-                    text=True,
-                )
-                if (ended.returncode == 0) == bool(python):
-                    print(ended.stderr[-2000:])
-                    return float("nan")
-            weights = load_file(folder / output / "student" / "model.safetensors")
-            students.append(torch.cat([weights[key].flatten().float() for key in sorted(weights)]))
-    return apart(students[1], students[0])
+        killed, whole = ([*argv, f"--output={output}"] for output in ("killed", "whole"))
+        first = run_python([KILLED, str(RUN), *killed], folder)
+        second = run_python([BOTH, str(RUN.parents[1]), repr(killed), repr(whole)], folder)
+        if first.returncode != -signal.SIGKILL or second.returncode != 0:
+            print(f"{first.returncode}, then {second.returncode}: {(first.stderr + second.stderr)[-2000:]}")
+            return math.nan
+        loaded = (load_file(folder / output / "student" / "model.safetensors") for output in ("killed", "whole"))
+        students = [torch.cat([weights[key].flatten().float() for key in sorted(weights)]) for weights in loaded]
+    return apart(*students)
+
+
+def run_python(script: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", *script], cwd=folder, capture_output=True, text=True)
