@@ -34,8 +34,12 @@ ROOMS: dict[str, set[str]] = {
         "distiller.training", "distiller.clustering", "distiller.recipes", "distiller.reports",
     },
     "distiller.benchmarks": {
-        "distiller.audio", "distiller.synthesis", "distiller.corpora", "distiller.objectives", "distiller.students",
-        "distiller.training", "distiller.recipes", "distiller.reports", "distiller.distillation", "distiller.exporters",
+        "distiller.audio", "distiller.synthesis", "distiller.corpora", "distiller.students", "distiller.recipes",
+        "distiller.reports", "distiller.distillation", "distiller.exporters",
+    },
+    "distiller.steps": {
+        "distiller.audio", "distiller.corpora", "distiller.objectives", "distiller.students", "distiller.training",
+        "distiller.recipes", "distiller.distillation", "distiller.benchmarks",
     },
     "downstream_recipes.adaptation": set(),
     "downstream_recipes.tasks": {"downstream_recipes.adaptation"},

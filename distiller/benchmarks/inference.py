@@ -13,13 +13,12 @@ from typing import Any
 import torch
 
 from distiller.benchmarks.encoders import open_target, weights_mb
-from distiller.benchmarks.processes import fresh_process
-from distiller.benchmarks.tables import print_table, write_table
+from distiller.benchmarks.processes import fresh_process, require_device
+from distiller.benchmarks.tables import print_table, three, write_table
 from distiller.common.progress import progress
 from distiller.common.provenance import peak_memory_mb
 from upstream.config import SAMPLE_RATE
 from upstream.cost import count_macs
-from upstream.errors import UserError
 
 Row = dict[str, Any]  # of benchmark.csv
 
@@ -49,8 +48,7 @@ def benchmark(targets: Sequence[str], setting: Setting, output: Path) -> None:
     Raises:
         UserError: there is no GPU for `device` cuda, or as `measure`.
     """
-    if setting.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device is cuda, but this machine has only a cpu")
+    require_device(setting.device)
     rows = measure(targets, setting)
     show(rows, setting)
     write_table(output / "benchmark.csv", rows)
@@ -82,8 +80,8 @@ def measure(targets: Sequence[str], setting: Setting) -> list[Row]:
     for columns, taken, peak_mb in zip(known, times, peaks, strict=True):
         for size in setting.batches:
             factor, first = (median(of[size]) / (size * setting.seconds) for of in (taken, times[0]))
-            speed = {"real_time_factor": round(factor, 6), "speed_up": round(first / factor, 3)}
-            rows.append(columns | {"batch": size} | speed | {"peak_mb": round(peak_mb, 1)} | settings)
+            speed = {"real_time_factor": factor, "speed_up": first / factor}
+            rows.append(columns | {"batch": size} | speed | {"peak_mb": peak_mb} | settings)
     return rows
 
 
@@ -98,7 +96,7 @@ def describe(target: str, setting: Setting) -> Row:
         "device": setting.device,
         "parameters": encoder.parameters,
         "macs_per_second": encoder.config and count_macs(encoder.config, setting.samples) / setting.seconds,
-        "file_mb": size_mb and round(size_mb, 2),
+        "file_mb": size_mb,
     }
 
 
@@ -116,19 +114,19 @@ def run_batch(target: str, setting: Setting, size: int) -> float:
 
 
 def show(rows: Sequence[Row], setting: Setting) -> None:
-    """A row for each encoder. RTF: seconds of work per second of audio; speed-up: at the first batch size."""
-    factors = [f"RTF x{size}" for size in setting.batches]
-    titles = ["M parameters", "G MACs/s", "file MB", *factors, "speed-up", "peak MB"]
+    """A row for each encoder and batch size. RTF: seconds of work per second of audio; speed-up: at that size."""
     lines = []
-    for start in range(0, len(rows), len(setting.batches)):
-        encoder = rows[start : start + len(setting.batches)]
-        first = encoder[0]
-        known = [("parameters", 1e6, 2), ("macs_per_second", 1e9, 3), ("file_mb", 1, 1)]
-        cells = ["-" if first[key] is None else f"{first[key] / unit:.{digits}f}" for key, unit, digits in known]
-        cells += [f"{row['real_time_factor']:.4f}" for row in encoder]
-        lines.append([first["model"], *cells, f"{first['speed_up']:.2f}", f"{first['peak_mb']:.0f}"])
-    caption = f"{setting.seconds:g} s of audio, {setting.threads} thread(s), {setting.device}"
-    print_table("model", titles, lines, caption)
+    for row in rows:
+        cells = [row["parameters"], row["macs_per_second"], row["file_mb"]]
+        units = [1e6, 1e9, 1.0]
+        known = ["-" if cell is None else three(cell / unit) for cell, unit in zip(cells, units, strict=True)]
+        name = [row["model"], *known] if row["batch"] == setting.batches[0] else [""] * (1 + len(known))
+        speed = [three(row[key]) for key in ("real_time_factor", "speed_up", "peak_mb")]
+        lines.append([*name, str(row["batch"]), *speed])
+    titles = ["million\nparam.", "G MACs\n/s", "file\nMB", "batch", "RTF", "speed-\nup", "peak\nMB"]
+    print_table(
+        "model", titles, lines, f"{setting.seconds:g} s of audio, {setting.threads} thread(s), {setting.device}"
+    )
 
 
 def draw(path: Path, rows: Sequence[Row], setting: Setting) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from distiller.benchmarks.encoders import open_encoder
-from distiller.benchmarks.processes import fresh_process
-from distiller.benchmarks.tables import write_table
+from distiller.benchmarks.processes import fresh_process, require_device
+from distiller.benchmarks.tables import three, write_table
 from distiller.common.provenance import peak_memory_mb
 from upstream.chunked import chunks
 from upstream.config import SAMPLE_RATE
@@ -26,21 +26,23 @@ class LongSetting:
     chunk: float = 30.0  # new audio of a chunk
     overlap: float = 5.0  # context on either side
     threads: int = 1
+    device: str = "cpu"
 
 
 def benchmark_long(targets: Sequence[str], setting: LongSetting, output: Path) -> None:
     """Measure, print a line for each encoder, write long.csv.
 
     Raises:
-        UserError: a target cannot be opened.
+        UserError: a target cannot be opened, or there is no such device.
     """
+    require_device(setting.device)
     rows = [measure_long(target, setting) for target in targets]
     for row in rows:
         print(
             f"{row['model']}: {setting.seconds:g} s in chunks of {setting.chunk:g} s with {setting.overlap:g} s of "
-            f"overlap take {row['chunks_mb']:.0f} MB and {row['chunks_seconds']:.1f} s, in one piece "
-            f"{row['whole_mb']:.0f} MB and {row['whole_seconds']:.1f} s ({row['loaded_mb']:.0f} MB before); relative "
-            f"error {row['largest_error']:.2g} at worst, {row['last_error']:.2g} of the last hidden state"
+            f"overlap take {three(row['chunks_mb'])} MB and {three(row['chunks_seconds'])} s, in one piece "
+            f"{three(row['whole_mb'])} MB and {three(row['whole_seconds'])} s ({three(row['loaded_mb'])} MB before); "
+            f"relative error {three(row['largest_error'])} at worst, {three(row['last_error'])} of the last states"
         )
     write_table(output / "long.csv", rows)
 
@@ -60,10 +62,10 @@ def measure_long(target: str, setting: LongSetting) -> dict[str, Any]:
 
 def in_chunks(target: str, setting: LongSetting) -> dict[str, float]:
     encoder, waveform = _opened(target, setting)
-    before, start = peak_memory_mb(), time.perf_counter()
+    before, start = peak_memory_mb(setting.device), time.perf_counter()
     frames = sum(len(states[0]) for states in chunks(encoder, waveform, setting.chunk, setting.overlap))
-    seconds = time.perf_counter() - start
-    return {"frames": frames, "loaded_mb": before, "chunks_mb": peak_memory_mb(), "chunks_seconds": seconds}
+    seconds, peak_mb = _since(start, setting), peak_memory_mb(setting.device)
+    return {"frames": frames, "loaded_mb": before, "chunks_mb": peak_mb, "chunks_seconds": seconds}
 
 
 def in_one_piece(target: str, setting: LongSetting) -> dict[str, float]:
@@ -72,8 +74,9 @@ def in_one_piece(target: str, setting: LongSetting) -> dict[str, float]:
     start = time.perf_counter()
     with torch.inference_mode():
         expected = encoder(waveform[None]).hidden_states
-    seconds, peak_mb = time.perf_counter() - start, peak_memory_mb()
-    squares, norms, done = torch.zeros(len(expected)), torch.zeros(len(expected)), 0
+    seconds, peak_mb = _since(start, setting), peak_memory_mb(setting.device)
+    squares, norms = torch.zeros(2, len(expected), device=setting.device)
+    done = 0
     for chunk in chunks(encoder, waveform, setting.chunk, setting.overlap):
         span = slice(done, done + len(chunk[0]))
         for layer, (states, whole) in enumerate(zip(chunk, expected, strict=True)):
@@ -89,10 +92,25 @@ def in_one_piece(target: str, setting: LongSetting) -> dict[str, float]:
     }
 
 
+def _since(start: float, setting: LongSetting) -> float:
+    """Seconds, the GPU's work included."""
+    if setting.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def _opened(target: str, setting: LongSetting) -> tuple[SpeechEncoder, Tensor]:
-    """The encoder, and noise of speech's loudness and syllable rate, (sample,)."""
+    """The encoder, and noise of speech's loudness and syllable rate, (sample,), on the device; a GPU has been warmed
+    up, so that neither its start nor its libraries' counts."""
     torch.set_num_threads(setting.threads)
     samples = int(setting.seconds * SAMPLE_RATE)
     times = torch.arange(samples) / SAMPLE_RATE
     noise = torch.randn(samples, generator=torch.Generator().manual_seed(0))
-    return open_encoder(target), 0.1 * noise * torch.sin(4 * torch.pi * times).abs()
+    encoder = open_encoder(target).to(setting.device)
+    waveform = (0.1 * noise * torch.sin(4 * torch.pi * times).abs()).to(setting.device)
+    if setting.device == "cuda":
+        with torch.inference_mode():
+            encoder(waveform[None, :SAMPLE_RATE])
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    return encoder, waveform

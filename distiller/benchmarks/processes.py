@@ -1,4 +1,4 @@
-"""A fresh process for each measurement, so that its peak memory is that of this work alone."""
+"""Where a measurement takes place: on which device, and in a fresh process, so that its peak memory is its own."""
 
 import multiprocessing
 import signal
@@ -8,7 +8,15 @@ from multiprocessing.connection import Connection
 from multiprocessing.resource_tracker import ensure_running
 from typing import Any
 
+import torch
+
 from upstream.errors import UserError
+
+
+def require_device(device: str) -> None:
+    """Raises: UserError: `device` is cuda and there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device is cuda, but this machine has only a cpu")
 
 
 @contextmanager

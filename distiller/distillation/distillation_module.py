@@ -11,6 +11,7 @@ from distiller.objectives.base import Objective, Term
 from distiller.recipes.recipe import Recipe
 from distiller.students.gates import GatedEncoder
 from distiller.students.lagrangian import SparsityLagrangian
+from distiller.training.layer_options import half_matrices
 from distiller.training.module import TrainingModule
 from upstream.encoder import SpeechEncoder
 
@@ -33,8 +34,10 @@ class Distillation(TrainingModule):
     def teacher(self) -> SpeechEncoder:
         return self._teacher[0]
 
-    def move_frozen(self, device: torch.device) -> None:
-        self.teacher.to(device)
+    def move_frozen(self, device: torch.device, half: torch.dtype | None = None) -> None:
+        """A copy with half matrices takes the place of the teacher, which what follows training needs in fp32."""
+        teacher = self.teacher.to(device)
+        self._teacher = (teacher if half is None else half_matrices(teacher, half),)
 
     def frame_lengths(self, batch: Batch) -> Tensor:
         return self.teacher.config.frame_count(batch.lengths)
@@ -76,7 +79,7 @@ class JointDistillation(Distillation):
         assert isinstance(self.student, GatedEncoder)
         return self.student
 
-    def penalty(self) -> tuple[Tensor, dict[str, float]]:
+    def penalty(self) -> tuple[Tensor, dict[str, float | Tensor]]:
         return self.lagrangian(self.gated, self.progress.step)
 
     def special_groups(self) -> list[dict[str, Any]]:

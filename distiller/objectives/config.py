@@ -120,7 +120,9 @@ class StarConfig(ObjectiveConfig):
     layer_zero: LayerZero = "transformer_input"  # what layer 1's input is taken to be
     layer_map: LayerList | None = None  # teacher layer (1..L_T) of each student layer; default: evenly spaced
     relative: bool = False  # each layer's term over the teacher's own squared Gram norm, and the mean over layers
-    identity: Literal["auto", "never"] = "auto"  # never: only the direct form of the distance
+    # auto: the distance from channel matrices on a CPU, where it is cheaper; never: only the direct form
+    identity: Literal["auto", "never"] = "auto"
+    gram_precision: Literal["tf32", "ieee"] = "tf32"  # of the Gram matrices' products on CUDA; ieee: fp32 as written
 
     @model_validator(mode="after")
     def _some_weight(self) -> "StarConfig":

@@ -1,4 +1,4 @@
-"""Distances between temporal Gram matrices of teacher and student, exact in fp32 and bounded in memory.
+"""Distances between temporal Gram matrices of teacher and student, in fp32 and bounded in memory.
 
 A temporal Gram matrix relates the frames of one utterance: G^l = F^l (F^l)^T, or with a lag of one layer
 Gi^l = F^{l-1} (F^l)^T, both in R^{N x N} (STaR, arXiv 2312.09040). |G_T - G_S|^2 is computed in one of two forms:
@@ -6,7 +6,8 @@ Gi^l = F^{l-1} (F^l)^T, both in R^{N x N} (STaR, arXiv 2312.09040). |G_T - G_S|^
 - direct: the N x N differences, in blocks of rows;
 - identity: <X Y', A B'> = <A'X, B'Y>, so every inner product of Gram matrices is one of channel matrices. Cheaper when
   sequences are longer than the widths, but |G_T|^2 + |G_S|^2 - 2 <G_T, G_S> cancels when the two are nearly equal, so
-  its value is kept only above `CANCELLATION` of the teacher's share.
+  its value is kept only above `CANCELLATION` of the teacher's share. On a CPU only: elsewhere the host would wait for
+  the device to know which values are kept, and TF32 would lose more digits to the cancellation.
 
 Frames are divided by the root of the number of valid ones beforehand: every |G|^2 here is a mean over an utterance's
 valid frame pairs.
@@ -29,14 +30,17 @@ Frames = tuple[Tensor, Tensor]  # X and Y of a Gram matrix X Y', each (..., fram
 
 
 @contextmanager
-def full_precision(device_type: str) -> Iterator[None]:
-    """fp32 matrix products as written: neither autocast nor TF32 (nor bf16 on CPU) inside; flags are restored."""
+def fp32_products(device_type: str, on_cuda: str = "ieee") -> Iterator[None]:
+    """Matrix products of fp32 numbers without autocast, as written on a CPU, on CUDA "ieee" (as written) or "tf32".
+
+    Both flags are restored afterwards, so a backward pass needs a context of its own.
+    """
     cpu_matmul = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]  # set at import
-    backends = (torch.backends.cuda.matmul, cpu_matmul)
+    backends = {torch.backends.cuda.matmul: on_cuda, cpu_matmul: "ieee"}
     before = [backend.fp32_precision for backend in backends]
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
+        for backend, precision in backends.items():
+            backend.fp32_precision = precision
         with torch.autocast(device_type, enabled=False):
             yield
     finally:
@@ -93,7 +97,12 @@ def multiply_adds(
 
 
 def gram_distances(
-    teacher: Tensor, student: Tensor, lags: Sequence[int], centred: bool = False, identity: bool = True
+    teacher: Tensor,
+    student: Tensor,
+    lags: Sequence[int],
+    centred: bool = False,
+    identity: bool = True,
+    precision: str = "ieee",
 ) -> list[tuple[Tensor, Tensor]]:
     """|G_T - G_S|^2 and |G_T|^2 per layer and utterance, for each lag.
 
@@ -101,7 +110,8 @@ def gram_distances(
         teacher, student: `gram_features` of F^0..F^L, (layer, batch, frame, channel); no gradient reaches the teacher.
         lags: 0: F^l against itself; 1: F^{l-1} against F^l; for l = 1..L.
         centred: divide each Gram matrix by its norm, the root of its mean square entry over valid pairs.
-        identity: whether the identity may be used where it is cheaper.
+        identity: whether the identity may be used on a CPU, where it is cheaper.
+        precision: of the products on CUDA, see `fp32_products`.
 
     Returns:
         For each lag two of (layer l = 1..L, batch).
@@ -109,8 +119,8 @@ def gram_distances(
     teacher = teacher.detach()
     frames, teacher_width = teacher.shape[-2:]
     costs = multiply_adds(frames, teacher_width, student.shape[-1], lags, student.requires_grad, centred)
-    with full_precision(student.device.type):
-        if identity and costs[1] < costs[0]:
+    with fp32_products(student.device.type, precision):
+        if identity and student.device.type == "cpu" and costs[1] < costs[0]:
             return _identity_distances(teacher, student, lags, centred)
         return [_direct_distance(_lagged(teacher, lag), _lagged(student, lag), centred) for lag in lags]
 
@@ -152,7 +162,7 @@ class _GramDifference(torch.autograd.Function):
     """Blocks of rows of D = X_S Y_S' - X_T Y_T'; each block also adds its part of the gradients 2 D Y_S and 2 D' X_S.
 
     So no N x N matrix outlives its block, none is computed twice, and no product runs in a backward pass outside
-    `full_precision`. A missing Y_S means Y_S = X_S: D is symmetric and the gradient 4 D X_S.
+    `fp32_products`. A missing Y_S means Y_S = X_S: D is symmetric and the gradient 4 D X_S.
     """
 
     @staticmethod
@@ -241,7 +251,7 @@ class _PreciseProduct(torch.autograd.Function):
         ctx: Any, gradient: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
         left, right = ctx.saved_tensors
-        with full_precision(gradient.device.type):
+        with fp32_products(gradient.device.type):
             return (
                 gradient @ right.mT if ctx.needs_input_grad[0] else None,
                 left.mT @ gradient if ctx.needs_input_grad[1] else None,

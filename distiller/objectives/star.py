@@ -50,6 +50,7 @@ class Star(Objective):
                 scaling=self.config.scaling,
                 relative=self.config.relative,
                 identity=self.config.identity == "auto",
+                precision=self.config.gram_precision,
             )
             terms += [Term(name, loss.sum(), "utterance", self.weights[name]) for name, loss in losses.items()]
         return terms
@@ -92,6 +93,7 @@ def gram_losses(
     scaling: str = "none",
     relative: bool = False,
     identity: bool = True,
+    precision: str = "ieee",
 ) -> dict[str, Tensor]:
     """Layer-wise and intra-layer TGM losses of each utterance.
 
@@ -107,13 +109,15 @@ def gram_losses(
             norm, at most 4 whatever the length.
         relative: divide each layer's term by the mean over valid pairs of the teacher's squared entries, and take the
             mean over layers: the loss is of order 1 whatever the depth, as the Lagrangian of pruning needs it.
-        identity: allow the channel form of the distance where it is cheaper and accurate.
+        identity: allow the channel form of the distance on a CPU, where it is cheaper and accurate.
+        precision: "ieee" or "tf32", of the Gram matrices' products on CUDA.
 
     Returns:
-        name -> (batch,), computed in fp32 or better.
+        name -> (batch,), computed in fp32 or better but for products in TF32.
     """
     teacher, student = (gram_features(states, frame_mask, scaling) for states in (teacher_states, student_states))
-    pairs = gram_distances(teacher, student, [GRAM_LAGS[name] for name in names], scaling == "centred", identity)
+    lags = [GRAM_LAGS[name] for name in names]
+    pairs = gram_distances(teacher, student, lags, scaling == "centred", identity, precision)
     if relative:
         losses = [(distance / norm.clamp(min=TINY)).mean(dim=0) for distance, norm in pairs]
     else:

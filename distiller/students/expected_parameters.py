@@ -70,7 +70,7 @@ class _Count:
         total = total + remaining[-1] * ((config.feature_scale or gated) + 2 * config.feature_norm)
         if config.projection:
             pruned_before = config.norm_width(-1) > len(channels[-1])
-            any_closed = 1.0 if pruned_before else 1 - channels[-1].prod()
+            any_closed = 1.0 if pruned_before else 1 - _product(channels[-1])
             total = total + remaining[-1] * width + width + any_closed * width * config.feature_norm
         return total
 
@@ -82,7 +82,7 @@ class _Count:
         for index, count in enumerate(counts):
             if count is not None:
                 chances = self.chances(unit, index, count)
-                any_open = 1 - (1 - chances).prod()
+                any_open = 1 - _product(1 - chances)
                 stays = self.chances(sublayer, index, 1)[0]
                 yield stays * (chances.sum() * per_unit + any_open * (shared + norm) + self.config.embed_dim)
 
@@ -92,3 +92,11 @@ class _Count:
         positional = config.positional_kernel * (1 + width * (width // config.positional_groups)) + width
         norms = 2 * width * (1 + 2 * config.num_layers * (not config.layer_norm_first))
         return positional + norms + config.relative_buckets * config.num_heads * config.relative_position
+
+
+def _product(chances: Tensor) -> Tensor:
+    """The product of probabilities, by their logarithms: the gradient of `prod` asks the device where there are zeros.
+
+    A zero counts as the smallest number, and its own gradient as 0, which a saturated sigmoid would make of it anyway.
+    """
+    return chances.clamp(min=torch.finfo(chances.dtype).tiny).log().sum().exp()

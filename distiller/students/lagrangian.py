@@ -58,13 +58,13 @@ class SparsityLagrangian(nn.Module):
         """The target in optimiser step 0, 1, ...: it rises linearly from 0, then stays constant."""
         return self.config.target * min(1.0, step / max(1, round(self.config.warmup * self.steps)))
 
-    def forward(self, student: GatedEncoder, step: int) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, student: GatedEncoder, step: int) -> tuple[Tensor, dict[str, float | Tensor]]:
         """The penalty of one optimiser step, to be added to its loss once, and its numbers for the log."""
         sparsity = self.sparsity(student.probabilities())
         excess = sparsity - self.target(step)
         penalty = self.lambda1 * excess + self.lambda2 * excess.square()
-        logged = {"sparsity": sparsity, "lambda1": self.lambda1, "lambda2": self.lambda2}
-        return penalty, {"target": self.target(step)} | {name: value.item() for name, value in logged.items()}
+        logged = {"sparsity": sparsity.detach(), "lambda1": self.lambda1.detach(), "lambda2": self.lambda2.detach()}
+        return penalty, {"target": self.target(step)} | logged
 
     def parameter_groups(self, student: GatedEncoder) -> list[dict[str, Any]]:
         """Optimiser groups of gates (minimised) and multipliers (maximised); they follow the weights' schedule."""

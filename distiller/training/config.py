@@ -51,7 +51,10 @@ class TrainerConfig:
     # decay per optimiser step of the averaged student
     ema: Annotated[float, Field(ge=0, lt=1, description="a decay below 1, or 0 for no averaging")] = 0.0
     checkpoint_activations: bool = False  # compute the student's layers again going backward: less memory, more time
-    compile: bool = False  # torch.compile of the Transformer layers, for any shape
+    # torch.compile of the Transformer layers, for any shape; auto: on CUDA, if the run is long enough to earn it back
+    compile: Annotated[
+        bool | str, check(lambda value: value in (True, False, "auto")), Field(description="true, false or auto")
+    ] = "auto"
 
     @model_validator(mode="after")
     def _length_and_sharding(self) -> "TrainerConfig":

@@ -1,4 +1,4 @@
-"""How a network's layers are run: recomputed in the backward pass, compiled, or split over ranks.
+"""How a network's layers are run: recomputed in the backward pass, compiled, from half matrices, or split over ranks.
 
 None of these changes what is computed, nor a name in a state dict.
 """
@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from upstream.encoder import EncoderOutput
+from upstream.encoder import EncoderOutput, SpeechEncoder
 
 RECOMPILATIONS = 16  # of a layer; beyond them it runs uncompiled, so that odd shapes cannot stall a run
 
@@ -27,15 +27,39 @@ def checkpoint_layers(layers: nn.ModuleList) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def compile_layers(layers: nn.ModuleList, backend: str | Callable = "inductor") -> None:
+def compile_layers(layers: nn.ModuleList, fall_back: bool = False, backend: str | Callable = "inductor") -> None:
     """Compile each layer for any batch size and length: the buckets' shapes share a graph, instead of one for each.
 
     Before `checkpoint_layers`, where both are wanted: torch compiles nothing that a checkpoint is within.
+
+    Args:
+        fall_back: run a layer as it is where compiling it fails, as without a C compiler, instead of raising.
     """
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
+    torch._dynamo.config.suppress_errors = fall_back
     for layer in layers:
         compiled = torch.compile(type(layer).forward, dynamic=True, backend=backend)
         layer.forward = partial(compiled, layer)  # a copy of the layer computes with its own weights
+
+
+def plain_layers(layers: nn.ModuleList) -> None:
+    """Undo `checkpoint_layers` and `compile_layers`."""
+    for layer in layers:
+        vars(layer).pop("forward", None)
+
+
+def half_matrices(network: SpeechEncoder, dtype: torch.dtype) -> SpeechEncoder:
+    """A copy of a frozen encoder for autocast in `dtype`, which then need not cast its matrices in every forward pass.
+
+    They are the weights of linear layers and of convolutions over channels: autocast rounds these alike, and nothing
+    else is computed from them. All else stays in fp32, also the first convolution, whose type waveforms are given and
+    from whose weights the statistics of its norm follow.
+    """
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d)) and module.weight.shape[1] > 1:
+            module.weight.data = module.weight.data.to(dtype)
+    return network
 
 
 @functools.cache

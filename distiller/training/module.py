@@ -15,6 +15,8 @@ from distiller.training.config import OptimizerConfig
 from distiller.training.layer_options import Shards
 from upstream.encoder import SpeechEncoder
 
+FUSED = {"cpu", "cuda"}  # devices on which torch's fused AdamW is used; on a CPU it needs a quarter of the time
+
 
 class Progress:
     """How far training has come; part of every checkpoint. (Not a dataclass: Fabric would load into a copy of one.)"""
@@ -50,8 +52,9 @@ class TrainingModule(nn.Module, ABC):
         super().__init__()
         self.student = student
         self.average: AveragedModel | None = None
+        self.decay = ema
         if ema:
-            self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(ema)).requires_grad_(False)
+            self.average = AveragedModel(student).requires_grad_(False)
         self.optimizer_config, self.seed = optimizer, seed
         self.steps = 0  # optimiser steps of the whole run; `fit` sets it
         self.progress = Progress()
@@ -69,7 +72,7 @@ class TrainingModule(nn.Module, ABC):
         """Whether what goes into the loss is finite: a boolean for the output of each network that it compares."""
         return {}
 
-    def penalty(self) -> tuple[Tensor | float, dict[str, float]]:
+    def penalty(self) -> tuple[Tensor | float, dict[str, float | Tensor]]:
         """What is added to the loss of a whole step, independent of its batches, and values of it to log."""
         return 0.0, {}
 
@@ -77,8 +80,8 @@ class TrainingModule(nn.Module, ABC):
         """Optimiser groups with settings of their own; all other parameters have the recipe's."""
         return []
 
-    def move_frozen(self, device: torch.device) -> None:
-        """Move what the module uses but does not train to the device of the training."""
+    def move_frozen(self, device: torch.device, half: torch.dtype | None = None) -> None:
+        """Move what the module uses but does not train to the device of the training, where autocast uses `half`."""
 
     def forward(self, batch: Batch, counts: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one micro-batch, a share of its step's, and its terms' shares by name.
@@ -91,7 +94,7 @@ class TrainingModule(nn.Module, ABC):
         return loss, {term.name: (term.total / counts[term.unit]).detach() for term in terms}
 
     def optimizer(self) -> torch.optim.AdamW:
-        """AdamW without weight decay on biases and norms."""
+        """AdamW without weight decay on biases and norms, in one kernel where there is one."""
         config, special = self.optimizer_config, self.special_groups()
         apart = {id(p) for group in special for p in group["params"]}
         trained = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
@@ -99,7 +102,23 @@ class TrainingModule(nn.Module, ABC):
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW([*groups, *special], lr=config.lr, betas=config.betas, eps=config.eps)
+        fused = all(p.device.type in FUSED for p in trained)
+        adamw = torch.optim.AdamW([*groups, *special], lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+        adamw.register_load_state_dict_pre_hook(_computed_as_here)
+        return adamw
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Let the average follow the student after an optimiser step, before `progress` counts it.
+
+        Not by `AveragedModel.update_parameters`, which asks the device how many steps it has averaged.
+        """
+        if self.average is None:
+            return
+        follow = get_ema_multi_avg_fn(self.decay if self.progress.step else 0.0)
+        averages, values = ([p.data for p in part.parameters()] for part in (self.average.module, self.student))
+        follow(averages, values, self.progress.step)
+        self.average.n_averaged += 1
 
     def kept_student(self) -> SpeechEncoder:
         """The student to save: the averaged one if there is one."""
@@ -110,6 +129,12 @@ class TrainingModule(nn.Module, ABC):
     def unsharded(self) -> AbstractContextManager[None]:
         """Inside it every rank holds all parameters; every rank must enter it."""
         return nullcontext() if self.shards is None else self.shards.unsharded()
+
+
+def _computed_as_here(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's state, without the way of computing of the older version or other device that has written it."""
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    return state | {"param_groups": [saved | {"fused": group["fused"]} for saved, group in pairs]}
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -36,6 +36,11 @@ class FullPrecisionInputs(MixedPrecision):
     def convert_input(self, data: Any) -> Any:
         return data
 
+    def unscale_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Also of a fused optimizer, which Lightning refuses; torch's scaler remembers in its step that it is done."""
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+
 
 def open_fabric(module: TrainingModule, config: TrainerConfig, output: Path) -> Fabric:
     """Devices, processes, precision and the TensorBoard log of a training."""

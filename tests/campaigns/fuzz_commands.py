@@ -25,13 +25,14 @@ from hypothesis.strategies import SearchStrategy
 from distiller import benchmark, export, grid, run, similarity
 from distiller import corpus as preparation_command
 from distiller.benchmarks import grid as grid_runs
-from distiller.benchmarks import inference, long, training
+from distiller.benchmarks import inference, long
 from distiller.benchmarks import reading as preparation_benchmark
 from distiller.clustering import compare
 from distiller.corpora import prepare as preparation
 from distiller.exporters import export as exporting
 from distiller.exporters import onnx as export_onnx
 from distiller.recipes.yaml_files import shipped
+from distiller.steps import loop, training
 from downstream_recipes import corpora, run_downstream, superb
 from downstream_recipes.adaptation import compat
 from downstream_recipes.suite import run as suite_run
@@ -87,6 +88,7 @@ def measured(argv: list[str]) -> int:
     with (
         patch.object(inference, "benchmark", stop),
         patch.object(training, "benchmark_training", stop),
+        patch.object(loop, "benchmark_loop", stop),
         patch.object(long, "benchmark_long", stop),
     ):
         return benchmark.main(argv)

@@ -9,8 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from torch.cuda import is_available
 
 from distiller import benchmark
+
+NO_GPU = (["x"], ["x", "--long", "1"], ["--train", "star"], ["--train", "star", "--loop"]) if not is_available() else ()
 
 
 @pytest.mark.parametrize(
@@ -25,8 +28,18 @@ from distiller import benchmark
         (["x", "--train", "star"], "give PATHs, or --train METHODS, not both"),
         (["--train", "start"], "--train is 'start', but it must be one of star, skill"),
         (["x", "--long", "0"], "--long is 0.0, but it must be from 1 to 36000"),
-        (["x", "--long", "1", "--device", "cuda"], "--long measures on the CPU: leave out --device cuda"),
-        (["--train", "star", "--device", "cuda"], "--train measures on the CPU: leave out --device cuda"),
+        (["x", "--loop"], "--loop needs --train METHODS"),
+        (["--train", "star", "--loop", "0"], "--loop is 0.0, but it must be from 1 to 86400"),
+        (["--train", "star", "--loop", "--hours", "0"], "--hours is 0.0, but it must be from 0.001 to 1000"),
+        (["--train", "star", "--long", "1"], "give --train METHODS or --long SECONDS, not both"),
+        (["--train", "star", "x", "seed=1"], "give PATHs, or --train METHODS, not both"),
+        (["--train", "star", "seed=x"], "seed is 'x', but it must be an integer"),
+        (
+            ["--train", "star", "--rounds", "1", "trainer.step=1"],
+            "trainer.step is not a recipe key; it could be one of",
+        ),
+        (["--train", "star", "--loop", "1", "--hours", "0.01", "seed=x"], "seed is 'x', but it must be"),
+        *((["--device", "cuda", *rest], "--device is cuda, but this machine has only a cpu") for rest in NO_GPU),
         (["random:skill", "--output", "file"], "file cannot be written: file is a file"),
         (["--train", "star", "--output", "file/x"], "file/x cannot be written: file is a file"),
         (["random:skill", "--long", "1", "--output", "file/x"], "file/x cannot be written: file is a file"),
@@ -39,7 +52,7 @@ def test_a_wrong_command_is_one_line(argv, line, capsys, tmp_path, monkeypatch) 
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert line in error
-    assert os.listdir() == ["file"]
+    assert [name for name in os.listdir() if name != "exp"] == ["file"]
 
 
 @pytest.mark.parametrize("mode", [[], pytest.param(["--long", "600"], marks=pytest.mark.slow)])

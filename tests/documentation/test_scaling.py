@@ -92,3 +92,25 @@ def test_measured_rates() -> None:
         rate = rates[f"prepared {name}", "16000"]
         assert f"| prepared, `--format {name}` | {rate:,.0f} |" in TEXT
         assert f"| {12_000 / rate:.1f} |" in TEXT
+
+
+def test_measured_steps() -> None:
+    """The table of steps is that of docs/results/speed.csv, where a number that was not measured is none."""
+    with (ROOT / "docs/results/speed.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    columns = ("ms", "times_real_time", "peak_gb", "real_time_factor")
+    numbers = [[row[column] for column in columns if row[column]] for row in rows]
+    assert all(
+        values and (row["card"] == "not measured") == (set(values) == {"not measured"})
+        for row, values in zip(rows, numbers, strict=True)
+    )
+    newest = {row["what"]: row["times_real_time"] for row in rows}
+    for row in rows:
+        if f"| {row['what']} |" in TEXT and row["card"] != "not measured":
+            speed = row["times_real_time"].replace(",", "")
+            speed = f"{int(speed):,}" if speed.isdecimal() else speed
+            line = next(line for line in TEXT.splitlines() if line.startswith(f"| {row['what']} |"))
+            assert f"| {speed}x" in line
+            assert not row["peak_gb"] or f"| {row['peak_gb']} GB |" in line
+            assert newest[row["what"]] in line or newest[row["what"]] == row["times_real_time"]
+    assert sum(line.endswith("| not measured |") for line in TEXT.splitlines()) == 8

@@ -15,7 +15,7 @@ def this_process(target: str) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for module in ("inference", "long", "training"):
+    for module in ("inference", "long"):
         monkeypatch.setattr(f"distiller.benchmarks.{module}.fresh_process", this_process)
     threads = torch.get_num_threads()
     yield

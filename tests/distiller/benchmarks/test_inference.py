@@ -7,8 +7,9 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from distiller.benchmarks.inference import Setting, benchmark, describe, measure, run_batch
+from distiller.benchmarks.inference import Setting, benchmark, describe, measure, run_batch, show
 from distiller.benchmarks.processes import fresh_process
+from distiller.benchmarks.tables import three
 from distiller.common.files import read_csv
 from distiller.common.provenance import parameter_count, peak_memory_mb
 from distiller.exporters.transformers import to_transformers
@@ -25,8 +26,7 @@ def test_every_encoder_has_a_row_per_batch_size(in_this_process, tiny_teacher, t
     to_transformers(load(tiny_teacher), tmp_path / "hf", "card")
     benchmark([str(tiny_teacher), f"transformers:{tmp_path / 'hf'}"], SETTING, tmp_path / "bench")
     printed = capsys.readouterr().out
-    assert "RTF x1" in printed
-    assert "RTF x3" in printed
+    assert "RTF" in printed
     rows = read_csv(tmp_path / "bench" / "benchmark.csv")
     kinds = [("ours", "1"), ("ours", "3"), ("transformers", "1"), ("transformers", "3")]
     assert [(row["kind"], row["batch"]) for row in rows] == kinds
@@ -43,6 +43,35 @@ def test_every_encoder_has_a_row_per_batch_size(in_this_process, tiny_teacher, t
         ratio = float(alone["real_time_factor"]) / float(theirs["real_time_factor"])
         assert float(theirs["speed_up"]) == pytest.approx(ratio, rel=0.02)
     assert plt.imread(tmp_path / "bench" / "benchmark.png").std() > 0.05
+
+
+def test_a_table_of_a_gpu_fits_80_columns_and_has_three_digits(capsys) -> None:
+    names = ["transformers:random:hubert-base", "facebook/hubert-base-ls960", "exp/star-hubert-960h/student.onnx"]
+    names.append("transformers:exp/star-hubert-960h/joint/transformers")
+    known = {"parameters": 94_370_944, "macs_per_second": 7_406_652_313.6, "file_mb": 377.51, "peak_mb": 138_612.3}
+    rows = [
+        {"model": name, "batch": size, "real_time_factor": 0.00031234 / size, "speed_up": 0.82314 * place, **known}
+        for place, name in enumerate(names, 1)
+        for size in (1, 8, 1024)
+    ]
+    show(rows, Setting(batches=(1, 8, 1024), device="cuda"))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    first = next(line for line in lines if "94.4" in line)
+    assert first.split()[1:] == ["94.4", "7.41", "378", "1", "0.000312", "0.823", "138612"]
+    assert sum("3.05e-07" in line for line in lines) == 4
+    assert "".join(line.split(" ")[0] for line in lines).endswith("".join(names))  # folded, but whole
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0003123, "0.000312"), (0.00003123, "3.12e-05"), (4.7, "4.70"), (38.649, "38.6"), (99.96, "100"),
+        (12_345.6, "12346"), (0.0, "0.00"), (None, "-"), (float("nan"), "-"), (-0.5, "-0.500"),
+    ],
+)  # fmt: skip
+def test_a_number_has_three_digits(value: float | None, text: str) -> None:
+    assert three(value) == text
 
 
 def test_a_larger_encoder_takes_longer(in_this_process, tiny_teacher, tmp_path) -> None:

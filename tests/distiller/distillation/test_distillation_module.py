@@ -1,18 +1,27 @@
-"""The losses of a micro-batch: what the host may not wait for on a GPU."""
+"""A step of every method: what the host may not wait for on a GPU."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distiller.audio.batch import Batch
-from distiller.distillation.distillation_module import Distillation
+from distiller.audio.batch import Batch, StepBatch
+from distiller.common.provenance import parameter_count
+from distiller.distillation.distillation_module import Distillation, JointDistillation
 from distiller.objectives import gram
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import load_recipe
 from distiller.students.gates import GatedEncoder
+from distiller.students.lagrangian import SparsityLagrangian
+from distiller.training import step
+from distiller.training.module import schedule
+from distiller.training.step import Numbers, optimiser_step
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
 
@@ -41,37 +50,110 @@ class BlockingCopies(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("encoder", [ENCODER, ENCODER | WAVLM], ids=["hubert", "wavlm"])
-@pytest.mark.parametrize(
-    ("method", "overrides"),
-    [
-        # the identity looks at its result, whatever the lengths
-        ("star", ["objective.identity=never", "objective.average_attention=1"]),
-        ("star", ["objective.identity=never", "control=shuffled"]),
-        ("dphubert", []),
-        ("distilhubert", ["objective.layers=[1,2]"]),
-        ("skill", ["objective.clusters=[[0,1],[2,3]]"]),
-    ],
-)
-def test_no_loss_waits_for_the_device(
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2"}  # operators that read values
+
+
+def reads(compute: Callable[[], Any]) -> set[str]:
+    """Which of WAITING a computation calls; a dispatch mode would make torch choose other gradients, a profiler not."""
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+        compute()
+    return WAITING & {event.key.removeprefix("aten::") for event in profiler.key_averages()}
+
+
+def training_module(method: str, overrides: list[str], encoder: dict[str, Any], device: str) -> Distillation:
+    """What the first stage of a recipe trains, with tiny networks."""
+    recipe, config = load_recipe(method, ["corpus.path=none", *overrides]), EncoderConfig(**encoder)
+    torch.manual_seed(0)
+    teacher, student = SpeechEncoder(config), SpeechEncoder(config)
+    objective = build(recipe.objective, config, config)
+    if recipe.pruning is None:
+        module = Distillation(teacher, student, objective, recipe)
+    else:
+        lagrangian = SparsityLagrangian(recipe.pruning, config, parameter_count(teacher), steps=1)
+        gated = GatedEncoder(student, recipe.pruning.drops)
+        module = JointDistillation(teacher, gated, objective, recipe, lagrangian)
+    module.steps = 100
+    module.move_frozen(torch.device(device))
+    return module.to(device).train()
+
+
+class OnDevice:
+    """Fabric, its module and its optimizer, on a device that Fabric does not know."""
+
+    def __init__(self, module: Distillation, device: str) -> None:
+        self.module, self.device, self.world_size, self.global_rank = module, torch.device(device), 1, 0
+        self.adamw, self.optimizer = module.optimizer(), SimpleNamespace()
+        self.strategy = SimpleNamespace(precision=SimpleNamespace(unscale_gradients=lambda _: None))
+        self.zero_grad = self.adamw.zero_grad
+        self.no_backward_sync = lambda _, enabled: nullcontext()
+        self.backward = lambda loss: loss.backward()
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.module(*arguments)
+
+    def step(self) -> None:
+        self.adamw.step()
+
+    def take(self, batch: Batch) -> dict[str, Any]:
+        """A step of two micro-batches: its numbers, where they are computed."""
+        this: Any = self
+        scheduler = LambdaLR(self.adamw, schedule(self.module.optimizer_config, self.module.steps))
+        return optimiser_step(this, this, this, scheduler, StepBatch([batch, batch], 0, 0)).numbers.values  # type: ignore[return-value]
+
+
+METHODS = [
+    ("star", ["objective.average_attention=1", "objective.relative=true", "trainer.ema=0.9"], ENCODER),
+    ("star", ["objective.scaling=centred", "control=shuffled"], ENCODER | WAVLM),
+    ("star", ["control=reversed", "optimizer.clip=1"], ENCODER),
+    ("dphubert", ["objective.layers=[0,3]"], ENCODER),
+    ("distilhubert", ["objective.layers=[1,2]"], ENCODER | WAVLM),
+    ("skill", ["objective.clusters=[[0,1],[2,3]]"], ENCODER | WAVLM),
+]
+WAVEFORMS, LENGTHS = 0.1 * torch.randn(3, 16_000), torch.tensor([16_000, 11_231, 7_040])
+
+
+@pytest.mark.parametrize(("method", "overrides", "encoder"), METHODS)
+def test_no_step_waits_for_the_device(
     method: str, overrides: list[str], encoder: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The meta device stands in for a GPU: its tensors have no values, so reading one is an error."""
-    monkeypatch.setattr(gram, "full_precision", lambda _: nullcontext())  # there is no autocast for it
-    recipe = load_recipe(method, ["corpus.path=none", *overrides])
-    config = EncoderConfig(**encoder)
-    with torch.device("meta"):
-        teacher = SpeechEncoder(config)
-        student = SpeechEncoder(config)
-        gated = GatedEncoder(student, {"heads": 0.1, "channels": 0.1}) if recipe.pruning is not None else student
-        module = Distillation(teacher, gated, build(recipe.objective, config, config), recipe)
-    module.train()
-    batch = Batch(torch.randn(3, 16_000), torch.tensor([16_000, 11_231, 7_040]), [], [], [])
+    monkeypatch.setattr(gram, "fp32_products", lambda *_: nullcontext())  # there is no autocast for it
+    monkeypatch.setattr(step, "LATE", {"meta"})
+    monkeypatch.setattr(Numbers, "__init__", lambda self, values: setattr(self, "values", values))  # none to copy
+    module = training_module(method, overrides, encoder, "meta")
+    place = OnDevice(module, "meta")
     with BlockingCopies() as copies:
-        batch = batch.to("meta", non_blocking=True)  # as training does
-        terms = module.losses(batch)
-        frames = module.frame_lengths(batch)
-        torch.stack([term.total for term in terms]).sum().backward()
-    assert [term.total.device.type for term in terms] == ["meta"] * len(terms)
-    assert frames.tolist() == [49, 34, 21]
+        numbers = place.take(Batch(WAVEFORMS, LENGTHS, [], [], []).to("meta", non_blocking=True))  # as training does
+    assert {"loss", "gradient_norm"} < numbers.keys()
+    assert numbers.keys() >= ({"sparsity", "lambda1", "lambda2"} if module.penalty()[1] else set())
+    assert {value.device.type for value in numbers.values() if isinstance(value, torch.Tensor)} == {"meta"}
+    assert place.optimizer.found_inf.device.type == "meta"
     assert copies.found == []
+    assert module.frame_lengths(Batch(WAVEFORMS, LENGTHS, [], [], [])).tolist() == [49, 34, 21]
+
+
+@pytest.mark.parametrize(("method", "overrides", "encoder"), METHODS)
+def test_no_backward_pass_reads_a_value(method: str, overrides: list[str], encoder: dict[str, Any]) -> None:
+    """Torch has gradients that read values but on the meta device, such as that of `prod`."""
+    never = ["objective.identity=never"] if method == "star" else []  # as on a GPU
+    place = OnDevice(training_module(method, [*overrides, *never], encoder, "cpu"), "cpu")
+    found: set[str] = set()
+    place.backward = lambda loss: found.update(reads(loss.backward))
+    place.take(Batch(WAVEFORMS, LENGTHS, [], [], []))
+    assert found == set()
+    assert reads(torch.ones(2, requires_grad=True).prod().backward) == {"nonzero"}  # what would have been found
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("method", "overrides", "encoder"), METHODS)
+def test_no_step_waits_for_a_gpu(method: str, overrides: list[str], encoder: dict[str, Any]) -> None:
+    module = training_module(method, overrides, encoder, "cuda")
+    place = OnDevice(module, "cuda")
+    place.optimizer = place.adamw
+    batch = Batch(WAVEFORMS.pin_memory(), LENGTHS, [], [], [])
+    place.take(batch.to("cuda", non_blocking=True))  # the first one also makes handles and the optimizer's state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        place.take(batch.to("cuda", non_blocking=True))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

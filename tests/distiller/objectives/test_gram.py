@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distiller.objectives import gram
 from distiller.objectives.config import Scaling
-from distiller.objectives.gram import full_precision, gram_distances, gram_features, multiply_adds
+from distiller.objectives.gram import fp32_products, gram_distances, gram_features, multiply_adds
 
 
 def states(seed: int, width: int, frames: int, dtype: torch.dtype, layers: int = 3) -> list[Tensor]:
@@ -152,22 +152,22 @@ def test_counted_cost_breaks_even_where_methods_says() -> None:
     assert multiply_adds(10, 3, 2, [0, 1], True) == (100 * (5 + 2 + 5 + 4), 10 * (9 + 4 + 6 + 8 + 6))
 
 
-def test_backward_products_of_the_identity_are_in_full_precision_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backward_products_of_the_identity_are_in_fp32_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, student = torch.stack(states(0, 3, 40, torch.float32)), torch.stack(states(1, 3, 40, torch.float32))
     total = sum(distance.sum() for distance, _ in gram_distances(teacher, student.requires_grad_(), [0, 1]))
     entered: list[str] = []
-    monkeypatch.setattr(gram, "full_precision", lambda device: entered.append(device) or full_precision(device))
+    monkeypatch.setattr(gram, "fp32_products", lambda device: entered.append(device) or fp32_products(device))
     torch.autograd.grad(total, student)
     assert entered == ["cpu"] * 2  # C_S and C_TS
 
 
-def test_full_precision_turns_autocast_and_reduced_products_off_and_restores_them() -> None:
+def test_fp32_products_turns_autocast_and_reduced_products_off_and_restores_them() -> None:
     before = torch.get_float32_matmul_precision()
     matrix = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            with full_precision("cpu"):
+            with fp32_products("cpu"):
                 inside = matrix @ matrix
                 assert torch.backends.cuda.matmul.fp32_precision == "ieee"
             assert (matrix @ matrix).dtype == torch.bfloat16

@@ -107,7 +107,8 @@ def test_a_recipe_that_asks_for_both_gets_both(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("distiller.training.loop.compile_layers", partial(compile_layers, backend=counter))
     torch._dynamo.reset()
     recipe = load_recipe("star", ["trainer.checkpoint_activations=true", "trainer.compile=true"])
-    arrange_layers(Distillation(SpeechEncoder(CONFIG), encoder, torch.nn.Module(), recipe), recipe.trainer)
+    module = Distillation(SpeechEncoder(CONFIG), encoder, torch.nn.Module(), recipe)
+    arrange_layers(module, recipe.trainer, torch.device("cpu"), 1.0)
     again, theirs = loss_and_gradients(encoder, WAVEFORMS, LENGTHS)
     assert counter.frame_count > 0
     torch.testing.assert_close(again, loss)
@@ -125,8 +126,8 @@ def test_a_recipe_asks_for_them(monkeypatch: pytest.MonkeyPatch, encoder: Speech
     teacher = SpeechEncoder(CONFIG)
     module = Distillation(teacher, encoder, build(recipe.objective, CONFIG, CONFIG), recipe)
     compiled: list[object] = []
-    monkeypatch.setattr("distiller.training.loop.compile_layers", compiled.append)
-    arrange_layers(module, recipe.trainer)
+    monkeypatch.setattr("distiller.training.loop.compile_layers", lambda layers, **_: compiled.append(layers))
+    arrange_layers(module, recipe.trainer, torch.device("cpu"), 1.0)
     assert [part is layers for part, layers in zip(compiled, (encoder.layers, teacher.layers), strict=True)] == [
         True
     ] * 2

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from distiller.audio.batch import Batch, StepBatch
-from distiller.training.loop import check_finite
+from distiller.training.step import check_finite
 from upstream.checkpoint import load, save
 from upstream.errors import UserError
 
 
 class Module:
-    """Networks whose outputs are finite or not; the loss is not."""
+    """Networks whose outputs are finite or not after so many steps; the loss is not."""
 
     def __init__(self, teacher: bool, student: bool, step: int) -> None:
-        self.finite, self.progress = {"teacher": teacher, "student": student}, SimpleNamespace(step=step, first_loss=1)
+        self.finite, self.step = {"teacher": teacher, "student": student}, step
+        self.progress = SimpleNamespace(first_loss=1)
 
     def finite_outputs(self, batch: Batch) -> dict[str, Tensor]:
         return {name: torch.tensor(finite) for name, finite in self.finite.items()}
@@ -30,9 +31,10 @@ def said(precision: str, peak: float = 0.5, **module: Any) -> str:
     """The error of a step whose loss is not finite."""
     strategy = SimpleNamespace(precision=SimpleNamespace(precision=precision))
     fabric: Any = SimpleNamespace(strategy=strategy, world_size=1, device="cpu", autocast=nullcontext)
-    batch = Batch(torch.full((1, 400), peak), torch.tensor([400]), ["a"], ["a.wav"], [])
+    batch = StepBatch([Batch(torch.full((1, 400), peak), torch.tensor([400]), ["a"], ["a.wav"], [])], 0, 0)
+    broken: Any = Module(**module)
     with pytest.raises(UserError) as error:
-        check_finite(fabric, Module(**module), "loss", float("nan"), StepBatch([batch], 0, 0))  # type: ignore[arg-type]
+        check_finite(fabric, broken, "loss", float("nan"), batch, broken.step + 1)
     return str(error.value)
 
 

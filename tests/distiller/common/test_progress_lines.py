@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from distiller.training import progress_lines
-from distiller.training.progress_lines import StepBar
+from distiller.common import progress
+from distiller.common.progress import StepBar
 
 ROW = {"loss": 2.0, "audio_seconds": 30.0, "step_seconds": 0.5}
 
@@ -20,7 +20,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(progress_lines.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
 
     def run(self, done: int, steps: int, until: int, seconds: float = 0.5) -> None:
         with StepBar(done, steps, visible=True, file=io.StringIO()) as bar:

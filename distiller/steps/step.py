@@ -1,0 +1,233 @@
+"""A training step in the process that measures it: what is built, how it is taken, and what it must compute."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distiller.audio.batch import Batch
+from distiller.common.provenance import parameter_count
+from distiller.distillation.distillation_module import Distillation, JointDistillation
+from distiller.objectives.registry import build
+from distiller.recipes.recipe import Recipe, load_recipe
+from distiller.steps.peer import Peer
+from distiller.students.build import build_student
+from distiller.students.gates import GatedEncoder
+from distiller.students.lagrangian import SparsityLagrangian
+from distiller.training.loop import HALF, arrange_layers
+from upstream.config import SAMPLE_RATE, EncoderConfig
+from upstream.cost import count_macs
+from upstream.encoder import SpeechEncoder
+
+OURS, PEER = "ours", "peer"
+SHORTER = 0.15  # of the longest utterance: how much shorter the shortest of a padded batch is
+MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns of the products whose rate makes the floor
+PRODUCTS = {"cpu": 1, "cuda": 20}  # in a measurement of that rate
+TOGETHER = {"cpu": 1, "cuda": 3}  # steps in a measurement: a GPU is fed ahead of its work, as in training
+WARM_UP = {"cpu": 1, "cuda": 4}  # steps before the first: optimiser states, kernels, plans, compilation
+STEPS = 25_000  # of the whole run, for schedules
+OVERRIDES = {  # of each method's recipe; the number of SKILL's clusters hardly matters
+    "star": [],
+    "skill": ["objective.clusters=[[0],[1,2,3],[4,5,6,7],[8,9,10],[11,12]]"],
+}
+# what the loss adds to the encoders' multiplications: STaR's step at paper scale takes 435 GFLOP, 427 of them for the
+# encoders
+LOSS = {"star": 435 / 427}
+KINDS = {  # operators by what they do; the first kind with a part in the operator's name counts
+    "attention": ("attention", "softmax"),
+    "random numbers": ("bernoulli", "random", "uniform", "dropout"),
+    "convolutions": ("conv",),
+    "matrix products": ("mm", "linear", "dot", "GramDifference", "PreciseProduct"),
+    "norms": ("norm",),
+    "GELU": ("gelu",),
+    "optimiser": ("adam", "sqrt", "addcmul", "addcdiv", "lerp"),
+    "copies": ("copy", "cat", "stack", "clone", "fill", "zero", "contiguous", "empty", "resize"),
+}
+ELSE = "element-wise and else"
+
+
+@dataclass(frozen=True)
+class TrainSetting:
+    """The audio of a step, where and how often it is taken, and what differs from the method's recipe for 960 h."""
+
+    seconds: float = 8.0
+    batches: tuple[int, ...] = (2,)  # utterances of a micro-batch
+    threads: int = 2
+    rounds: int = 7
+    device: str = "cpu"
+    overrides: tuple[str, ...] = ()
+
+    def recipe(self, method: str) -> Recipe:
+        """In fp32 on a CPU, as a bf16 that it emulates says nothing."""
+        device = ["trainer.precision=32-true"] if self.device == "cpu" else []
+        return load_recipe(f"{method}-hubert-960h", ["corpus.path=none", *OVERRIDES[method], *device, *self.overrides])
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is measured: whose step, and its micro-batch."""
+
+    of: str  # OURS or PEER
+    method: str
+    utterances: int
+    padded: bool
+    setting: TrainSetting
+    teacher: EncoderConfig
+
+    def lengths(self) -> Tensor:
+        """(utterance,) samples: all as long, or up to SHORTER less."""
+        shares = torch.linspace(1.0, 1.0 - SHORTER * self.padded, self.utterances, dtype=torch.float64)
+        return (shares * int(self.setting.seconds * SAMPLE_RATE)).long()
+
+    def batch(self) -> Batch:
+        lengths = self.lengths()
+        waveforms = 0.1 * torch.randn(len(lengths), int(lengths.max()))
+        waveforms[torch.arange(waveforms.shape[1]) >= lengths[:, None]] = 0.0
+        return Batch(waveforms, lengths, [], [], []).to(self.setting.device)
+
+
+def distillation(recipe: Recipe, teacher: SpeechEncoder) -> Distillation:
+    """STaR's student of 22.3 M parameters, or a copy of the teacher with gates for SKILL."""
+    student = build_student(recipe.student, teacher)
+    objective = build(recipe.objective, teacher.config, student.config)
+    if recipe.pruning is None:
+        return Distillation(teacher, student, objective, recipe)
+    lagrangian = SparsityLagrangian(recipe.pruning, student.config, parameter_count(teacher), STEPS)
+    return JointDistillation(teacher, GatedEncoder(student, recipe.pruning.drops), objective, recipe, lagrangian)
+
+
+def encoder_of(module: Distillation) -> SpeechEncoder:
+    """The student, without its gates."""
+    student = module.student.encoder if isinstance(module.student, GatedEncoder) else module.student
+    assert isinstance(student, SpeechEncoder)
+    return student
+
+
+@cache
+def module_of(of: str, method: str, setting: TrainSetting, teacher: EncoderConfig) -> Distillation | Peer:
+    """The networks, on the device; built once for all micro-batches."""
+    torch.set_num_threads(setting.threads)
+    torch.manual_seed(0)
+    recipe = setting.recipe(method)
+    if of == PEER:
+        return Peer(method, teacher, recipe.student.shape(teacher)).to(setting.device)
+    module = distillation(recipe, SpeechEncoder(teacher))
+    device = torch.device(setting.device)
+    module.move_frozen(device, HALF.get(recipe.trainer.precision))
+    arrange_layers(module, recipe.trainer, device, seconds=math.inf)  # compiled if a long run is
+    module.steps = STEPS
+    return module.to(setting.device).train()
+
+
+@cache
+def function_of(step: Step) -> Callable[[], None]:
+    """A step as the training loop takes it: both forward passes, loss, backward pass, clipping, optimiser."""
+    setting, batch = step.setting, step.batch()
+    module = module_of(step.of, step.method, setting, step.teacher)
+    half = HALF.get(setting.recipe(step.method).trainer.precision)
+    optimizer = module.optimizer()
+    sizes = {"utterance": float(step.utterances), "frame": float(module.frame_lengths(batch).sum())}
+    counts = {unit: torch.tensor(size, device=setting.device) for unit, size in sizes.items()}
+
+    def take() -> None:
+        optimizer.zero_grad()
+        penalty, _ = module.penalty()
+        with torch.autocast(setting.device, half, enabled=half is not None):
+            loss, _ = module(batch, counts)
+        (loss + penalty).backward()
+        nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], 10.0)
+        optimizer.step()
+
+    return take
+
+
+def prepare(step: Step) -> bool:
+    """Warm up; whether the memory of the GPU was enough. Afterwards its peak is that of this step."""
+    try:
+        take = function_of(step)
+        for _ in range(WARM_UP[step.setting.device]):
+            take()
+        if step.setting.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return False
+    return True
+
+
+def take_steps(step: Step) -> tuple[float, float]:
+    """Seconds of a step, and those of this process's CPU time; several in a row, the GPU is waited for at their end."""
+    take, together, start = function_of(step), TOGETHER[step.setting.device], time.process_time()
+    seconds = timed(step.setting.device, lambda: [take() for _ in range(together)])
+    return seconds / together, (time.process_time() - start) / together
+
+
+def timed(device: str, work: Callable[[], Any]) -> float:
+    """Seconds that some work takes, on a GPU between two events of its stream."""
+    if device == "cpu":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    begun.record()
+    work()
+    ended.record()
+    torch.cuda.synchronize()
+    return begun.elapsed_time(ended) / 1000
+
+
+def matrix_rate(device: str) -> float:
+    """Rate of large matrix products in 10^9 floating-point operations per second: fp32 on a CPU, bf16 on a GPU."""
+    first, second = matrices(device)
+    products = PRODUCTS[device]
+    return 2 * products * MATRIX[device] ** 3 / timed(device, lambda: [first @ second for _ in range(products)]) / 1e9
+
+
+@cache
+def matrices(device: str) -> tuple[Tensor, Tensor]:
+    """Random, since a GPU multiplies zeros and ones faster."""
+    size, dtype = MATRIX[device], torch.float32 if device == "cpu" else torch.bfloat16
+    first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return first @ second.mT / size, second  # the first product makes the library's plans
+
+
+def work_of(step: Step) -> tuple[float, int]:
+    """10^9 operations of a step, and the student's parameters."""
+    module = module_of(step.of, step.method, step.setting, step.teacher)
+    assert isinstance(module, Distillation)
+    student = encoder_of(module)
+    return LOSS.get(step.method, 1.0) * gflop(step, student.config), parameter_count(student)
+
+
+def gflop(step: Step, student: EncoderConfig) -> float:
+    """10^9 operations of the encoders: the teacher's forward pass, the student's, and twice that backward.
+
+    Padding counts for nothing.
+    """
+    macs = [count_macs(step.teacher, size) + 3 * count_macs(student, size) for size in step.lengths().tolist()]
+    return 2 * sum(macs) / 1e9
+
+
+def operators(step: Step) -> dict[str, float]:
+    """Where a step's time goes, on a GPU that of its kernels: kind of operator -> share, largest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    take, cuda = function_of(step), step.setting.device == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
+        timed(step.setting.device, take)
+    taken: dict[str, float] = {}
+    for event in profiler.key_averages():
+        if event.device_type.name == "CPU":  # of kernels there are entries too: their time is also their operator's
+            kind = next((kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)), ELSE)
+            seconds = event.self_device_time_total if cuda else event.self_cpu_time_total
+            taken[kind] = taken.get(kind, 0.0) + seconds
+    total = sum(taken.values()) or 1.0
+    return {kind: seconds / total for kind, seconds in sorted(taken.items(), key=lambda item: -item[1])}
