@@ -59,8 +59,8 @@ class LayerMatching(Objective):
         valid = student.valid_frames()
         for match in self.matches:
             # valid frames are taken out before anything is computed from them, so that padding touches no gradient
-            target = self.mean_state(teacher, match.teacher).flatten(0, 1)[valid].detach().float()  # (frame, channel)
-            predicted = self.mean_state(student, match.student).flatten(0, 1)[valid]
+            target = self.mean_state(teacher, match.teacher).flatten(0, 1).index_select(0, valid).detach().float()
+            predicted = self.mean_state(student, match.student).flatten(0, 1).index_select(0, valid)  # (frame, channel)
             prediction = self.projections[match.projection](predicted).float()
             l1 = l1 + (prediction - target).abs().mean(dim=-1).sum()
             similarity = F.cosine_similarity(prediction, target, dim=-1)

@@ -1,15 +1,22 @@
 """The optimizer and trainer sections of a recipe."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict, model_validator
+from pydantic import BeforeValidator, Field, Strict, model_validator
 from pydantic.dataclasses import dataclass
 
 from distiller.common.strict import ABOVE_0, AT_LEAST_1, SHARE_OF_STEPS, STRICT, check
 from upstream.errors import UserError, require
 
 DEVICES = re.compile(r"auto|[1-9]\d*|\d+(,\d+)+")
+
+
+def _switch(value: Any) -> Any:
+    """Before the types are looked at, which for a wrong value would name text in place of `auto`."""
+    if not (isinstance(value, bool) or value == "auto"):
+        raise ValueError
+    return value
 
 
 @dataclass(config=STRICT)
@@ -52,9 +59,7 @@ class TrainerConfig:
     ema: Annotated[float, Field(ge=0, lt=1, description="a decay below 1, or 0 for no averaging")] = 0.0
     checkpoint_activations: bool = False  # compute the student's layers again going backward: less memory, more time
     # torch.compile of the Transformer layers, for any shape; auto: on CUDA, if the run is long enough to earn it back
-    compile: Annotated[
-        bool | str, check(lambda value: value in (True, False, "auto")), Field(description="true, false or auto")
-    ] = "auto"
+    compile: Annotated[bool | str, BeforeValidator(_switch), Field(description="true, false or auto")] = "auto"
 
     @model_validator(mode="after")
     def _length_and_sharding(self) -> "TrainerConfig":

@@ -142,18 +142,22 @@ def global_counts(fabric: Fabric, module: TrainingModule, batches: Sequence[Batc
     dtype = torch.float64 if fabric.device.type != "mps" else torch.float32
     sizes = [[len(batch.lengths), int(module.frame_lengths(batch).sum())] for batch in batches]
     counts = torch.tensor(sizes, dtype=dtype).sum(dim=0).to(fabric.device, non_blocking=True)
-    if fabric.world_size > 1:
-        counts = fabric.strategy.all_reduce(counts, reduce_op="sum")
+    counts = summed(fabric, counts)
     return {"utterance": counts[0].float(), "frame": counts[1].float()}
 
 
 def over_ranks(fabric: Fabric, sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each value summed over the ranks; the loss keeps its name, its terms begin with "term/"."""
-    values = torch.stack([value.float() for value in sums.values()])
-    if fabric.world_size > 1:
-        values = fabric.strategy.all_reduce(values, reduce_op="sum")
+    values = summed(fabric, torch.stack([value.float() for value in sums.values()]))
     names = [name if name == "loss" else f"term/{name}" for name in sums]
     return dict(zip(names, values, strict=True))
+
+
+def summed(fabric: Fabric, values: Tensor) -> Tensor:
+    """The sum over all ranks, in place; not by Fabric's `all_reduce`, in which every host waits for all the devices."""
+    if fabric.world_size > 1:
+        torch.distributed.all_reduce(values)
+    return values
 
 
 def clip_gradients(fabric: Fabric, module: TrainingModule, optimizer: Any) -> Tensor:

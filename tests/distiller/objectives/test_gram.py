@@ -9,6 +9,7 @@ from torch import Tensor
 from distiller.objectives import gram
 from distiller.objectives.config import Scaling
 from distiller.objectives.gram import fp32_products, gram_distances, gram_features, multiply_adds
+from tests.distiller.objectives.outputs import frame_mask_of, random_output, star
 
 
 def states(seed: int, width: int, frames: int, dtype: torch.dtype, layers: int = 3) -> list[Tensor]:
@@ -161,7 +162,42 @@ def test_backward_products_of_the_identity_are_in_fp32_products_too(monkeypatch:
     assert entered == ["cpu"] * 2  # C_S and C_TS
 
 
-def test_fp32_products_turns_autocast_and_reduced_products_off_and_restores_them() -> None:
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_products_have_the_precision_of_the_recipe_on_cuda_alone(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients, which the forward pass computes; the flags are as they were afterwards."""
+    flags = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
+    before, seen = [flag.fp32_precision for flag in flags], []
+    product = gram.temporal_gram
+    monkeypatch.setattr(
+        gram, "temporal_gram", lambda *both: seen.append([flag.fp32_precision for flag in flags]) or product(*both)
+    )
+    mask = frame_mask_of(20, 13)
+    teacher, student = (random_output(seed, 6, 2, mask, gradient=True) for seed in (0, 1))
+    terms = star(gram_precision=precision, identity="never")(teacher, student, mask)
+    assert seen
+    assert all(inside == [precision, "ieee"] for inside in seen)
+    assert [flag.fp32_precision for flag in flags] == before
+    sum(term.total for term in terms).backward()
+    assert [flag.fp32_precision for flag in flags] == before
+
+
+def test_rounding_to_tf32_hardly_changes_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32's inputs have ten bits behind the point; products of rounded frames stand in for a GPU's."""
+
+    def rounded(values: Tensor) -> Tensor:
+        return values.view(torch.int32).add(1 << 12).bitwise_and_(-1 << 13).view(torch.float32)
+
+    teacher, student = states(0, 96, 120, torch.float32), states(1, 48, 120, torch.float32)
+    exact = distances(teacher, student, "none", identity=False)
+    monkeypatch.setattr(gram, "temporal_gram", lambda left, right: rounded(left) @ rounded(right).mT)
+    reduced = distances(teacher, student, "none", identity=False)
+    error = torch.cat([(a - b).flatten() for a, b in zip(reduced[1], exact[1], strict=True)]).norm()
+    assert 1e-6 < float(error / torch.cat([gradient.flatten() for gradient in exact[1]]).norm()) < 3e-4
+
+
+def test_fp32_products_turn_autocast_and_reduced_products_off_and_restore_them() -> None:
     before = torch.get_float32_matmul_precision()
     matrix = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     try:

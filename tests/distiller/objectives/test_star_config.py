@@ -45,6 +45,7 @@ def test_a_deeper_teacher_is_sub_sampled_evenly() -> None:
         ),
         ({"layer_zero": "P"}, r"objective\.layer_zero is 'P', .* one of feature_projection, transformer_input"),
         ({"identity": "always"}, r"objective\.identity is 'always', but it must be one of auto, never"),
+        ({"gram_precision": "bf16"}, r"objective\.gram_precision is 'bf16', but it must be one of tf32, ieee"),
         ({"layer_map": [1, 2]}, r"objective\.layer_map is \[1, 2\], but it must be a list of 3 layers of the teacher"),
         ({"layer_map": [0, 1, 2]}, r"objective\.layer_map is \[0, 1, 2\], .* layers of the teacher, from 1 to 3"),
         ({"layer_map": [1, 2, 4]}, r"objective\.layer_map is \[1, 2, 4\], .* layers of the teacher, from 1 to 3"),

@@ -1,6 +1,7 @@
 """Layers computed again going backward, or compiled: the same numbers, and no other names."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -10,13 +11,14 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 from distiller.distillation.distillation_module import Distillation
+from distiller.distillation.teacher import identity
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import load_recipe
 from distiller.training import layer_options as memory
-from distiller.training.layer_options import checkpoint_layers, compile_layers
-from distiller.training.loop import arrange_layers
+from distiller.training.layer_options import checkpoint_layers, compile_layers, half_matrices, plain_layers
+from distiller.training.loop import COMPILING_PAYS, arrange_layers
 from upstream.config import EncoderConfig
-from upstream.encoder import SpeechEncoder
+from upstream.encoder import EncoderLayer, SpeechEncoder
 from upstream.errors import UserError
 
 CONFIG = EncoderConfig(
@@ -135,3 +137,101 @@ def test_a_recipe_asks_for_them(monkeypatch: pytest.MonkeyPatch, encoder: Speech
     assert not any(hasattr(layer.forward, "func") for layer in teacher.layers)
     with pytest.raises(UserError, match=r"student.name is 'pruned', but it must be narrow with trainer.checkpoint"):
         load_recipe("star", ["trainer.checkpoint_activations=true", "student=pruned"])
+
+
+@pytest.mark.parametrize(
+    ("device", "key", "seconds", "compiled"),
+    [
+        ("cpu", "auto", 1e9, False),
+        ("cuda", "auto", COMPILING_PAYS / 2, False),
+        ("cuda", "auto", COMPILING_PAYS * 2, True),
+        ("cuda", "false", 1e9, False),
+        ("cpu", "true", 1.0, True),
+    ],
+)
+def test_layers_are_compiled_by_themselves_where_that_pays(
+    device: str, key: str, seconds: float, compiled: bool, monkeypatch: pytest.MonkeyPatch, encoder: SpeechEncoder
+) -> None:
+    recipe = load_recipe("star", ["corpus.path=none", f"trainer.compile={key}"])
+    module = Distillation(SpeechEncoder(CONFIG), encoder, torch.nn.Module(), recipe)
+    falls_back: list[bool] = []
+    monkeypatch.setattr(
+        "distiller.training.loop.compile_layers", lambda layers, fall_back: falls_back.append(fall_back)
+    )
+    arrange_layers(module, recipe.trainer, torch.device(device), seconds)
+    assert falls_back == [key == "auto"] * 2 * compiled
+
+
+@pytest.mark.parametrize("value", ["maybe", "1", "[1]", "null", "'true'"])
+def test_what_else_compile_cannot_be(value: str) -> None:
+    with pytest.raises(UserError, match=r"^trainer\.compile is .*, but it must be true, false or auto$"):
+        load_recipe("star", ["corpus.path=none", f"trainer.compile={value}"])
+
+
+def test_a_compiler_that_fails_ends_a_run_only_if_it_was_asked_for(encoder: SpeechEncoder) -> None:
+    def broken(graph: object, inputs: object) -> None:
+        raise RuntimeError("no C compiler")
+
+    layer, states = encoder.layers[0].eval(), torch.randn(1, 5, CONFIG.embed_dim)
+    with torch.no_grad():
+        expected, _ = layer(states, None, None, False)
+        try:
+            for fall_back in (True, False):
+                torch._dynamo.reset()
+                compile_layers(encoder.layers[:1], fall_back=fall_back, backend=broken)
+                with nullcontext() if fall_back else pytest.raises(Exception, match="no C compiler"):
+                    assert torch.equal(layer(states, None, None, False)[0], expected)
+        finally:
+            torch._dynamo.config.suppress_errors = False
+            torch._dynamo.reset()
+
+
+def test_what_follows_training_runs_plain_layers(encoder: SpeechEncoder) -> None:
+    compile_layers(encoder.layers, backend="eager")
+    checkpoint_layers(encoder.layers)
+    plain_layers(encoder.layers)
+    assert all(layer.forward == EncoderLayer.forward.__get__(layer) for layer in encoder.layers)
+
+
+DEEP_NORMS = {"conv_norm": "layer", "conv_bias": True, "layer_norm_first": True, "normalize_waveform": True}
+WAVLM = {"family": "wavlm", "relative_buckets": 32, "relative_max_distance": 80}
+NARROW = {"projection": False, "embed_dim": 16, "num_heads": 2, "head_dim": 8}
+PRUNED = {"attention_heads": ((1,), None, ()), "ffn_dims": (20, 0, None)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, WAVLM, DEEP_NORMS, DEEP_NORMS | WAVLM, NARROW, PRUNED, PRUNED | WAVLM | DEEP_NORMS],
+    ids=["hubert", "wavlm", "deep norms", "wavlm, deep norms", "narrow", "pruned", "all"],
+)
+def test_half_matrices_give_the_bits_that_autocast_gives(changes: dict[str, object]) -> None:
+    """Padded and not, with and without attention maps; the encoder itself stays as it is."""
+    torch.manual_seed(0)
+    encoder = SpeechEncoder(replace(CONFIG, **changes)).eval().requires_grad_(False)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    half = half_matrices(encoder, torch.bfloat16)
+    halved = {name for name, value in half.state_dict().items() if value.dtype == torch.bfloat16}
+    assert {name for name in halved if "norm" in name or "bias" in name} == set()
+    assert len(halved) > 10
+    # on a CPU a frozen network is computed row by row without gradients; on a GPU never, nor here with them
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", dtype=torch.bfloat16):
+            for lengths, maps in ((LENGTHS, False), (LENGTHS, True), (None, False)):
+                ours, theirs = (network(WAVEFORMS, lengths, maps) for network in (half, encoder))
+                for state, other in zip(
+                    [ours.projected, ours.last_hidden_state, *ours.hidden_states, *(ours.attention_maps or ())],
+                    [theirs.projected, theirs.last_hidden_state, *theirs.hidden_states, *(theirs.attention_maps or ())],
+                    strict=True,
+                ):
+                    assert (state is None and other is None) or torch.equal(state, other)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    assert {value.dtype for value in encoder.state_dict().values()} == {torch.float32}
+
+
+def test_the_teacher_has_half_matrices_in_training_only(encoder: SpeechEncoder) -> None:
+    teacher, recipe = SpeechEncoder(CONFIG), load_recipe("star", ["corpus.path=none"])
+    module, known = Distillation(teacher, encoder, torch.nn.Module(), recipe), identity(teacher)
+    module.move_frozen(torch.device("cpu"), torch.bfloat16)
+    assert module.teacher.layers[0].feed_forward.output.weight.dtype == torch.bfloat16
+    assert not any(parameter.requires_grad for parameter in module.teacher.parameters())
+    assert identity(teacher) == known

@@ -145,7 +145,7 @@ def test_an_update_that_is_not_finite_is_left_out(
 
 
 def test_a_gradient_scaler_divides_its_scale_out_once_and_skips_what_is_infinite(
-    monkeypatch: pytest.MonkeyPatch,
+    late: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     plain, scaled = Placed(), Placed(plugins=FullPrecisionInputs("16-mixed", "cpu", scaler))
