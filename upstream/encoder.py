@@ -206,12 +206,12 @@ class SpeechEncoder(nn.Module):
             self.contextualize(projected[row, None, :length], frame_lengths[row, None], attention_maps)
             for row, length in enumerate(frame_lengths.tolist())
         ]
-        return replace(together(rows), projected=projected)
+        return replace(together(rows, projected.shape[1]), projected=projected)
 
 
-def together(rows: Sequence[EncoderOutput]) -> EncoderOutput:
-    """Outputs for batches of one as one batch, in which padded frames are zeros."""
-    frames = max(row.projected.shape[1] for row in rows)
+def together(rows: Sequence[EncoderOutput], frames: int = 0) -> EncoderOutput:
+    """Outputs for batches of one as one batch of at least so many frames, in which padded frames are zeros."""
+    frames = max(frames, *(row.projected.shape[1] for row in rows))
     layers = zip(*(row.hidden_states for row in rows), strict=True)
     maps = zip(*(row.attention_maps or () for row in rows), strict=True)
     return EncoderOutput(

@@ -1,5 +1,6 @@
 """Padded audio: the batch of one forward pass, and the batches of one optimiser step."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +19,7 @@ class Batch:
     ids: list[str]
     paths: list[str]
     skipped: list[Skipped]  # files dropped from this batch
+    position: tuple[int, int] = (0, 0)  # epoch, and index in it, of the step that it is part of
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Move the waveforms; the lengths stay on the CPU, where checking them does not wait for a GPU."""
@@ -37,7 +39,7 @@ class Batch:
 
 @dataclass
 class StepBatch:
-    """The batches of one optimiser step on one rank; it is number `index` of `epoch`."""
+    """The batches of one optimiser step on one rank, on the host; it is number `index` of `epoch`."""
 
     batches: list[Batch]
     epoch: int
@@ -51,8 +53,8 @@ class StepBatch:
     def utterances(self) -> int:
         return sum(len(batch.ids) for batch in self.batches)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "StepBatch":
-        return replace(self, batches=[batch.to(device, non_blocking) for batch in self.batches])
 
-    def pin_memory(self) -> "StepBatch":
-        return replace(self, batches=[batch.pin_memory() for batch in self.batches])
+def step_batches_of(batches: Iterable[Batch], accumulate: int) -> Iterator[StepBatch]:
+    """Steps of `accumulate` batches each, in the order in which the batches come."""
+    for step in zip(*[iter(batches)] * accumulate, strict=False):
+        yield StepBatch(list(step), *step[0].position)

@@ -1,47 +1,53 @@
-"""Cuts to batches: the audio of each optimiser step in padded tensors.
+"""Cuts to batches: audio in padded tensors.
 
 The order is a function of (seed, epoch), the corpus and the batch settings, whatever the number of workers. It is known
 without reading audio, so a run continues exactly where it stopped.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 from lhotse.cut.data import DataCut
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from distiller.audio.batch import Batch, StepBatch
+from distiller.audio.batch import Batch
 from distiller.audio.decoding import Decoder, Undecodable, source_path
-from distiller.audio.sampler import StepBatchPlan
+from distiller.audio.sampler import BatchPlan
 from distiller.audio.skipped import Skipped
 
 REPLACEMENTS = 20  # utterances tried instead of a batch of which nothing could be decoded
 
 
-class AudioDataset(Dataset[StepBatch]):
-    """Reads the audio of a step.
+class AudioDataset(Dataset[Batch]):
+    """Reads the audio of a batch.
 
     Use: `DataLoader(AudioDataset(cuts, decoder, seed), sampler=StepBatchSampler(...), batch_size=None)`.
 
     What cannot be decoded is dropped from its batch. A batch left empty is replaced by one utterance, drawn from `cuts`
-    by (seed, epoch, index, rank).
+    by (seed, epoch, index, rank, part).
     """
 
     def __init__(self, cuts: list[DataCut], decoder: Decoder, seed: int) -> None:
         self.cuts, self.decoder, self.seed = cuts, decoder, seed
 
-    def __getitem__(self, plan: StepBatchPlan) -> StepBatch:
-        random = np.random.default_rng([self.seed, plan.epoch, plan.index, plan.rank])
-        batches = [load_batch(cuts, self.cuts, self.decoder, random) for cuts in plan.batches]
-        return StepBatch(batches, plan.epoch, plan.index)
+    def __getitem__(self, plan: BatchPlan) -> Batch:
+        random = np.random.default_rng([self.seed, plan.epoch, plan.index, plan.rank, plan.part])
+        batch = load_batch(plan.cuts, self.cuts, self.decoder, random, plan.samples)
+        return replace(batch, position=(plan.epoch, plan.index))
 
 
-def load_batch(cuts: Iterable[DataCut], others: list[DataCut], decoder: Decoder, random: np.random.Generator) -> Batch:
-    """Decode cuts into a batch; if none can be decoded, one drawn from `others`, or nothing after 20 failures."""
+def load_batch(
+    cuts: Iterable[DataCut], others: list[DataCut], decoder: Decoder, random: np.random.Generator, samples: int = 0
+) -> Batch:
+    """Decode cuts into a batch; if none can be decoded, one drawn from `others`, or nothing after 20 failures.
+
+    Args:
+        samples: that each is padded to; the longest of the batch, if that is more.
+    """
     skipped: list[Skipped] = []
 
     def decoded(cut: DataCut) -> list[tuple[DataCut, Tensor]]:
@@ -55,10 +61,13 @@ def load_batch(cuts: Iterable[DataCut], others: list[DataCut], decoder: Decoder,
     attempts = 0
     while not pairs and attempts < REPLACEMENTS:
         pairs, attempts = decoded(others[random.integers(len(others))]), attempts + 1
-    waveforms = [waveform for _, waveform in pairs]
+    lengths = [len(waveform) for _, waveform in pairs]
+    waveforms = torch.zeros(len(pairs), max([samples, *lengths]))  # (batch, sample)
+    for row, (_, waveform) in zip(waveforms, pairs, strict=True):
+        row[: len(waveform)] = waveform
     return Batch(
-        pad_sequence(waveforms, batch_first=True) if waveforms else torch.zeros(0, 0),
-        torch.tensor([len(waveform) for waveform in waveforms], dtype=torch.int64),
+        waveforms,
+        torch.tensor(lengths, dtype=torch.int64),
         [cut.id for cut, _ in pairs],
         [source_path(cut) for cut, _ in pairs],
         skipped,

@@ -1,5 +1,6 @@
-"""Which utterances make each optimiser step."""
+"""Which utterances make each optimiser step, and how long their batches are."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,21 +12,26 @@ from lhotse.utils import fastcopy
 from torch.utils.data import Sampler
 
 from distiller.common.progress import progress
+from upstream.config import SAMPLE_RATE
 from upstream.errors import UserError
+
+HOP = 320  # samples: lengths are rounded up to whole frames
 
 
 @dataclass(frozen=True)
-class StepBatchPlan:
-    """A StepBatch before its audio is read."""
+class BatchPlan:
+    """A Batch before its audio is read: number `part` of those that make step `index` of `epoch` on one rank."""
 
-    batches: list[list[DataCut]]
+    cuts: list[DataCut]
+    samples: int  # that each is padded to
     epoch: int
     index: int
+    part: int
     rank: int
 
 
-class StepBatchSampler(Sampler[StepBatchPlan]):
-    """The endless stream of one rank's step batches, epoch after epoch, by Lhotse's dynamic bucketing.
+class StepBatchSampler(Sampler[BatchPlan]):
+    """The endless stream of one rank's batches, step after step and epoch after epoch, by Lhotse's dynamic bucketing.
 
     Each epoch is a new permutation of the corpus. Its batches are dealt to the ranks in turn: those of one step are
     disjoint, and every rank gets equally many. At the end of an epoch Lhotse spreads the remaining utterances over the
@@ -33,8 +39,9 @@ class StepBatchSampler(Sampler[StepBatchPlan]):
     fill a last step, at most `accumulate` - 1 per rank and different ones in each epoch, are dropped; every other
     utterance comes once.
 
-    A batch holds at most `batch_seconds`, padding included, and as many utterances as any other of its bucket. A longer
-    utterance would be a batch by itself, but `open_corpus` leaves those out.
+    A batch holds at most `batch_seconds`, padding included. It has the shape of any other of its bucket: as many
+    utterances, padded to the bucket's longest. Only the batches that use up a bucket at the end of an epoch hold fewer.
+    A longer utterance would be a batch by itself, but `open_corpus` leaves those out.
 
     Args:
         batch_seconds: of one batch, that is, of one rank and one of the `accumulate` batches of a step.
@@ -60,6 +67,12 @@ class StepBatchSampler(Sampler[StepBatchPlan]):
         longest = [*self.bounds, max(cut.duration for cut in cuts)]  # of each bucket
         sizes = [max(1, int(batch_seconds / seconds)) for seconds in longest]  # utterances of a batch
         self.constraint = FixedBucketBatchSizeConstraint(longest, sizes)
+        self.samples = [0] * len(sizes)  # of a batch's utterances, padding included
+        for cut in cuts:
+            bucket = self._bucket(cut)
+            self.samples[bucket] = max(self.samples[bucket], math.ceil(cut.duration * SAMPLE_RATE / HOP) * HOP)
+        most = [int(batch_seconds * SAMPLE_RATE / size) for size in sizes]
+        self.samples = [min(pair) for pair in zip(self.samples, most, strict=True)]
         # A few rounds of batches for every rank in each bucket, so that batches are full until the end of an epoch.
         self.buffer = max(2_000, 4 * world_size * sum(sizes))
         self.start(0, 0)
@@ -68,12 +81,14 @@ class StepBatchSampler(Sampler[StepBatchPlan]):
         """Let the stream begin after the first `done` step batches of `epoch`."""
         self.first = (epoch, done)
 
-    def __iter__(self) -> Iterator[StepBatchPlan]:
+    def __iter__(self) -> Iterator[BatchPlan]:
         epoch, done = self.first
         while True:
             for index, batches in enumerate(self.step_batches(epoch)):
                 if index >= done:
-                    yield StepBatchPlan(batches, epoch, index, self.rank)
+                    for part, cuts in enumerate(batches):
+                        samples = self.samples[self._bucket(cuts[0])]
+                        yield BatchPlan(cuts, samples, epoch, index, part, self.rank)
             epoch, done = epoch + 1, 0
 
     def step_batches(self, epoch: int) -> Iterator[list[list[DataCut]]]:
@@ -110,6 +125,9 @@ class StepBatchSampler(Sampler[StepBatchPlan]):
             sync_buckets=True,  # without it Lhotse 1.33 may end an epoch early and lose utterances
         )
         return map(list, batches)
+
+    def _bucket(self, cut: DataCut) -> int:
+        return self.constraint.select_bucket(self.bounds, cut)
 
 
 def _copy(cut: DataCut) -> DataCut:

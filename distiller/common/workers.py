@@ -16,7 +16,7 @@ from upstream.errors import UserError
 
 SHARED_MEMORY = Path("/dev/shm")  # where Linux has it
 PREFETCH = 4  # batches that a worker has ready
-HELD = 2  # batches that the main process holds: the one in use, and one on its way to the GPU
+HELD = 2  # steps that the main process holds the batches of: the one in use, and the next
 KEPT_FREE = 0.1  # share of the shared memory
 TIMEOUT = 600.0  # seconds for one batch, far more than any takes
 FULL = 100  # exit code of a worker that finds shared memory full
@@ -37,19 +37,26 @@ def batch_bytes(seconds: float) -> int:
     return int(seconds * SAMPLE_RATE) * 4
 
 
-def loader_options(workers: int, batch_bytes: int, processes: int, key: str, tell: bool = True) -> dict[str, Any]:
+def loader_options(
+    workers: int, batch_bytes: int, processes: int, key: str, tell: bool = True, step: int = 1, pin: bool = False
+) -> dict[str, Any]:
     """Settings of a DataLoader that has at most `workers`, and no more than shared memory holds the batches of.
+
+    At least the batches of the two steps to come are read ahead.
 
     Args:
         batch_bytes: of the largest batch.
         processes: on this machine that each have such a loader.
         key: the option or key that the number of workers comes from.
         tell: print a line when there are fewer workers than that.
+        step: batches that are used together.
+        pin: copy them, on their way, to memory that a GPU reads while it computes.
     """
     free = free_shared_memory()
-    fitting = workers * PREFETCH  # batches of the workers
+    fitting = max(workers * PREFETCH, HELD * step)  # batches of the workers
     if free is not None and workers:
-        fitting = min(fitting, int(free * (1 - KEPT_FREE) / processes / batch_bytes) - HELD)
+        held = HELD if pin else HELD * step  # a pinned copy is in no shared memory
+        fitting = min(fitting, int(free * (1 - KEPT_FREE) / processes / batch_bytes) - held)
     number = max(0, min(workers, fitting))
     if number < workers and tell:
         print(
@@ -57,10 +64,10 @@ def loader_options(workers: int, batch_bytes: int, processes: int, key: str, tel
             f"worker needs at least {_megabytes(batch_bytes * processes)} of it; {LARGER.format(key=key)}"
         )
     if not number:
-        return {"num_workers": 0}
-    prefetch = min(PREFETCH, fitting // number)
+        return {"num_workers": 0, "pin_memory": pin}
     return {
-        "num_workers": number, "prefetch_factor": prefetch, "timeout": TIMEOUT, "worker_init_fn": _end_when_full
+        "num_workers": number, "prefetch_factor": fitting // number, "pin_memory": pin, "timeout": TIMEOUT,
+        "worker_init_fn": _end_when_full,
     }  # fmt: skip
 
 

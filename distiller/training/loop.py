@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from distiller.audio.batch import Batch
+from distiller.audio.batch import Batch, step_batches_of
 from distiller.audio.dataset import AudioDataset
 from distiller.audio.sampler import StepBatchSampler, step_batches_per_epoch
 from distiller.audio.skipped import SkippedLog
@@ -101,15 +101,14 @@ class Training:
             fabric.load(newest.path, state, weights_only=True)
             epoch, index = progress.position or (0, -1)
             stream.start(epoch, index + 1)
-        size = batch_bytes(stream.batch_seconds * stream.accumulate)
-        here = device_count(config.devices)
-        options = loader_options(self.workers, size, here, "corpus.workers", fabric.is_global_zero)
-        pinned = fabric.device.type == "cuda"
-        loader = DataLoader(self.dataset, sampler=stream, batch_size=None, pin_memory=pinned, **options)
+        size, here, pin = batch_bytes(stream.batch_seconds), device_count(config.devices), fabric.device.type == "cuda"
+        told = fabric.is_global_zero
+        options = loader_options(self.workers, size, here, "corpus.workers", told, stream.accumulate, pin)
+        loader = DataLoader(self.dataset, sampler=stream, batch_size=None, **options)
         late, taken = fabric.device.type in LATE, deque[TakenStep]()
         table = StepTable(self.output / "metrics.csv", progress.step + 1) if fabric.is_global_zero else None
         with StepBar(progress.step, module.steps, visible=fabric.is_global_zero) as bar:
-            for batch in islice(loader, module.steps - progress.step):
+            for batch in islice(step_batches_of(loader, stream.accumulate), module.steps - progress.step):
                 if self.skipped is not None:
                     self.skipped.add(batch.skipped, batch.utterances)
                 for micro_batch in batch.batches:

@@ -1,9 +1,12 @@
-"""Batches: what moves to a device, and what an empty one says."""
+"""Batches: what moves to a device, which make a step, and what an empty one says."""
+
+from dataclasses import replace
+from itertools import count, islice
 
 import pytest
 import torch
 
-from distiller.audio.batch import Batch, StepBatch
+from distiller.audio.batch import Batch, StepBatch, step_batches_of
 from distiller.audio.skipped import Skipped
 from upstream.errors import UserError
 
@@ -16,12 +19,24 @@ def batch(utterances: int) -> Batch:
 
 
 def test_waveforms_move_and_lengths_stay_on_the_cpu() -> None:
-    step = StepBatch([batch(2), batch(3)], epoch=4, index=5)
-    moved = step.to("meta")
-    assert (moved.epoch, moved.index) == (4, 5)
-    assert [each.waveforms.device.type for each in moved.batches] == ["meta"] * 2
-    assert [each.lengths.tolist() for each in moved.batches] == [[400] * 2, [400] * 3]
-    assert [each.ids for each in moved.batches] == [each.ids for each in step.batches]
+    moved = batch(2).to("meta")
+    assert (moved.waveforms.device.type, moved.lengths.device.type) == ("meta", "cpu")
+    assert (moved.lengths.tolist(), moved.ids) == ([400] * 2, ["u0", "u1"])
+
+
+def test_batches_are_collected_into_steps_as_they_come() -> None:
+    """No batch is asked for before the step that it is part of."""
+    taken: list[int] = []
+
+    def stream():
+        for number in count():
+            taken.append(number)
+            yield replace(batch(number % 4), position=(7, number // 3))
+
+    steps = list(islice(step_batches_of(stream(), 3), 2))
+    assert [(step.epoch, step.index) for step in steps] == [(7, 0), (7, 1)]
+    assert [[len(each.ids) for each in step.batches] for step in steps] == [[0, 1, 2], [3, 0, 1]]
+    assert taken == [*range(6)]
 
 
 def test_a_step_knows_its_utterances_and_skipped_files() -> None:

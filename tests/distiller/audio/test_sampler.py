@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from distiller.audio.sampler import step_batches_per_epoch
-from tests.distiller.audio.cuts import imaginary, sampler
+from tests.distiller.audio.cuts import RATE, imaginary, sampler
 from upstream.errors import UserError
 
 
 def plain(plans):
-    return [(plan.epoch, plan.index, [[cut.id for cut in batch] for batch in plan.batches]) for plan in plans]
+    return [(plan.epoch, plan.index, plan.part, plan.samples, [cut.id for cut in plan.cuts]) for plan in plans]
 
 
 def epoch_of(stream, epoch=0):
@@ -31,6 +31,35 @@ def test_batches_stay_below_the_cap_and_are_nearly_full():
     padded = np.array([len(batch) * max(cuts[name] for name in batch) for batch in batches])
     assert padded.max() <= 60.0
     assert np.median(padded) > 54.0
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_an_epoch_has_few_shapes(world_size):
+    """One of full batches for each bucket, and one for the last batch of each."""
+    cuts = imaginary(1500)
+    for rank in range(world_size):
+        stream = sampler(cuts, batch_seconds=60.0, buckets=12, rank=rank, world_size=world_size)
+        steps = step_batches_per_epoch(stream)
+        shapes = Counter((len(plan.cuts), plan.samples) for plan in islice(stream, steps))
+        widths = Counter(samples for _, samples in shapes)
+        assert len(widths) <= 12
+        assert max(widths.values()) <= 2
+        full = {(max(count for count, width in shapes if width == samples), samples) for samples in widths}
+        assert sum(shapes[shape] for shape in full) >= steps - 12
+    longest = {cut.id: cut.duration * RATE for cut in cuts}
+    for plan in islice(stream, steps):
+        assert plan.samples >= max(longest[cut.id.split("_dup")[0]] for cut in plan.cuts)
+        assert len(plan.cuts) * plan.samples <= 60.0 * RATE
+
+
+def test_padding_to_the_buckets_longest_stays_below_the_cap():
+    """Rounding up gives way to it."""
+    cuts = imaginary(40, low=2.9, high=2.999)
+    stream = sampler(cuts, batch_seconds=3 * max(cut.duration for cut in cuts) + 1e-4, buckets=1)
+    plans = list(islice(stream, step_batches_per_epoch(stream)))
+    assert {len(plan.cuts) for plan in plans} == {3, 1}
+    (samples,) = {plan.samples for plan in plans}
+    assert samples == max(cut.num_samples for cut in cuts)
 
 
 def test_utterances_of_a_batch_have_similar_lengths():
@@ -66,14 +95,14 @@ def test_a_resumed_stream_is_the_rest_of_the_stream(accumulate, rank):
     settings = {"accumulate": accumulate, "rank": rank, "world_size": 2}
     expected = plain(islice(sampler(**settings), 60))
     for at in (1, 17, 30, 59):
-        epoch, index, _ = expected[at]
+        epoch, index, part, *_ = expected[at]
         stream = sampler(**settings)
         stream.start(epoch, index)
-        assert plain(islice(stream, 60 - at)) == expected[at:]
+        assert plain(islice(stream, 60 - at + part)) == expected[at - part :]
     last = step_batches_per_epoch(sampler(**settings))
     stream = sampler(**settings)
     stream.start(0, last)  # the epoch is done
-    assert plain(islice(stream, 1)) == expected[last : last + 1]
+    assert plain(islice(stream, 1)) == expected[last * accumulate : last * accumulate + 1]
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -47,6 +47,23 @@ def test_workers_that_shared_memory_has_room_for(
         assert "--shm-size" in said
 
 
+@pytest.mark.parametrize(
+    ("size", "pin", "number", "prefetch"),
+    [
+        (None, False, 2, 16),  # the 32 batches of two steps are read ahead
+        (400, False, 2, 2),  # 36 batches, of which the main process holds 32
+        (400, True, 2, 16),  # it holds two, and copies of the others
+        (300, False, 0, 0),
+        (40, True, 1, 1),
+    ],
+)
+def test_the_batches_of_a_step_are_held_together(size: int | None, pin: bool, number: int, prefetch: int, free) -> None:
+    free(size and size * MEGABYTE)
+    options = loader_options(2, 10 * MEGABYTE, 1, "corpus.workers", step=16, pin=pin)
+    assert (options["num_workers"], options.get("prefetch_factor", 0)) == (number, prefetch)
+    assert options["pin_memory"] == pin
+
+
 class Noise(Dataset[torch.Tensor]):
     """Batches of which the third does something else first."""
 

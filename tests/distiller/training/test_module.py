@@ -108,6 +108,18 @@ def test_accumulated_batches_of_unequal_sizes_give_one_batchs_gradients() -> Non
     assert_same_gradients(accumulated, expected)
 
 
+def test_padding_to_a_buckets_longest_changes_neither_loss_nor_gradients() -> None:
+    whole, losses, gradients = batch(LENGTHS), [], []
+    for extra in (0, 1, 2600):
+        module = distillation(smoke_recipe(*OBJECTIVE))
+        padded = replace(whole, waveforms=torch.nn.functional.pad(whole.waveforms, (0, extra)))
+        gradients.append(one_step(module, [padded]))
+        losses.append(sum(float(term.total.detach()) for term in module.losses(padded)))
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+    assert_same_gradients(gradients[1], gradients[0])
+    assert_same_gradients(gradients[2], gradients[0])
+
+
 def free_port() -> int:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))

@@ -5,12 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from distiller.audio.batch import Batch, StepBatch
+from distiller.audio.batch import Batch
 from distiller.distillation.distillation_module import Distillation
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import Recipe, load_recipe
@@ -52,19 +53,21 @@ def halves(step: int) -> list[Batch]:
 class Stream(torch.utils.data.Dataset):
     """Windows of this rank: its half, or both halves for a process that is alone. Stands for dataset and sampler."""
 
-    batch_seconds, accumulate = 1.0, 1
+    batch_seconds = 1.0
 
     def __init__(self, rank: int, world_size: int) -> None:
-        self.rows = slice(rank, rank + 1) if world_size == 2 else slice(None)
+        self.parts = [rank] if world_size == 2 else [0, 1]
+        self.accumulate = len(self.parts)
 
-    def __getitem__(self, step: int) -> StepBatch:
-        return StepBatch(halves(step)[self.rows], 0, step)
+    def __getitem__(self, place: tuple[int, int]) -> Batch:
+        step, part = place
+        return replace(halves(step)[part], position=(0, step))
 
     def start(self, epoch: int, done: int) -> None:
         self.first = done
 
     def __iter__(self):
-        return iter(range(getattr(self, "first", 0), 1000))
+        return iter([(step, part) for step in range(getattr(self, "first", 0), 1000) for part in self.parts])
 
 
 def recipe_of(strategy: str, devices: int, objective: str) -> Recipe:
