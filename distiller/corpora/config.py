@@ -7,8 +7,9 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from distiller.common.strict import ABOVE_0, AT_LEAST_0, AT_LEAST_1, STRICT, Text, check
-from upstream.errors import require
+from upstream.errors import UserError, require
 
+AUTO = "auto"  # of batch_seconds
 SYNTHETIC = "synthetic"  # the name of the corpus that the project synthesises
 
 Names = Annotated[
@@ -33,9 +34,13 @@ class CorpusConfig:
     )
     # longer ones are split into equal windows of at most this; null: they are not used
     window_seconds: Annotated[float | None, ABOVE_0] = 20.0
-    batch_seconds: Annotated[float, Field(description="a number above corpus.min_seconds")] = (
-        100.0  # of one device, padding included
-    )
+    # of one device, padding included; auto: what fills its memory, so that batches of step_seconds make a step
+    batch_seconds: Annotated[
+        float | str,
+        check(lambda seconds: seconds == AUTO or not isinstance(seconds, str)),
+        Field(description="a number above corpus.min_seconds, or auto"),
+    ] = 100.0
+    step_seconds: Annotated[float | None, ABOVE_0] = None  # of all devices; only auto takes notice of it
     buckets: Annotated[int, AT_LEAST_1] = 20  # by duration
     workers: Annotated[int, Field(ge=0, description="an integer of at least 0")] = 2  # processes that decode
     # share of undecodable utterances that stops the run
@@ -59,13 +64,25 @@ class CorpusConfig:
         above = f"a number above corpus.min_seconds ({self.min_seconds:g})"
         longest = self.max_seconds is None or self.max_seconds > self.min_seconds
         require(longest, "corpus.max_seconds", self.max_seconds, f"{above}, or null")
-        require(self.batch_seconds > self.min_seconds, "corpus.batch_seconds", self.batch_seconds, above)
+        if self.batch_seconds != AUTO:
+            require(self.seconds > self.min_seconds, "corpus.batch_seconds", self.batch_seconds, above)
+        elif self.step_seconds is None:
+            raise UserError(
+                "corpus.batch_seconds is auto, but corpus.step_seconds is not set: give the seconds of audio of an "
+                "optimiser step on all devices"
+            )
         return self
+
+    @property
+    def seconds(self) -> float:
+        """batch_seconds, once it is a number."""
+        assert not isinstance(self.batch_seconds, str)
+        return self.batch_seconds
 
     @property
     def longest(self) -> float:
         """Seconds of the longest utterance that is used whole: a batch's, or max_seconds if that is less."""
-        return self.batch_seconds if self.max_seconds is None else min(self.max_seconds, self.batch_seconds)
+        return self.seconds if self.max_seconds is None else min(self.max_seconds, self.seconds)
 
     @property
     def window(self) -> float | None:

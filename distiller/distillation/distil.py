@@ -1,21 +1,35 @@
 """A run from its recipe to its report."""
 
+import copy
+import math
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from distiller.audio.batch import Batch
 from distiller.audio.skipped import skipped_count
+from distiller.common.process import rank
 from distiller.common.values import digest
-from distiller.corpora.corpus import hours
+from distiller.corpora.batch_size import FILLED, WITHOUT_LIMIT, agreed_seconds, fitting_seconds
+from distiller.corpora.config import AUTO
+from distiller.corpora.corpus import hours, open_corpus
 from distiller.distillation import stages
 from distiller.distillation.run_folder import accept_inputs, forgetting_a_failed_scan
 from distiller.distillation.teacher import identity, load_teacher
-from distiller.recipes.recipe import Recipe
+from distiller.objectives.config import ClustersConfig
+from distiller.recipes.recipe import Recipe, in_batches
 from distiller.reports import card, report
 from distiller.reports.distances import write_distances
 from distiller.reports.figures import distance_curves, loss_curves, phone_accuracy, remaining_units
+from distiller.training.devices import device_count, indices
+from distiller.training.loop import arrange_layers
 from upstream.checkpoint import save
+from upstream.errors import UserError
+
+OWN_MEMORY = {"cuda"}  # accelerators whose memory a batch is to fill
 
 
 def distil(recipe: Recipe, output: Path) -> None:
@@ -28,6 +42,7 @@ def distil(recipe: Recipe, output: Path) -> None:
     """
     started = time.perf_counter()
     run = open_run(recipe, output)
+    recipe = run.recipe
     torch.manual_seed(recipe.seed)
     distilled = stages.distil(run)
     if distilled is None:  # not the first rank
@@ -59,9 +74,73 @@ def open_run(recipe: Recipe, output: Path) -> stages.Run:
     """
     run = stages.Run(recipe, output, load_teacher(recipe.teacher))
     with forgetting_a_failed_scan(output):
+        run = settle_batches(run)
         corpus = run.corpus
         cuts = [[(cut.id, round(cut.duration, 4)) for cut in part] for part in (corpus.train, corpus.validation)]
         found = {"utterances": sum(map(len, cuts)), "hours": round(hours(corpus.train + corpus.validation), 4)}
         found["ids_and_durations"] = digest(cuts)[:16]
-        accept_inputs(output, recipe, {"teacher": identity(run.teacher), "corpus": found})
+        accept_inputs(output, run.recipe, {"teacher": identity(run.teacher), "corpus": found})
     return run
+
+
+def settle_batches(run: stages.Run) -> stages.Run:
+    """The run with a number in place of corpus.batch_seconds=auto; all of its processes find the same."""
+    recipe = run.recipe
+    if recipe.corpus.batch_seconds != AUTO:
+        return run
+    devices, most = device_count(recipe.trainer.devices) * recipe.trainer.num_nodes, WITHOUT_LIMIT
+    if recipe.trainer.accelerator in OWN_MEMORY:
+        whole = replace(run, recipe=in_batches(recipe, devices, math.inf))
+        cuts = open_corpus(whole.recipe.corpus, run.decoder, run.output / "corpus").train
+        find = partial(filling_seconds, whole, max(cut.duration for cut in cuts))
+        most = agreed_seconds(run.output, find)
+    recipe = in_batches(recipe, devices, most)
+    if rank() == 0:
+        count, seconds = recipe.trainer.accumulate, recipe.corpus.seconds
+        print(f"corpus.batch_seconds is auto: {count} batches of at most {seconds:g} s a step on each device")
+    return replace(run, recipe=recipe)
+
+
+def filling_seconds(run: stages.Run, longest: float) -> float:
+    """Seconds of audio, in utterances of `longest`, that fill this process's device in a step of the first stage.
+
+    Raises:
+        UserError: it is too small for the steps that are measured.
+    """
+    recipe, teacher = run.recipe, copy.deepcopy(run.teacher)
+    devices, section = str(recipe.trainer.devices), recipe.objective
+    places = indices(devices) if "," in devices else range(int(devices))
+    device = torch.device(recipe.trainer.accelerator, places[rank() % len(places)])
+    free, _ = torch.cuda.mem_get_info(device)
+    if isinstance(section, ClustersConfig) and section.clusters is None:  # not known yet; no others need more memory
+        layers = section.layers or range(teacher.config.num_layers + 1)
+        section = replace(section, clusters=[[layer] for layer in layers], target="mean")
+    module = stages.first_module(replace(run, teacher=teacher), section).train()
+    arrange_layers(module, replace(recipe.trainer, compile=False))
+    module.to(device)
+    module.move_frozen(device)
+    module.steps = 1  # schedules do not matter here
+    optimizer = module.optimizer()
+    halved = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(recipe.trainer.precision)
+
+    def peak(utterances: int, samples: int) -> float:
+        lengths = torch.full((utterances,), samples * 9 // 10)  # a mask for padding takes memory, too
+        batch = Batch(0.1 * torch.randn(utterances, samples), lengths, [], [], []).to(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        for _ in range(2):  # at the second, the optimizer has its states
+            optimizer.zero_grad()
+            with torch.autocast(device.type, halved, enabled=halved is not None):
+                loss, _ = module(batch, {unit: torch.ones((), device=device) for unit in ("utterance", "frame")})
+            (loss + module.penalty()[0]).backward()
+            optimizer.step()
+        return torch.cuda.max_memory_allocated(device)
+
+    try:
+        return fitting_seconds(longest, FILLED * free, peak)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"corpus.batch_seconds is auto, but {device} is too small to try it; give a number") from error
+    finally:
+        module.cpu()
+        teacher.cpu()
+        optimizer.state.clear()
+        torch.cuda.empty_cache()

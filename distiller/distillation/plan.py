@@ -1,5 +1,6 @@
 """What a recipe would do and cost; nothing is trained, downloaded or written."""
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,10 @@ import torch
 
 from distiller.common.files import expanded
 from distiller.common.provenance import TEN_SECONDS, parameter_count
-from distiller.corpora.config import SYNTHETIC
+from distiller.corpora.config import AUTO, SYNTHETIC
 from distiller.corpora.corpus import hours, open_corpus
 from distiller.distillation.teacher import BUNDLED_TEACHER
-from distiller.recipes.recipe import BUNDLED, Recipe, final_stage, to_yaml
+from distiller.recipes.recipe import BUNDLED, Recipe, final_stage, in_batches, to_yaml
 from distiller.students.lagrangian import SparsityLagrangian
 from distiller.training.devices import device_count
 from upstream.checkpoint import load
@@ -113,10 +114,13 @@ def _length(recipe: Recipe, min_samples: int) -> Iterator[tuple[str, str]]:
     trainers = {"": recipe.trainer}
     if recipe.pruning is not None:
         trainers = {"joint: ": recipe.trainer, "final: ": final_stage(recipe).trainer}
-    corpus, devices = recipe.corpus, device_count(recipe.trainer.devices) * recipe.trainer.num_nodes
-    accumulate = recipe.trainer.accumulate
-    step_seconds = corpus.batch_seconds * accumulate * devices
-    of_each = f"of at most {step_seconds:g} s ({corpus.batch_seconds:g} s x {accumulate} batches x {devices} devices)"
+    devices, auto = device_count(recipe.trainer.devices) * recipe.trainer.num_nodes, recipe.corpus.batch_seconds == AUTO
+    if auto:
+        recipe = in_batches(recipe, devices, math.inf)
+        yield "batches", f"{recipe.corpus.seconds:g} s a step on each device, in equal parts that fit its memory"
+    seconds, accumulate = recipe.corpus.seconds, recipe.trainer.accumulate
+    step_seconds = seconds * accumulate * devices
+    of_each = f"of at most {step_seconds:g} s ({seconds:g} s x {accumulate} batches x {devices} devices)"
     known = _epoch(recipe, devices, min_samples) if recipe.trainer.steps is None else (None, None, [])
     epoch_hours, windows, lines = known
     yield from (cast(tuple[str, str], tuple(line.split(": ", 1))) for line in lines)
@@ -130,7 +134,7 @@ def _length(recipe: Recipe, min_samples: int) -> Iterator[tuple[str, str]]:
         else:
             exact = windows is not None
             steps = epochs * (windows if windows is not None else int(epoch_hours * 3600 // step_seconds))
-            yield "steps", f"{stage}{'' if exact else 'about '}{steps:,} {of_each}"
+            yield "steps", f"{stage}{'about ' if auto or not exact else ''}{steps:,} {of_each}"
             total_hours = f"{epochs * epoch_hours:,.1f} hours ({epochs} epochs of {epoch_hours:,.1f})"
             yield "audio", stage + total_hours + ("" if exact else ", without looking at the corpus")
 
@@ -150,7 +154,7 @@ def _epoch(recipe: Recipe, devices: int, min_samples: int) -> tuple[float | None
 
     corpus = open_corpus(config, Decoder(min_samples))
     sampler = StepBatchSampler(
-        corpus.train, config.batch_seconds, config.buckets, recipe.seed, 0, devices, recipe.trainer.accumulate
+        corpus.train, config.seconds, config.buckets, recipe.seed, 0, devices, recipe.trainer.accumulate
     )
     return hours(corpus.train), step_batches_per_epoch(sampler), corpus.inventory.lines()
 

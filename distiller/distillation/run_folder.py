@@ -9,11 +9,14 @@ from typing import Any
 
 from distiller.common.files import LOCK, read_csv, remove, sweep, write_json
 from distiller.common.process import launcher, rank
-from distiller.common.values import difference
-from distiller.recipes.recipe import RESUMABLE, Recipe, first_difference, save
+from distiller.common.values import difference, flatten
+from distiller.corpora.config import AUTO
+from distiller.recipes.recipe import RESUMABLE, Recipe, first_difference, in_batches, save
+from distiller.recipes.yaml_files import read
+from distiller.training.devices import device_count
 from upstream.errors import UserError
 
-RECIPE, REPORT, INPUTS, SKIPPED = "recipe.yaml", "report.json", "inputs.json", "skipped.csv"
+RECIPE, REPORT, INPUTS, SKIPPED, BATCH = "recipe.yaml", "report.json", "inputs.json", "skipped.csv", "batch.json"
 
 # Placement changes the last bits of the results, so it may not change during a run; a complete run is only shown.
 PLACEMENT = frozenset({"trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"})
@@ -27,7 +30,7 @@ LOGS = frozenset({".log", ".txt", ".out", ".err"})
 # What a run has written before its first checkpoint and another one would take for its own. (It replaces the rest.)
 SCANS = ("corpus/*.jsonl.gz", "corpus/*.skipped.csv")
 OF_A_START = (
-    *SCANS, INPUTS, SKIPPED, "clusters.json", "cka.csv", "similarity.png", "metrics.csv", "joint/metrics.csv",
+    *SCANS, INPUTS, SKIPPED, BATCH, "clusters.json", "cka.csv", "similarity.png", "metrics.csv", "joint/metrics.csv",
     "tensorboard/events.out.tfevents.*", "joint/tensorboard/events.out.tfevents.*", "corpus/.busy", "calibration/.busy",
 )  # fmt: skip
 
@@ -94,6 +97,20 @@ def _differs(output: Path, recipe: Recipe) -> bool:
         return first_difference(output / RECIPE, recipe, RESUMABLE) is not None
     except UserError:
         return True
+
+
+def with_settled_batches(output: Path, recipe: Recipe) -> Recipe:
+    """In place of corpus.batch_seconds=auto the numbers of the run in `output`, if its steps have that many seconds."""
+    if recipe.corpus.batch_seconds != AUTO or not has_results(output):
+        return recipe
+    try:
+        known = flatten(read(output / RECIPE))
+        seconds, count = known["corpus.batch_seconds"], known["trainer.accumulate"]
+        devices = device_count(known["trainer.devices"]) * known["trainer.num_nodes"]
+        settled = in_batches(recipe, devices, seconds)
+        return settled if settled.trainer.accumulate == count else recipe
+    except (UserError, KeyError, TypeError, ValueError):  # `check_same_recipe` says what differs
+        return recipe
 
 
 # --- a start that fails

@@ -35,7 +35,6 @@ from distiller.objectives.registry import build
 from distiller.recipes.recipe import Recipe, final_stage
 from distiller.reports.report import pruning_summary
 from distiller.students.build import build_student
-from distiller.students.config import PruningConfig
 from distiller.students.gates import GatedEncoder
 from distiller.students.lagrangian import SparsityLagrangian
 from distiller.students.prune import remove_closed_units
@@ -70,15 +69,15 @@ class Run:
 
     @cached_property
     def held_out(self) -> list[Callable[[], Batch]]:
-        return validation_batches(self.corpus.validation, self.recipe.corpus.batch_seconds, self.decoder)
+        return validation_batches(self.corpus.validation, self.recipe.corpus.seconds, self.decoder)
 
     def calibration_audio(self, other: str | None) -> CalibrationAudio:
         """The audio on which teacher layers are compared: that of the training, or all of another corpus."""
         corpus = self.recipe.corpus
         if other is None:
-            return CalibrationAudio(corpus.path, self.corpus.train, corpus.batch_seconds)
-        cuts = open_audio(other, corpus.batch_seconds, self.decoder, self.output / "corpus")
-        return CalibrationAudio(other, cuts, corpus.batch_seconds)
+            return CalibrationAudio(corpus.path, self.corpus.train, corpus.seconds)
+        cuts = open_audio(other, corpus.seconds, self.decoder, self.output / "corpus")
+        return CalibrationAudio(other, cuts, corpus.seconds)
 
 
 @dataclass
@@ -103,24 +102,36 @@ class PrunedStudent:
 
 def distil(run: Run) -> Distilled | None:
     """All stages of a run; None on all ranks but the first."""
-    return distil_narrow(run) if run.recipe.pruning is None else distil_pruned(run, run.recipe.pruning)
+    return distil_narrow(run) if run.recipe.pruning is None else distil_pruned(run)
+
+
+def first_module(run: Run, section: ObjectiveConfig) -> Distillation:
+    """What the first stage of a run trains, before its first step."""
+    recipe, teacher = run.recipe, run.teacher
+    student = build_student(recipe.student, teacher)
+    objective = build(section, teacher.config, student.config)
+    pruning = recipe.pruning
+    if pruning is None:
+        return Distillation(teacher, student, objective, recipe)
+    lagrangian = SparsityLagrangian(pruning, student.config, parameter_count(teacher), steps=1)
+    recipe = replace(recipe, trainer=replace(recipe.trainer, ema=0.0))  # averaged gates would be off the target
+    return JointDistillation(teacher, GatedEncoder(student, pruning.drops), objective, recipe, lagrangian)
 
 
 def distil_narrow(run: Run) -> Distilled | None:
     """One stage, straight below the output."""
-    student = build_student(run.recipe.student, run.teacher)
-    untrained = copy.deepcopy(student)
-    objective = build(with_clusters(run), run.teacher.config, student.config)
-    module = Distillation(run.teacher, student, objective, run.recipe)
+    module = first_module(run, with_clusters(run))
+    assert isinstance(module.student, SpeechEncoder)
+    untrained = copy.deepcopy(module.student)
     if not train(run, module, run.recipe, run.output):
         return None
     return Distilled(module.kept_student(), untrained, [run.output], module.progress.elapsed)
 
 
-def distil_pruned(run: Run, pruning: PruningConfig) -> Distilled | None:
+def distil_pruned(run: Run) -> Distilled | None:
     """Joint distillation and pruning, removal of the closed units, the final distillation."""
     folder = existing_checkpoint(run.output / PRUNED)
-    pruned = distil_jointly(run, pruning) if folder is None else read_pruned(folder)
+    pruned = distil_jointly(run) if folder is None else read_pruned(folder)
     torch.manual_seed(run.recipe.seed)
     untrained = SpeechEncoder(pruned.encoder.config)
     recipe = final_stage(run.recipe)
@@ -134,15 +145,11 @@ def distil_pruned(run: Run, pruning: PruningConfig) -> Distilled | None:
     return Distilled(module.kept_student(), untrained, folders, seconds, pruned.metadata)
 
 
-def distil_jointly(run: Run, pruning: PruningConfig) -> PrunedStudent:
+def distil_jointly(run: Run) -> PrunedStudent:
     """The first stage of pruning and its result; the first rank writes OUTPUT/pruned."""
-    recipe, teacher = run.recipe, run.teacher
-    student = build_student(recipe.student, teacher)
-    lagrangian = SparsityLagrangian(pruning, student.config, parameter_count(teacher), steps=1)
-    objective = build(with_clusters(run), teacher.config, student.config)
-    recipe = replace(recipe, trainer=replace(recipe.trainer, ema=0.0))  # averaged gates would be off the target
-    module = JointDistillation(teacher, GatedEncoder(student, pruning.drops), objective, recipe, lagrangian)
-    first = train(run, module, recipe, run.output / JOINT, keep_best=lambda trained: None)
+    module = first_module(run, with_clusters(run))
+    assert isinstance(module, JointDistillation)
+    first = train(run, module, run.recipe, run.output / JOINT, keep_best=lambda trained: None)
     pruned = prune(module)
     if first:
         metadata = json.dumps(pruned.metadata | {"seconds": module.progress.seconds()}, indent=1) + "\n"
@@ -220,7 +227,7 @@ def train(
     def windows(rank: int, world_size: int) -> StepBatchSampler:
         accumulate = recipe.trainer.accumulate
         return StepBatchSampler(
-            corpus.train, section.batch_seconds, section.buckets, recipe.seed, rank, world_size, accumulate
+            corpus.train, section.seconds, section.buckets, recipe.seed, rank, world_size, accumulate
         )
 
     training = Training(

@@ -12,6 +12,7 @@ from distiller.distillation.run_folder import (
     known_paths,
     moved,
     prepare,
+    with_settled_batches,
 )
 from distiller.recipes.recipe import Recipe
 from distiller.training.devices import place
@@ -27,6 +28,7 @@ def start(recipe: Recipe, output: Path, overwrite: bool = False, dry_run: bool =
     Raises:
         UserError: whatever the user can correct.
     """
+    recipe = recipe if dry_run or overwrite else with_settled_batches(output, recipe)
     if dry_run:
         from distiller.distillation.plan import print_plan
 

@@ -7,6 +7,7 @@ from another (`extends: NAME`). An unknown key or an impossible value is a one-l
 Nothing here imports torch.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
@@ -28,8 +29,9 @@ from upstream.errors import UserError, one_of, require
 
 BUNDLED = "bundled"  # the name of the teacher in distiller/assets/teacher
 
-# Keys that a continued run may change: they decide how fast and how safely it runs, not its result.
-RESUMABLE = frozenset({"corpus.workers", "corpus.max_skipped", "trainer.checkpoint_every"})
+# Keys that a continued run may change: they decide how fast and how safely it runs, not its result. (step_seconds has
+# become batch_seconds and trainer.accumulate.)
+RESUMABLE = frozenset({"corpus.workers", "corpus.max_skipped", "corpus.step_seconds", "trainer.checkpoint_every"})
 
 
 @dataclass(config=STRICT)
@@ -143,6 +145,14 @@ def final_stage(recipe: Recipe) -> Recipe:
             first, **{key: value and max(1, round(value * final.length)) for key, value in lengths.items()}
         ),
     )
+
+
+def in_batches(recipe: Recipe, devices: int, most: float) -> Recipe:
+    """With corpus.batch_seconds=auto: corpus.step_seconds on all devices as equal batches of at most `most` seconds."""
+    share = (recipe.corpus.step_seconds or 0.0) / devices
+    count = max(1, math.ceil(share / most - 1e-6))
+    corpus, trainer = replace(recipe.corpus, batch_seconds=share / count), replace(recipe.trainer, accumulate=count)
+    return replace(recipe, corpus=corpus, trainer=trainer)
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
