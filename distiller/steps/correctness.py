@@ -183,7 +183,8 @@ def two_utterances(seconds: float) -> Step:
 @contextmanager
 def plain_fp32() -> Iterator[None]:
     """fp32 as written: neither products nor convolutions in TF32, which convolutions are by default."""
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    cudnn: Any = torch.backends.cudnn  # some of its attributes are set at import
+    backends = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
