@@ -32,7 +32,7 @@ class Convolution(nn.Conv1d):
     def over_rows(self, rows: Tensor) -> Tensor:
         """The same on (row, channel), as matrix products."""
         device, dtype = rows.device.type, rows.dtype
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # as it does with a Conv1d
+        if torch.amp.autocast_mode.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         bias = None if self.bias is None else self.bias.to(dtype)
         return RowConvolution.apply(rows.to(dtype), self.weight.to(dtype), bias, self.stride[0])
@@ -50,13 +50,11 @@ class RowConvolution(torch.autograd.Function):
         """rows (row, in), weight (out, in, tap), bias (out,) -> (window, out)."""
         taps = weight.permute(2, 1, 0).contiguous()  # (tap, in, out)
         windows = (len(rows) - len(taps)) // stride + 1
-        output: Tensor | None = None
-        for part in _tap_groups(taps, len(taps) if taps.shape[1] == 1 else stride):
-            inputs, factor = _windows(rows, part, stride, windows), taps[part].flatten(0, 1)
-            if output is not None:
-                output.addmm_(inputs, factor)
-            else:
-                output = inputs @ factor if bias is None else torch.addmm(bias, inputs, factor)
+        first, *others = _tap_groups(taps, len(taps) if taps.shape[1] == 1 else stride)
+        inputs, factor = _windows(rows, first, stride, windows), taps[first].flatten(0, 1)
+        output = inputs @ factor if bias is None else torch.addmm(bias, inputs, factor)
+        for part in others:
+            output.addmm_(_windows(rows, part, stride, windows), taps[part].flatten(0, 1))
         ctx.stride = stride
         ctx.save_for_backward(rows, taps)
         return output
