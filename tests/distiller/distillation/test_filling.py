@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from distiller import run
-from distiller.corpora.batch_size import FILLED, WITHOUT_LIMIT
 from distiller.distillation import distil as module
 from distiller.distillation import stages
-from distiller.distillation.distil import filling_seconds, settle_batches
+from distiller.distillation.distil import FILLED, WITHOUT_LIMIT, filling_seconds, settle_batches
 from distiller.recipes.recipe import load_recipe
 from distiller.training import loop
 from upstream.checkpoint import load
