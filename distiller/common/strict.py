@@ -95,7 +95,7 @@ def _described(hint: Any) -> str:
     if origin is Annotated:
         return _described(args[0])
     if origin is Literal:
-        return f"one of {', '.join(map(str, args))}"
+        return ("one of " if len(args) > 1 else "") + ", ".join(map(str, args))
     if origin in (Union, types.UnionType):
         return " or ".join(map(_described, args))
     if origin is tuple:

@@ -1,13 +1,13 @@
 """The corpus section of a recipe."""
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from distiller.common.strict import ABOVE_0, AT_LEAST_0, AT_LEAST_1, STRICT, Text, check
-from upstream.errors import UserError, require
+from upstream.errors import require
 
 AUTO = "auto"  # of batch_seconds
 SYNTHETIC = "synthetic"  # the name of the corpus that the project synthesises
@@ -36,9 +36,7 @@ class CorpusConfig:
     window_seconds: Annotated[float | None, ABOVE_0] = 20.0
     # of one device, padding included; auto: what fills its memory, so that batches of step_seconds make a step
     batch_seconds: Annotated[
-        float | str,
-        check(lambda seconds: seconds == AUTO or not isinstance(seconds, str)),
-        Field(description="a number above corpus.min_seconds, or auto"),
+        float | Literal["auto"], Field(description="a number above corpus.min_seconds, or auto")
     ] = 100.0
     step_seconds: Annotated[float | None, ABOVE_0] = None  # of all devices; only auto takes notice of it
     buckets: Annotated[int, AT_LEAST_1] = 20  # by duration
@@ -64,20 +62,15 @@ class CorpusConfig:
         above = f"a number above corpus.min_seconds ({self.min_seconds:g})"
         longest = self.max_seconds is None or self.max_seconds > self.min_seconds
         require(longest, "corpus.max_seconds", self.max_seconds, f"{above}, or null")
-        if self.batch_seconds != AUTO:
-            require(self.seconds > self.min_seconds, "corpus.batch_seconds", self.batch_seconds, above)
-        elif self.step_seconds is None:
-            raise UserError(
-                "corpus.batch_seconds is auto, but corpus.step_seconds is not set: give the seconds of audio of an "
-                "optimiser step on all devices"
-            )
+        auto, known = self.batch_seconds == AUTO, self.step_seconds is not None
+        require(auto or self.seconds > self.min_seconds, "corpus.batch_seconds", self.batch_seconds, above)
+        require(known or not auto, "corpus.step_seconds", None, "a number where corpus.batch_seconds is auto")
         return self
 
     @property
     def seconds(self) -> float:
         """batch_seconds, once it is a number."""
-        assert not isinstance(self.batch_seconds, str)
-        return self.batch_seconds
+        return float(self.batch_seconds)
 
     @property
     def longest(self) -> float:

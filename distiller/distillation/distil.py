@@ -1,35 +1,37 @@
 """A run from its recipe to its report."""
 
 import copy
+import json
 import math
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from distiller.audio.batch import Batch
 from distiller.audio.skipped import skipped_count
+from distiller.common.files import lock_folder, write_json
 from distiller.common.process import rank
 from distiller.common.values import digest
-from distiller.corpora.batch_size import FILLED, WITHOUT_LIMIT, agreed_seconds, fitting_seconds
 from distiller.corpora.config import AUTO
 from distiller.corpora.corpus import hours, open_corpus
 from distiller.distillation import stages
-from distiller.distillation.run_folder import accept_inputs, forgetting_a_failed_scan
+from distiller.distillation.run_folder import BATCH, accept_inputs, forgetting_a_failed_scan
 from distiller.distillation.teacher import identity, load_teacher
 from distiller.objectives.config import ClustersConfig
 from distiller.recipes.recipe import Recipe, in_batches
 from distiller.reports import card, report
 from distiller.reports.distances import write_distances
 from distiller.reports.figures import distance_curves, loss_curves, phone_accuracy, remaining_units
-from distiller.training.devices import device_count, indices
-from distiller.training.loop import arrange_layers
+from distiller.training.devices import device_count, fitting_seconds, indices
+from distiller.training.loop import HALF, arrange_layers
 from upstream.checkpoint import save
 from upstream.errors import UserError
 
 OWN_MEMORY = {"cuda"}  # accelerators whose memory a batch is to fill
+FILLED = 0.85  # of what is free of it; the rest is for gaps between tensors, and for exchanging gradients
+WITHOUT_LIMIT = 100.0  # seconds of a batch on the others
 
 
 def distil(recipe: Recipe, output: Path) -> None:
@@ -92,8 +94,11 @@ def settle_batches(run: stages.Run) -> stages.Run:
     if recipe.trainer.accelerator in OWN_MEMORY:
         whole = replace(run, recipe=in_batches(recipe, devices, math.inf))
         cuts = open_corpus(whole.recipe.corpus, run.decoder, run.output / "corpus").train
-        find = partial(filling_seconds, whole, max(cut.duration for cut in cuts))
-        most = agreed_seconds(run.output, find)
+        with lock_folder(run.output / "corpus", ".busy", wait=True):  # one of them measures
+            if not (run.output / BATCH).exists():
+                longest = max(cut.duration for cut in cuts)
+                write_json(run.output / BATCH, {"seconds": filling_seconds(whole, longest)})
+            most = json.loads((run.output / BATCH).read_text())["seconds"]
     recipe = in_batches(recipe, devices, most)
     if rank() == 0:
         count, seconds = recipe.trainer.accumulate, recipe.corpus.seconds
@@ -116,12 +121,12 @@ def filling_seconds(run: stages.Run, longest: float) -> float:
         layers = section.layers or range(teacher.config.num_layers + 1)
         section = replace(section, clusters=[[layer] for layer in layers], target="mean")
     module = stages.first_module(replace(run, teacher=teacher), section).train()
-    arrange_layers(module, replace(recipe.trainer, compile=False))
+    half = HALF.get(recipe.trainer.precision)
     module.to(device)
-    module.move_frozen(device)
+    module.move_frozen(device, half)
+    arrange_layers(module, replace(recipe.trainer, compile=False), device, seconds=0.0)
     module.steps = 1  # schedules do not matter here
     optimizer = module.optimizer()
-    halved = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(recipe.trainer.precision)
 
     def peak(utterances: int, samples: int) -> float:
         lengths = torch.full((utterances,), samples * 9 // 10)  # a mask for padding takes memory, too
@@ -129,7 +134,7 @@ def filling_seconds(run: stages.Run, longest: float) -> float:
         torch.cuda.reset_peak_memory_stats(device)
         for _ in range(2):  # at the second, the optimizer has its states
             optimizer.zero_grad()
-            with torch.autocast(device.type, halved, enabled=halved is not None):
+            with torch.autocast(device.type, half, enabled=half is not None):
                 loss, _ = module(batch, {unit: torch.ones((), device=device) for unit in ("utterance", "frame")})
             (loss + module.penalty()[0]).backward()
             optimizer.step()

@@ -1,11 +1,16 @@
-"""Where a run takes place: the devices that a recipe asks for, against those that are there."""
+"""Where a run takes place: the devices that a recipe asks for, against those that are there, and what one can hold."""
 
+import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 from distiller.common.process import launcher, settle_launcher, started
 from distiller.training.config import TrainerConfig
+from upstream.config import SAMPLE_RATE
 from upstream.errors import UserError, require
+
+MEASURED = 30.0  # seconds of audio, about, of the smaller of the two steps whose memory is measured
 
 
 def place(trainer: TrainerConfig) -> TrainerConfig:
@@ -76,6 +81,23 @@ def device_count(devices: int | str) -> int:
     return (
         len(indices(devices)) if isinstance(devices, str) and "," in devices else int(str(devices).replace("auto", "1"))
     )
+
+
+def fitting_seconds(longest: float, memory: float, peak: Callable[[int, int], float]) -> float:
+    """Seconds of audio with which a training step takes at most `memory`, and at least one utterance.
+
+    A step's memory is linear in the number of utterances of one length, so two numbers of them show it. Attention may
+    grow with the square of the length, so the longest, which are measured, need the most per second.
+
+    Args:
+        longest: seconds of the longest utterance.
+        memory: bytes.
+        peak: the most bytes that a step takes, of (utterances, samples of each).
+    """
+    samples, few = math.ceil(longest * SAMPLE_RATE), max(1, round(MEASURED / longest))
+    first, second = peak(few, samples), peak(2 * few, samples)
+    each = max(1.0, (second - first) / few)
+    return max(1, int(few + (memory - first) / each)) * longest
 
 
 def _check_launcher(trainer: TrainerConfig, devices: int | str) -> None:
