@@ -102,7 +102,7 @@ class TrainingModule(nn.Module, ABC):
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        fused = all(p.device.type in FUSED for p in trained)
+        fused = all(p.device.type in FUSED for p in trained) or None  # None: torch's choice among the others
         adamw = torch.optim.AdamW([*groups, *special], lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
         adamw.register_load_state_dict_pre_hook(_computed_as_here)
         return adamw

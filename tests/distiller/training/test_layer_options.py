@@ -17,6 +17,7 @@ from distiller.recipes.recipe import load_recipe
 from distiller.training import layer_options as memory
 from distiller.training.layer_options import checkpoint_layers, compile_layers, half_matrices, plain_layers
 from distiller.training.loop import COMPILING_PAYS, arrange_layers
+from upstream import attention
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderLayer, SpeechEncoder
 from upstream.errors import UserError
@@ -32,7 +33,9 @@ def loss_and_gradients(encoder: SpeechEncoder, waveforms: Tensor, lengths: Tenso
     torch.manual_seed(1)
     encoder.zero_grad()
     states = encoder(waveforms, lengths).hidden_states
-    direction = torch.linspace(-1, 1, CONFIG.embed_dim)  # the mean square of what a layer norm leaves is a constant
+    direction = torch.linspace(-1, 1, CONFIG.embed_dim).to(
+        states[0].dtype
+    )  # the mean square of what a layer norm leaves is a constant
     loss = torch.stack([(state @ direction).square().mean() for state in states]).sum()
     loss.backward()
     return loss.detach(), [p.grad for p in encoder.parameters() if p.grad is not None]
@@ -103,7 +106,7 @@ def test_a_recipe_that_asks_for_both_gets_both(monkeypatch: pytest.MonkeyPatch) 
     dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feature_dropout")
     config = replace(CONFIG, **dict.fromkeys(dropouts, 0.0))  # compiled layers draw other random numbers
     torch.manual_seed(0)
-    encoder = SpeechEncoder(config).train()
+    encoder = SpeechEncoder(config).double().train()  # in fp32 rounding alone exceeds 1e-4 of some gradients
     loss, gradients = loss_and_gradients(encoder, WAVEFORMS, LENGTHS)
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr("distiller.training.loop.compile_layers", partial(compile_layers, backend=counter))
@@ -115,7 +118,7 @@ def test_a_recipe_that_asks_for_both_gets_both(monkeypatch: pytest.MonkeyPatch) 
     assert counter.frame_count > 0
     torch.testing.assert_close(again, loss)
     for gradient, other in zip(theirs, gradients, strict=True):
-        assert float((gradient - other).norm()) <= 1e-5 * float(other.norm()) + 1e-6, (gradient - other).norm() / other.norm()
+        torch.testing.assert_close(gradient, other, rtol=1e-7, atol=1e-9)
     duplicate = copy.deepcopy(encoder)
     with torch.no_grad():
         duplicate.layers[0].feed_forward.output.weight.zero_()
@@ -204,8 +207,12 @@ PRUNED = {"attention_heads": ((1,), None, ()), "ffn_dims": (20, 0, None)}
     [{}, WAVLM, DEEP_NORMS, DEEP_NORMS | WAVLM, NARROW, PRUNED, PRUNED | WAVLM | DEEP_NORMS],
     ids=["hubert", "wavlm", "deep norms", "wavlm, deep norms", "narrow", "pruned", "all"],
 )
-def test_half_matrices_give_the_bits_that_autocast_gives(changes: dict[str, object]) -> None:
+@pytest.mark.parametrize("spare", [1, 8])  # 8: heads of 12 channels are padded to 16, as on a GPU
+def test_half_matrices_give_the_bits_that_autocast_gives(
+    changes: dict[str, object], spare: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Padded and not, with and without attention maps; the encoder itself stays as it is."""
+    monkeypatch.setattr(attention, "HEAD_MULTIPLE", {"cpu": spare})
     torch.manual_seed(0)
     encoder = SpeechEncoder(replace(CONFIG, **changes)).eval().requires_grad_(False)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
