@@ -4,6 +4,7 @@ import copy
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,3 +243,11 @@ def test_the_teacher_has_half_matrices_in_training_only(encoder: SpeechEncoder) 
     assert module.teacher.layers[0].feed_forward.output.weight.dtype == torch.bfloat16
     assert not any(parameter.requires_grad for parameter in module.teacher.parameters())
     assert identity(teacher) == known
+
+
+def test_a_run_in_bf16_is_the_run_with_the_teachers_fp32_matrices(small_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for output in ("half", "whole"):
+        small_run.completes("trainer.precision=bf16-mixed", output=output)
+        monkeypatch.setattr("distiller.training.loop.HALF", {})
+    for name in ("student/model.safetensors", "inputs.json", "held_out.csv", "distances.csv"):
+        assert Path("half", name).read_bytes() == Path("whole", name).read_bytes(), name
