@@ -245,6 +245,7 @@ def test_the_teacher_has_half_matrices_in_training_only(encoder: SpeechEncoder) 
     assert identity(teacher) == known
 
 
+@pytest.mark.slow
 def test_a_run_in_bf16_is_the_run_with_the_teachers_fp32_matrices(small_run, monkeypatch: pytest.MonkeyPatch) -> None:
     for output in ("half", "whole"):
         small_run.completes("trainer.precision=bf16-mixed", output=output)
