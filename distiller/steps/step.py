@@ -221,7 +221,8 @@ def operators(step: Step) -> dict[str, float]:
     from torch.profiler import ProfilerActivity, profile
 
     take, cuda = function_of(step), step.setting.device == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities, acc_events=True) as profiler:  # without it torch warns
         timed(step.setting.device, take)
     taken: dict[str, float] = {}
     for event in profiler.key_averages():
