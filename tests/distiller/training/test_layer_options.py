@@ -34,9 +34,8 @@ def loss_and_gradients(encoder: SpeechEncoder, waveforms: Tensor, lengths: Tenso
     torch.manual_seed(1)
     encoder.zero_grad()
     states = encoder(waveforms, lengths).hidden_states
-    direction = torch.linspace(-1, 1, CONFIG.embed_dim).to(
-        states[0].dtype
-    )  # the mean square of what a layer norm leaves is a constant
+    # the mean square of what a layer norm leaves is a constant
+    direction = torch.linspace(-1, 1, CONFIG.embed_dim).to(states[0].dtype)
     loss = torch.stack([(state @ direction).square().mean() for state in states]).sum()
     loss.backward()
     return loss.detach(), [p.grad for p in encoder.parameters() if p.grad is not None]
