@@ -115,7 +115,9 @@ def test_a_recipe_that_asks_for_both_gets_both(monkeypatch: pytest.MonkeyPatch) 
     assert counter.frame_count > 0
     torch.testing.assert_close(again, loss)
     for gradient, other in zip(theirs, gradients, strict=True):
-        assert float((gradient - other).norm()) <= 1e-5 * float(other.norm()) + 1e-6, (gradient - other).norm() / other.norm()
+        assert float((gradient - other).norm()) <= 1e-5 * float(other.norm()) + 1e-6, (
+            gradient - other
+        ).norm() / other.norm()
     duplicate = copy.deepcopy(encoder)
     with torch.no_grad():
         duplicate.layers[0].feed_forward.output.weight.zero_()
