@@ -144,6 +144,19 @@ def test_a_run_fills_the_memory_and_continues(small_run, gpu, monkeypatch: pytes
     assert f"another recipe: corpus.batch_seconds ({seconds!r} against 'auto')" in said
 
 
+def test_processes_that_start_together_agree(small_run, gpu, tmp_path: Path) -> None:
+    """One of them measures, whichever is first; the others take its number."""
+    memory = gpu((1 + 0.75) * GB / FILLED)
+    keys = [word for word in small_run.ARGV if "=" in word and not word.startswith("--")]
+    recipe = load_recipe("star", [*keys, *AUTO, "teacher=teacher", "corpus.path=corpus", "trainer.devices=2"])
+    started = stages.Run(recipe, tmp_path / "run", load("teacher"))
+    first = settle_batches(started).recipe
+    measured, memory.free = len(memory.shapes), 40 * GB
+    assert settle_batches(started).recipe == first
+    assert len(memory.shapes) == measured
+    assert (first.corpus.seconds, first.trainer.accumulate) == (pytest.approx(0.35), 2)  # of 1.4 s on two devices
+
+
 def test_without_memory_of_its_own(small_run) -> None:
     _, said = small_run.completes(*AUTO)
     assert "corpus.batch_seconds is auto: 1 batches of at most 1.4 s a step on each device" in said
