@@ -14,7 +14,8 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from distiller.audio.batch import StepBatch
+from distiller.audio.batch import Batch, StepBatch
+from distiller.audio.sampler import StepBatchSampler
 from distiller.benchmarks.encoders import HUBERT_BASE
 from distiller.benchmarks.processes import require_device
 from distiller.benchmarks.tables import print_table, three, write_table
@@ -150,16 +151,21 @@ def watched(setting: LoopSetting) -> Iterator[Watch]:
 
     class WatchedLoader(DataLoader[Any]):
         def __iter__(self) -> Any:
-            return iterated(super().__iter__())
+            assert isinstance(self.sampler, StepBatchSampler)
+            return iterated(super().__iter__(), self.sampler.accumulate)
 
-    def iterated(items: Iterator[StepBatch]) -> Iterator[StepBatch]:
+    def iterated(items: Iterator[Batch | StepBatch], accumulate: int) -> Iterator[Batch | StepBatch]:
         while len(watch.began) < FIRST + LEAST or time.perf_counter() - watch.began[FIRST] < setting.seconds:
             watch.begin()
-            started = time.perf_counter()
-            item = next(items)
-            watch.waited[-1] += time.perf_counter() - started
-            watch.audio[-1] += sum(int(batch.lengths.sum()) for batch in item.batches) / SAMPLE_RATE
-            yield item
+            batches = 0
+            while batches < accumulate:
+                started = time.perf_counter()
+                item = next(items)
+                watch.waited[-1] += time.perf_counter() - started
+                parts = item.batches if isinstance(item, StepBatch) else [item]
+                watch.audio[-1] += sum(int(batch.lengths.sum()) for batch in parts) / SAMPLE_RATE
+                batches += len(parts)
+                yield item
         watch.begin(last=True)
 
     loop.DataLoader = WatchedLoader
