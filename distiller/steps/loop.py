@@ -16,14 +16,13 @@ from torch.utils.data import DataLoader
 
 from distiller.audio.batch import Batch, StepBatch
 from distiller.audio.sampler import StepBatchSampler
-from distiller.benchmarks.encoders import HUBERT_BASE
 from distiller.benchmarks.processes import require_device
 from distiller.benchmarks.tables import print_table, three, write_table
 from distiller.common.files import disk_errors
 from distiller.common.provenance import peak_memory_mb
 from distiller.distillation.stages import Run, train
 from distiller.recipes.recipe import load_recipe
-from distiller.steps.step import OVERRIDES, distillation
+from distiller.steps.step import OVERRIDES, distillation, teacher_shape
 from distiller.training import loop
 from distiller.training.devices import place
 from upstream.config import SAMPLE_RATE, EncoderConfig
@@ -63,7 +62,7 @@ def benchmark_loop(methods: Sequence[str], setting: LoopSetting, output: Path) -
     require_device(setting.device)
     rows = []
     for method in methods:
-        rows.append(measure_loop(method, setting, HUBERT_BASE))
+        rows.append(measure_loop(method, setting, teacher_shape(setting.overrides)))
         write_table(output / "loop.csv", rows, tell=method == methods[-1])
     lines = [[row["method"], *(three(row[column]) for column, _ in SHOWN)] for row in rows]
     caption = (

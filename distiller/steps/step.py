@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from distiller.audio.batch import Batch
+from distiller.benchmarks.encoders import HUBERT_BASE
 from distiller.common.provenance import parameter_count
 from distiller.distillation.distillation_module import Distillation, JointDistillation
+from distiller.distillation.teacher import load_teacher
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import Recipe, load_recipe
 from distiller.steps.peer import Peer
@@ -99,6 +101,16 @@ def distillation(recipe: Recipe, teacher: SpeechEncoder) -> Distillation:
         return Distillation(teacher, student, objective, recipe)
     lagrangian = SparsityLagrangian(recipe.pruning, student.config, parameter_count(teacher), STEPS)
     return JointDistillation(teacher, GatedEncoder(student, recipe.pruning.drops), objective, recipe, lagrangian)
+
+
+def teacher_shape(overrides: Sequence[str]) -> EncoderConfig:
+    """HuBERT Base's, or that of the teacher that the overrides name.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    named = [value for key, _, value in (change.partition("=") for change in overrides) if key == "teacher"]
+    return load_teacher(named[-1]).config if named else HUBERT_BASE
 
 
 def encoder_of(module: Distillation) -> SpeechEncoder:
