@@ -197,7 +197,8 @@ def plain_fp32() -> Iterator[None]:
 
 def host_waits(method: str, seconds: float) -> float:
     """1 if a step, padded and in the recipe's precision, makes the host wait for the GPU; 0 if none does."""
-    take = function_of(replace(two_utterances(seconds), method=method, setting=TrainSetting(seconds, device="cuda")))
+    setting = TrainSetting(seconds, device="cuda", overrides=("trainer.compile=false",))  # which would take its time
+    take = function_of(replace(two_utterances(seconds), method=method, setting=setting))
     for _ in range(3):
         take()
     torch.cuda.synchronize()
