@@ -62,8 +62,8 @@ def test_the_paper_scale_step_has_435_gflop() -> None:
 
 
 def test_an_override_names_another_teacher(tiny_teacher: Path) -> None:
-    assert step.teacher_shape(["seed=2"]) == HUBERT_BASE
-    assert step.teacher_shape(["teacher=bundled", f"teacher={tiny_teacher}"]) == TEACHER
+    assert step.teacher_shape(("seed=2",)) == HUBERT_BASE
+    assert step.teacher_shape(("teacher=bundled", f"teacher={tiny_teacher}")) == TEACHER
 
 
 def test_on_a_gpu_batches_are_padded_too_and_padding_is_no_work() -> None:
