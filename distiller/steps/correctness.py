@@ -22,9 +22,8 @@ from distiller.benchmarks.processes import require_device
 from distiller.benchmarks.tables import print_table, three, write_table
 from distiller.common.command import Failed
 from distiller.common.progress import progress
-from distiller.recipes.recipe import load_recipe
 from distiller.steps.loop import write_noise
-from distiller.steps.step import OURS, OVERRIDES, Step, TrainSetting, distillation, function_of
+from distiller.steps.step import OURS, Step, TrainSetting, distillation, function_of, recipe_of
 from upstream.checkpoint import save
 from upstream.config import BASE_CONV_LAYERS, EncoderConfig
 from upstream.encoder import SpeechEncoder
@@ -141,10 +140,8 @@ def states_apart(seconds: float, device: str) -> float:
 @cache
 def loss_and_gradients(micro: Micro) -> tuple[Tensor, Tensor]:
     """Both on the CPU, the gradients as one vector. The same weights and audio everywhere; nothing is dropped."""
-    overrides = ["corpus.path=none", "trainer.compile=false", "objective.gram_precision=ieee", *OVERRIDES[micro.method]]
-    if micro.method != "star":
-        overrides.remove("objective.gram_precision=ieee")
-    recipe = load_recipe(f"{micro.method}-hubert-960h", [*overrides, *micro.changes])
+    plain = ["objective.gram_precision=ieee"] if micro.method == "star" else []
+    recipe = recipe_of(micro.method, HUBERT_BASE, [*plain, *micro.changes])
     torch.manual_seed(0)
     module = distillation(recipe, SpeechEncoder(HUBERT_BASE))
     module.eval()
@@ -197,7 +194,8 @@ def plain_fp32() -> Iterator[None]:
 
 def host_waits(method: str, seconds: float) -> float:
     """1 if a step, padded and in the recipe's precision, makes the host wait for the GPU; 0 if none does."""
-    take = function_of(replace(two_utterances(seconds), method=method, setting=TrainSetting(seconds, device="cuda")))
+    setting = TrainSetting(seconds, device="cuda", overrides=("trainer.compile=false",))  # which would take its time
+    take = function_of(replace(two_utterances(seconds), method=method, setting=setting))
     for _ in range(3):
         take()
     torch.cuda.synchronize()

@@ -14,15 +14,15 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from distiller.audio.batch import StepBatch
-from distiller.benchmarks.encoders import HUBERT_BASE
+from distiller.audio.batch import Batch
+from distiller.audio.sampler import StepBatchSampler
 from distiller.benchmarks.processes import require_device
 from distiller.benchmarks.tables import print_table, three, write_table
 from distiller.common.files import disk_errors
 from distiller.common.provenance import peak_memory_mb
+from distiller.distillation.distil import settle_batches
 from distiller.distillation.stages import Run, train
-from distiller.recipes.recipe import load_recipe
-from distiller.steps.step import OVERRIDES, distillation
+from distiller.steps.step import distillation, recipe_of, teacher_shape
 from distiller.training import loop
 from distiller.training.devices import place
 from upstream.config import SAMPLE_RATE, EncoderConfig
@@ -62,7 +62,7 @@ def benchmark_loop(methods: Sequence[str], setting: LoopSetting, output: Path) -
     require_device(setting.device)
     rows = []
     for method in methods:
-        rows.append(measure_loop(method, setting, HUBERT_BASE))
+        rows.append(measure_loop(method, setting, teacher_shape(setting.overrides)))
         write_table(output / "loop.csv", rows, tell=method == methods[-1])
     lines = [[row["method"], *(three(row[column]) for column, _ in SHOWN)] for row in rows]
     caption = (
@@ -78,19 +78,20 @@ def measure_loop(method: str, setting: LoopSetting, teacher: EncoderConfig) -> d
     first_seconds: from the loop's start to the end of its step number FIRST. All other numbers are of later steps.
     """
     torch.set_num_threads(setting.threads)
-    if setting.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as name, disk_errors(Path(name)):
         corpus = write_noise(Path(name) / "corpus", setting.hours)
         fixed = [f"corpus.path={corpus}", "corpus.subsets=[]", "corpus.validation=[]"]
         fixed += [f"corpus.workers={WORKERS}", f"trainer.accelerator={setting.device}"]
         if setting.device == "cpu":
             fixed.append("trainer.precision=32-true")
-        recipe = load_recipe(f"{method}-hubert-960h", [*fixed, *OVERRIDES[method], *setting.overrides])
+        recipe = recipe_of(method, teacher, [*fixed, *setting.overrides])
         recipe = replace(recipe, trainer=place(recipe.trainer))
         torch.manual_seed(recipe.seed)
-        run = Run(recipe, Path(name) / "run", SpeechEncoder(teacher).eval().requires_grad_(False))
-        module = distillation(recipe, run.teacher)
+        encoder = SpeechEncoder(teacher).eval().requires_grad_(False)
+        run = settle_batches(Run(recipe, Path(name) / "run", encoder))
+        recipe, module = run.recipe, distillation(run.recipe, run.teacher)
+        if setting.device == "cuda":  # after batch_seconds=auto has looked how much fits
+            torch.cuda.reset_peak_memory_stats()
         with watched(setting) as watch:
             train(run, module, recipe, run.output, keep_best=lambda trained: None)
     row = {"method": method, "device": setting.device, "precision": recipe.trainer.precision} | watch.figures()
@@ -150,16 +151,18 @@ def watched(setting: LoopSetting) -> Iterator[Watch]:
 
     class WatchedLoader(DataLoader[Any]):
         def __iter__(self) -> Any:
-            return iterated(super().__iter__())
+            assert isinstance(self.sampler, StepBatchSampler)
+            return iterated(super().__iter__(), self.sampler.accumulate)
 
-    def iterated(items: Iterator[StepBatch]) -> Iterator[StepBatch]:
+    def iterated(batches: Iterator[Batch], accumulate: int) -> Iterator[Batch]:
         while len(watch.began) < FIRST + LEAST or time.perf_counter() - watch.began[FIRST] < setting.seconds:
             watch.begin()
-            started = time.perf_counter()
-            item = next(items)
-            watch.waited[-1] += time.perf_counter() - started
-            watch.audio[-1] += sum(int(batch.lengths.sum()) for batch in item.batches) / SAMPLE_RATE
-            yield item
+            for _ in range(accumulate):
+                started = time.perf_counter()
+                batch = next(batches)
+                watch.waited[-1] += time.perf_counter() - started
+                watch.audio[-1] += int(batch.lengths.sum()) / SAMPLE_RATE
+                yield batch
         watch.begin(last=True)
 
     loop.DataLoader = WatchedLoader

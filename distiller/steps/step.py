@@ -2,23 +2,25 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distiller.audio.batch import Batch
+from distiller.benchmarks.encoders import HUBERT_BASE
 from distiller.common.provenance import parameter_count
-from distiller.distillation.distillation_module import Distillation, JointDistillation
-from distiller.objectives.registry import build
+from distiller.distillation.distillation_module import Distillation
+from distiller.distillation.stages import Run, first_module
+from distiller.distillation.teacher import load_teacher
 from distiller.recipes.recipe import Recipe, load_recipe
 from distiller.steps.peer import Peer
-from distiller.students.build import build_student
 from distiller.students.gates import GatedEncoder
-from distiller.students.lagrangian import SparsityLagrangian
 from distiller.training.loop import HALF, arrange_layers
 from upstream.config import SAMPLE_RATE, EncoderConfig
 from upstream.cost import count_macs
@@ -31,10 +33,7 @@ PRODUCTS = {"cpu": 1, "cuda": 20}  # in a measurement of that rate
 TOGETHER = {"cpu": 1, "cuda": 3}  # steps in a measurement: a GPU is fed ahead of its work, as in training
 WARM_UP = {"cpu": 1, "cuda": 4}  # steps before the first: optimiser states, kernels, plans, compilation
 STEPS = 25_000  # of the whole run, for schedules
-OVERRIDES = {  # of each method's recipe; the number of SKILL's clusters hardly matters
-    "star": [],
-    "skill": ["objective.clusters=[[0],[1,2,3],[4,5,6,7],[8,9,10],[11,12]]"],
-}
+CLUSTERS = 5  # of SKILL's layers, instead of finding them; their number hardly matters
 # what the loss adds to the encoders' multiplications: STaR's step at paper scale takes 435 GFLOP, 427 of them for the
 # encoders
 LOSS = {"star": 435 / 427}
@@ -65,7 +64,7 @@ class TrainSetting:
     def recipe(self, method: str) -> Recipe:
         """In fp32 on a CPU, as a bf16 that it emulates says nothing."""
         device = ["trainer.precision=32-true"] if self.device == "cpu" else []
-        return load_recipe(f"{method}-hubert-960h", ["corpus.path=none", *OVERRIDES[method], *device, *self.overrides])
+        return recipe_of(method, teacher_shape(self.overrides), [*device, *self.overrides])
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,29 @@ class Step:
 
 def distillation(recipe: Recipe, teacher: SpeechEncoder) -> Distillation:
     """STaR's student of 22.3 M parameters, or a copy of the teacher with gates for SKILL."""
-    student = build_student(recipe.student, teacher)
-    objective = build(recipe.objective, teacher.config, student.config)
-    if recipe.pruning is None:
-        return Distillation(teacher, student, objective, recipe)
-    lagrangian = SparsityLagrangian(recipe.pruning, student.config, parameter_count(teacher), STEPS)
-    return JointDistillation(teacher, GatedEncoder(student, recipe.pruning.drops), objective, recipe, lagrangian)
+    return first_module(Run(recipe, Path(), teacher), recipe.objective)
+
+
+def recipe_of(method: str, teacher: EncoderConfig, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe for 960 h."""
+    fixed = ["corpus.path=none"]
+    if method == "skill":
+        layers = range(teacher.num_layers + 1)
+        bounds = [len(layers) * index // CLUSTERS for index in range(CLUSTERS + 1)]
+        clusters = [list(layers[start:end]) for start, end in pairwise(bounds) if start < end]
+        fixed.append(f"objective.clusters={clusters}")
+    return load_recipe(f"{method}-hubert-960h", [*fixed, *overrides])
+
+
+@cache
+def teacher_shape(overrides: tuple[str, ...]) -> EncoderConfig:
+    """HuBERT Base's, or that of the teacher that the overrides name.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    named = [value for key, _, value in (change.partition("=") for change in overrides) if key == "teacher"]
+    return load_teacher(named[-1]).config if named else HUBERT_BASE
 
 
 def encoder_of(module: Distillation) -> SpeechEncoder:
@@ -222,7 +238,7 @@ def operators(step: Step) -> dict[str, float]:
 
     take, cuda = function_of(step), step.setting.device == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities, acc_events=True) as profiler:  # without it torch warns
+    with profile(activities=activities, acc_events=True) as profiler:  # True: no warning that says it is False
         timed(step.setting.device, take)
     taken: dict[str, float] = {}
     for event in profiler.key_averages():

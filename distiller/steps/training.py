@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from distiller.benchmarks.encoders import HUBERT_BASE
 from distiller.benchmarks.processes import fresh_process, require_device
 from distiller.benchmarks.tables import print_table, three, write_table
 from distiller.common.progress import progress
@@ -27,6 +26,7 @@ from distiller.steps.step import (
     operators,
     prepare,
     take_steps,
+    teacher_shape,
     work_of,
 )
 from upstream.config import SAMPLE_RATE, EncoderConfig
@@ -46,10 +46,11 @@ def benchmark_training(methods: Sequence[str], setting: TrainSetting, output: Pa
     for method in methods:
         setting.recipe(method)
     rows: list[Row] = []
+    teacher = teacher_shape(setting.overrides)
     for method in progress(methods, "Measuring"):
         with fresh_process(method) as ours, fresh_process(f"{method}'s peer") as peer:
             for size, padded in micro_batches(setting):
-                rows += measure_steps({OURS: ours, PEER: peer}, method, size, padded, setting, HUBERT_BASE)
+                rows += measure_steps({OURS: ours, PEER: peer}, method, size, padded, setting, teacher)
                 write_table(output / "train.csv", [written(row) for row in rows], tell=False)
     print_steps(rows, setting)
     draw_steps(output / "train.png", [row for row in rows if row["operators"]])

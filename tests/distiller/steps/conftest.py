@@ -15,5 +15,5 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    for cached in (step.module_of, step.function_of, step.matrices):
+    for cached in (step.module_of, step.function_of, step.matrices, step.teacher_shape):
         cached.cache_clear()

@@ -8,16 +8,14 @@ import soundfile
 import torch
 
 from distiller.common.files import read_csv
-from distiller.steps import loop
 from distiller.steps.loop import FIRST, LEAST, LoopSetting, benchmark_loop, write_noise
 from distiller.training import loop as training_loop
-from tests.distiller.conftest import TEACHER
 
 
-def test_the_loop_is_measured_on_the_data_that_it_reads(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(loop, "HUBERT_BASE", TEACHER)
+def test_the_loop_is_measured_on_the_data_that_it_reads(tmp_path: Path, tiny_teacher: Path, capsys) -> None:
     loader = training_loop.DataLoader
     small = ("corpus.batch_seconds=4", "trainer.accumulate=2", "corpus.workers=0", "student.size=teacher")
+    small += (f"teacher={tiny_teacher}",)
     setting = LoopSetting(seconds=0.01, hours=0.01, threads=torch.get_num_threads(), overrides=small)
     benchmark_loop(["star"], setting, tmp_path)
     (row,) = read_csv(tmp_path / "loop.csv")

@@ -10,8 +10,9 @@ from matplotlib import pyplot as plt
 
 from distiller.benchmarks.encoders import HUBERT_BASE, SHAPES
 from distiller.common.files import read_csv
-from distiller.steps import training
+from distiller.steps import step, training
 from distiller.steps.step import LOSS, OURS, PEER, Step, TrainSetting, gflop
+from tests.distiller.conftest import TEACHER
 from upstream.cost import count_macs
 
 SMALL = replace(
@@ -29,7 +30,7 @@ SMALL = replace(
 def test_training_steps_are_measured_against_their_multiplications(
     method, in_this_process, tmp_path, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr(training, "HUBERT_BASE", SMALL)
+    monkeypatch.setattr(step, "HUBERT_BASE", SMALL)
     shape = ("student.size=XS",) if method == "star" else ()
     setting = TrainSetting(seconds=0.25, rounds=1, threads=torch.get_num_threads(), overrides=shape)
     training.benchmark_training([method], setting, tmp_path)
@@ -56,8 +57,13 @@ def test_training_steps_are_measured_against_their_multiplications(
 
 
 def test_the_paper_scale_step_has_435_gflop() -> None:
-    step = Step(OURS, "star", 2, False, TrainSetting(), HUBERT_BASE)
-    assert gflop(step, SHAPES["starhubert"]) * LOSS["star"] == pytest.approx(435, abs=0.5)
+    taken = Step(OURS, "star", 2, False, TrainSetting(), HUBERT_BASE)
+    assert gflop(taken, SHAPES["starhubert"]) * LOSS["star"] == pytest.approx(435, abs=0.5)
+
+
+def test_an_override_names_another_teacher(tiny_teacher: Path) -> None:
+    assert step.teacher_shape(("seed=2",)) == HUBERT_BASE
+    assert step.teacher_shape(("teacher=bundled", f"teacher={tiny_teacher}")) == TEACHER
 
 
 def test_on_a_gpu_batches_are_padded_too_and_padding_is_no_work() -> None:
