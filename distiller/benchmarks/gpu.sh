@@ -21,7 +21,7 @@ set -u
 [ $# -eq 1 ] || { echo "usage: $0 OUT" >&2; exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
-export PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1
+export PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 # nothing is downloaded
 device=${DEVICE:-cuda} work=$(mktemp -d) failed=""
 export WORK=$work
 trap 'rm -rf "$work"' EXIT
@@ -46,11 +46,12 @@ if [ -n "${SMALL:-}" ]; then # with the bundled teacher; correctness keeps HuBER
   check="--seconds 0.5 --threads 2 --train star" steps="--seconds 1 --rounds 1 --threads 2 teacher=bundled"
   narrow="student.size=teacher"
   data="teacher=bundled corpus.batch_seconds=3 corpus.window_seconds=3 trainer.accumulate=1 corpus.workers=0"
-  main="--loop 1 --hours 0.02 --threads 2 $data" loop=$main
+  main="--loop 1 --hours 0.02 --threads 2 $data" loop="--train skill $main"
   speed="--seconds 1 --batches 1 --rounds 1" long="--long 4 --chunk 2 --overlap 1"
 else
   check="--threads $(nproc)" steps="--rounds 5" narrow=""
-  main="--loop 40 --hours 3" loop="--loop 15 corpus.batch_seconds=auto" speed="--batches 1,8,32 --rounds 5" long="--long 600"
+  main="--loop 40 --hours 3" loop="--train star,skill --loop 15 corpus.batch_seconds=auto"
+  speed="--batches 1,8,32 --rounds 5" long="--long 600"
 fi
 
 # a student that has been pruned, and its export, which `transformers` runs by our modelling code
@@ -74,7 +75,7 @@ inference='"$PYTHON" -c "$EXPORT" "$WORK" && exec "$PYTHON" distiller/benchmark.
   measure star 115 --train star $steps $narrow
   measure main 95 --train star $main $narrow
   measure skill 70 --train skill $steps
-  measure loop 65 --train star,skill $loop
+  measure loop 65 $loop
   PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} part inference 35 \
     bash -c "$inference $encoders --device $device $speed --output \"\$WORK/inference\""
   measure long 15 random:starhubert $long
