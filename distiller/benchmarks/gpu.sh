@@ -49,8 +49,8 @@ if [ -n "${SMALL:-}" ]; then # with the bundled teacher; correctness keeps HuBER
   main="--loop 1 --hours 0.02 --threads 2 $data" loop="--train skill $main"
   speed="--seconds 1 --batches 1 --rounds 1" long="--long 4 --chunk 2 --overlap 1"
 else
-  check="--threads $(nproc)" steps="--rounds 5" narrow=""
-  main="--loop 40 --hours 3" loop="--train star,skill --loop 15 corpus.batch_seconds=auto"
+  check="--threads $(nproc)" steps="--rounds 4" narrow=""
+  main="--loop 30 --hours 3" loop="--train star,skill --loop 6 corpus.batch_seconds=auto"
   speed="--batches 1,8,32 --rounds 5" long="--long 600"
 fi
 
@@ -72,11 +72,11 @@ inference='"$PYTHON" -c "$EXPORT" "$WORK" && exec "$PYTHON" distiller/benchmark.
 {
   # shellcheck disable=SC2086  # the options are words
   measure correctness 85 --check $check
-  measure star 115 --train star $steps $narrow
-  measure main 95 --train star $main $narrow
-  measure skill 70 --train skill $steps
-  measure loop 65 $loop
-  PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} part inference 35 \
+  measure star 100 --train star $steps $narrow
+  measure main 90 --train star $main $narrow
+  measure skill 65 --train skill $steps
+  measure loop 75 $loop
+  PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} part inference 50 \
     bash -c "$inference $encoders --device $device $speed --output \"\$WORK/inference\""
   measure long 15 random:starhubert $long
   echo "${failed:+failed:$failed}"
