@@ -6,7 +6,8 @@
 #
 # The parts are independent and come in the order of their importance; each has a limit in seconds, and what it has
 # measured until then is kept. Exit code 0: all of them passed. OUT then holds eight files, one a part and the log.
-# PYTHON is the interpreter (default: python3); COMMIT names the commit where the copy has no repository.
+# PYTHON is the interpreter (default: python3); COMMIT names the commit where the copy has no repository; PARTS the only
+# parts to run ("star skill").
 #
 # Needs Python with torch, transformers, lightning, lhotse and the rest of pyproject.toml's dependencies. What a machine
 # without a network lacks can be carried as wheels. Beside a Python 3.12 that has torch, torchaudio, transformers,
@@ -29,6 +30,7 @@ trap 'rm -rf "$work"' EXIT
 part() { # NAME SECONDS COMMAND...: run it for at most SECONDS, keep its table as OUT/NAME.csv
   local name=$1 limit=$2 started=$SECONDS code
   shift 2
+  [[ " ${PARTS:-$name} " = *" $name "* ]] || return
   [ -z "${SMALL:-}" ] || limit=600 # a slow machine is no failure
   echo "== $name: $*"
   timeout -k 10 "$limit" "$@"

@@ -52,12 +52,15 @@ def test_the_limits_of_all_parts_are_eight_minutes() -> None:
 
 
 @pytest.mark.slow
-def test_every_part_runs_in_small_on_a_cpu(tmp_path: Path) -> None:
-    ended = run(tmp_path, PYTHON=sys.executable, DEVICE="cpu", SMALL="1")
+@pytest.mark.parametrize("parts", [["correctness", "long"], ["star", "main", "skill"], ["loop", "inference"]])
+def test_every_part_runs_in_small_on_a_cpu(parts: list[str], tmp_path: Path) -> None:
+    ended = run(tmp_path, PYTHON=sys.executable, DEVICE="cpu", SMALL="1", PARTS=" ".join(parts))
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    rows = {part: read_csv(tmp_path / "out" / f"{part}.csv") for part in PARTS}
-    assert all(row["passed"] == "True" for row in rows["correctness"])
-    assert {row["of"] for row in rows["star"] + rows["skill"]} == {"ours", "peer"}
-    assert all(float(row["real_time"]) > 0 for part in ("star", "skill", "main", "loop") for row in rows[part])
-    assert [row["kind"] for row in rows["inference"]] == ["ours", "ours", "transformers", "ours", "transformers"]
-    assert float(rows["long"][0]["chunks_seconds"]) > 0
+    rows = {path.stem: read_csv(path) for path in (tmp_path / "out").glob("*.csv")}
+    assert sorted(rows) == sorted(parts)
+    assert all(row["passed"] == "True" for row in rows.get("correctness", []))
+    assert all({row["of"] for row in rows[part]} == {"ours", "peer"} for part in parts if part in ("star", "skill"))
+    assert all(float(row["real_time"]) > 0 for part in parts for row in rows[part] if "real_time" in row)
+    kinds = [row["kind"] for row in rows.get("inference", [])]
+    assert kinds in ([], ["ours", "ours", "transformers", "ours", "transformers"])
+    assert all(float(row["chunks_seconds"]) > 0 for row in rows.get("long", []))
