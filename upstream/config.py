@@ -20,17 +20,23 @@ class Family:
     positional_stack: bool = False  # data2vec's positional convolutions, one on another
     conv_norm: str | None = None  # the only one of these, where the family has one
     log_mel: bool = False  # Whisper: a log-mel front end, a table of positions, keys without bias
+    student: str | None = None  # the family of narrow students with a front end of their own, where it is another
 
 
 FAMILIES = {  # by `model_type` of `transformers`
     "data2vec-audio": Family(
-        "data2vec-audio", "Data2VecAudioModel", "data2vec_audio.", positional_stack=True, conv_norm="layer"
+        "data2vec-audio",
+        "Data2VecAudioModel",
+        "data2vec_audio.",
+        positional_stack=True,
+        conv_norm="layer",
+        student="hubert",
     ),
     "hubert": Family("HuBERT", "HubertModel", "hubert.", optional_feature_norm=True),
     "unispeech-sat": Family("UniSpeech-SAT", "UniSpeechSatModel", "unispeech_sat."),
     "wav2vec2": Family("wav2vec 2.0", "Wav2Vec2Model", "wav2vec2."),
     "wavlm": Family("WavLM", "WavLMModel", "wavlm.", relative_position=True),
-    "whisper": Family("Whisper", "WhisperModel", "model.", log_mel=True),
+    "whisper": Family("Whisper", "WhisperModel", "model.", log_mel=True, student="hubert"),
 }
 CONV_NORMS = ("group", "layer")
 SAMPLE_RATE = 16_000
@@ -139,7 +145,9 @@ class EncoderConfig:
         return self.unpruned_channels[index] if self.unpruned_channels else self.conv_layers[index][0]
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON. Keys of later versions are left out at their default, so that earlier ones read it."""
+        later = {field.name: field.default for field in fields(self) if field.name in LATER_KEYS}
+        return {key: value for key, value in asdict(self).items() if key not in later or value != later[key]}
 
     @classmethod
     def from_dict(cls, values: Any, source: str = "the encoder configuration") -> "EncoderConfig":
@@ -164,6 +172,7 @@ class EncoderConfig:
 
 
 REQUIRED = ("embed_dim", "num_heads", "attention_heads", "ffn_dims", "head_dim")
+LATER_KEYS = ("positional_layers", "mel_bins", "max_frames", "attends_to_padding")
 COUNTS = (
     "embed_dim", "num_heads", "head_dim", "positional_kernel", "positional_groups", "positional_layers",
     "relative_max_distance", "frame_multiple",
