@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from distiller.common.command import Parser, comma_separated, complain, run_command
 from distiller.common.files import check_writable
+from upstream.config import SAMPLE_RATE
 from upstream.errors import UserError, require
 
 BATCH_SECONDS = 100.0  # of audio
@@ -85,8 +86,8 @@ def _compare(options: argparse.Namespace) -> None:
     device = usable_device(options.device)
     teacher = load_teacher(options.teacher)
     corpus = config.calibration.corpus or options.corpus
-    cuts = open_audio(corpus, BATCH_SECONDS, Decoder(teacher.config.min_samples))
-    audio = CalibrationAudio(corpus, cuts, BATCH_SECONDS)
+    longest = min(BATCH_SECONDS, teacher.config.max_samples / SAMPLE_RATE or BATCH_SECONDS)
+    audio = CalibrationAudio(corpus, open_audio(corpus, longest, Decoder(teacher.config.min_samples)), BATCH_SECONDS)
     settings = (options.clusters, options.seed, device, options.output, options.teacher)
     clusters = compare(config, teacher, audio, *settings)
     print(f"\nNext\n  {skill_command(options, clusters)}")

@@ -87,7 +87,7 @@ class SelfAttention(nn.Module):
         self.head_dim, self.scale = config.head_dim, config.head_dim**-0.5
         self.dropout = Dropout(config.attention_dropout)  # of attention weights
         self.q_proj = nn.Linear(config.embed_dim, inner)
-        self.k_proj = nn.Linear(config.embed_dim, inner)
+        self.k_proj = nn.Linear(config.embed_dim, inner, bias=not config.log_mel)
         self.v_proj = nn.Linear(config.embed_dim, inner)
         self.out_proj = nn.Linear(inner, config.embed_dim)
         self.gate = PositionGate(heads, config) if config.relative_position else None
@@ -129,7 +129,9 @@ class SelfAttention(nn.Module):
             projected = projection(states)
         else:
             weight = F.pad(projection.weight.unflatten(0, (-1, self.head_dim)), (0, 0, 0, spare)).flatten(0, 1)
-            bias = F.pad(projection.bias.unflatten(0, (-1, self.head_dim)), (0, spare)).flatten()
+            bias = projection.bias
+            if bias is not None:
+                bias = F.pad(bias.unflatten(0, (-1, self.head_dim)), (0, spare)).flatten()
             projected = F.linear(states, weight, bias)
         return projected.unflatten(-1, (-1, self.head_dim + spare)).transpose(1, 2)
 

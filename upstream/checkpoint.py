@@ -28,8 +28,8 @@ def load(path_or_name: str | Path, model_config: str | Path | None = None) -> Sp
     The encoder takes wavs in one piece; `chunked.chunks(encoder, waveform)` computes long ones in bounded memory.
 
     Args:
-        path_or_name: one of our folders, a Hugging Face folder (HuBERT, WavLM, wav2vec 2.0) or hub name ORG/NAME, or a
-            file of STaR (.ckpt), DPHuBERT (.pth), fairseq or s3prl (.pt).
+        path_or_name: one of our folders, a Hugging Face folder of any of `FAMILIES` or hub name ORG/NAME, or a file of
+            STaR (.ckpt), DPHuBERT (.pth), fairseq or s3prl (.pt).
         model_config: the .yaml of a STaR checkpoint, unless it lies beside it under the same stem.
 
     Raises:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .config import SAMPLE_RATE
 from .encoder import EncoderOutput, SpeechEncoder, together
 from .errors import UserError, require
+from .extractor import FeatureExtractor
 from .waveforms import as_batch
 
 SECONDS, OVERLAP = 30.0, 5.0
@@ -38,6 +39,8 @@ def outputs(
         UserError: as `as_batch`; several wavs, a chunk without audio, or a negative overlap.
     """
     config, extractor = encoder.config, encoder.feature_extractor
+    if not isinstance(extractor, FeatureExtractor):
+        raise UserError("Whisper pads every wav to its longest, and cannot be computed in chunks: cut the audio before")
     size, context = (int(value * SAMPLE_RATE) // extractor.hop for value in (seconds, overlap))
     require(size >= 1, "the length of a chunk", seconds, f"at least {extractor.hop / SAMPLE_RATE:g} seconds")
     require(context >= 0, "the overlap of chunks", overlap, "at least 0 seconds")

@@ -17,15 +17,30 @@ class Family:
     prefix: str  # of the parameters of larger `transformers` models, such as those for CTC
     relative_position: bool = False  # WavLM's gated biases
     optional_feature_norm: bool = False  # whether `transformers` can leave out the norm in front of the projection
+    positional_stack: bool = False  # data2vec's positional convolutions, one on another
+    conv_norm: str | None = None  # the only one of these, where the family has one
+    log_mel: bool = False  # Whisper: a log-mel front end, a table of positions, keys without bias
+    student: str | None = None  # the family of narrow students with a front end of their own, where it is another
 
 
 FAMILIES = {  # by `model_type` of `transformers`
+    "data2vec-audio": Family(
+        "data2vec-audio",
+        "Data2VecAudioModel",
+        "data2vec_audio.",
+        positional_stack=True,
+        conv_norm="layer",
+        student="hubert",
+    ),
     "hubert": Family("HuBERT", "HubertModel", "hubert.", optional_feature_norm=True),
+    "unispeech-sat": Family("UniSpeech-SAT", "UniSpeechSatModel", "unispeech_sat."),
     "wav2vec2": Family("wav2vec 2.0", "Wav2Vec2Model", "wav2vec2."),
     "wavlm": Family("WavLM", "WavLMModel", "wavlm.", relative_position=True),
+    "whisper": Family("Whisper", "WhisperModel", "model.", log_mel=True, student="hubert"),
 }
 CONV_NORMS = ("group", "layer")
 SAMPLE_RATE = 16_000
+MEL_HOP = 160  # samples between the columns of Whisper's log-mel spectrogram
 FEATURE_EXTRACTOR_EPS = 1e-7  # added to a waveform's variance by the feature extractor of `transformers`
 BASE_CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)  # of Base and Large: 320 samples a frame
 
@@ -54,9 +69,13 @@ class EncoderConfig:
     projection: bool = True  # linear layer from the last convolution's channels to embed_dim
     positional_kernel: int = 128
     positional_groups: int = 16
+    positional_layers: int = 1  # data2vec's convolutions over frames
     layer_norm_first: bool = False  # pre-LN (Large)
     relative_buckets: int = 320  # WavLM's relative position table
     relative_max_distance: int = 800
+    mel_bins: int = 0  # of Whisper's front end
+    max_frames: int = 0  # of Whisper's table of positions: those of the longest wav
+    attends_to_padding: bool = False  # Whisper, as published: every wav is padded to max_frames, which take part
     layer_norm_eps: float = 1e-5
     normalize_waveform: bool = False  # zero mean, unit variance over the valid samples
     normalize_eps: float = FEATURE_EXTRACTOR_EPS  # added to the variance; fairseq and torchaudio have 1e-5
@@ -77,6 +96,15 @@ class EncoderConfig:
         return FAMILIES[self.family].relative_position
 
     @property
+    def log_mel(self) -> bool:
+        return FAMILIES[self.family].log_mel
+
+    @property
+    def ignores_mean(self) -> bool:
+        """Whether a wav's mean has no influence: a group norm over time takes away what it adds to each channel."""
+        return self.conv_norm == "group" and not self.log_mel
+
+    @property
     def normalizes_with_other_eps(self) -> bool:
         """True if normalisation must happen in the model, because `Wav2Vec2FeatureExtractor` uses another epsilon."""
         return self.normalize_waveform and self.normalize_eps != FEATURE_EXTRACTOR_EPS
@@ -84,18 +112,30 @@ class EncoderConfig:
     @property
     def samples_per_frame(self) -> int:
         """Total stride of the extractor in samples (320 for all published models)."""
-        return math.prod(stride for _, _, stride in self.conv_layers)
+        return math.prod(stride for _, _, stride in self.conv_layers) * (MEL_HOP if self.log_mel else 1)
 
     @property
     def min_samples(self) -> int:
-        """Samples of the shortest wav with a frame: the receptive field (400 for all published models)."""
+        """Samples of the shortest wav with a frame: the receptive field (400 for all published models but Whisper)."""
+        if self.log_mel:
+            return 1
         samples = self.frame_multiple
         for _, kernel, stride in reversed(self.conv_layers):
             samples = (samples - 1) * stride + kernel
         return samples
 
+    @property
+    def max_samples(self) -> int:
+        """Samples of the longest wav: 30 s of Whisper's; 0: no limit."""
+        return self.max_frames * self.samples_per_frame
+
     def frame_count(self, samples: Any) -> Any:
-        """Frames of `samples` samples, an int or an integer tensor. Frames are counted nowhere else."""
+        """Frames of `samples` samples, an int or an integer tensor. Frames are counted nowhere else.
+
+        Whisper's are centred at every 320th sample, from the first on.
+        """
+        if self.log_mel:
+            return -(-samples // self.samples_per_frame)
         for _, kernel, stride in self.conv_layers:
             samples = (samples - kernel) // stride + 1
         return samples if self.frame_multiple == 1 else samples - samples % self.frame_multiple
@@ -105,7 +145,9 @@ class EncoderConfig:
         return self.unpruned_channels[index] if self.unpruned_channels else self.conv_layers[index][0]
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON. Keys of later versions are left out at their default, so that earlier ones read it."""
+        later = {field.name: field.default for field in fields(self) if field.name in LATER_KEYS}
+        return {key: value for key, value in asdict(self).items() if key not in later or value != later[key]}
 
     @classmethod
     def from_dict(cls, values: Any, source: str = "the encoder configuration") -> "EncoderConfig":
@@ -130,9 +172,10 @@ class EncoderConfig:
 
 
 REQUIRED = ("embed_dim", "num_heads", "attention_heads", "ffn_dims", "head_dim")
+LATER_KEYS = ("positional_layers", "mel_bins", "max_frames", "attends_to_padding")
 COUNTS = (
-    "embed_dim", "num_heads", "head_dim", "positional_kernel", "positional_groups", "relative_max_distance",
-    "frame_multiple",
+    "embed_dim", "num_heads", "head_dim", "positional_kernel", "positional_groups", "positional_layers",
+    "relative_max_distance", "frame_multiple",
 )  # fmt: skip
 DROPOUTS = ("feature_dropout", "hidden_dropout", "attention_dropout", "activation_dropout")
 
@@ -165,6 +208,14 @@ def _check_values(config: EncoderConfig) -> None:
         _require(0 <= getattr(config, key) < 1, key, getattr(config, key), "a probability below 1")
     _check_convolutions(config)
     _check_layers(config)
+    if config.log_mel:
+        _check_log_mel(config)
+        return
+    for key, without in (("mel_bins", 0), ("max_frames", 0), ("attends_to_padding", False)):
+        _require(getattr(config, key) == without, key, getattr(config, key), f"{without} without a log-mel front end")
+    family, layers = FAMILIES[config.family], config.positional_layers
+    fits = layers <= 64 if family.positional_stack else layers == 1
+    _require(fits, "positional_layers", layers, "at most 64" if family.positional_stack else f"1 for {family.title}")
     width, groups = config.embed_dim, config.positional_groups
     _require(width % groups == 0, "positional_groups", groups, f"a divisor of embed_dim ({width})")
     if config.relative_position:
@@ -193,6 +244,19 @@ def _check_convolutions(config: EncoderConfig) -> None:
         _require(fits, "unpruned_channels", unpruned, allowed)
         fits = config.projection or unpruned[-1] == channels[-1]
         _require(fits, "unpruned_channels", unpruned, f"{channels[-1]} at its end where there is no projection")
+
+
+def _check_log_mel(config: EncoderConfig) -> None:
+    """Whisper's front end: convolutions of three taps over log-mel columns, the second of which takes every other."""
+    width = config.embed_dim
+    for key, most in (("mel_bins", 1024), ("max_frames", 2**16)):
+        _require(0 < getattr(config, key) <= most, key, getattr(config, key), f"between 1 and {most}")
+    layers = ((width, 3, 1), (width, 3, 2))
+    _require(config.conv_layers == layers, "conv_layers", config.conv_layers, f"{layers} with a log-mel front end")
+    only = {"projection": False, "feature_norm": False, "normalize_waveform": False, "conv_bias": True}
+    only |= {"layer_norm_first": True, "feature_scale": False, "unpruned_channels": (), "frame_multiple": 1}
+    for key, value in only.items():
+        _require(getattr(config, key) == value, key, getattr(config, key), f"{value} with a log-mel front end")
 
 
 def _check_layers(config: EncoderConfig) -> None:

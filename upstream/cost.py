@@ -9,15 +9,15 @@ def count_macs(config: EncoderConfig, samples: int) -> int:
     Convolutions, matrix products and attention are counted; norms, activations and softmax are not. HuBERT Base has
     74.07 G for 10 s.
     """
-    macs, frames, in_channels = 0, samples, 1
-    for channels, kernel, stride in config.conv_layers:
-        frames = (frames - kernel) // stride + 1
-        macs += frames * in_channels * channels * kernel
-        in_channels = channels
     width, frames = config.embed_dim, config.frame_count(samples)
-    macs += frames * in_channels * width if config.projection else 0
-    positions = frames + (config.positional_kernel + 1) % 2  # an even kernel computes an additional frame
-    macs += positions * width * (width // config.positional_groups) * config.positional_kernel
+    if config.log_mel:
+        frames = config.max_frames if config.attends_to_padding else frames
+        macs = _mel_convolutions(config, frames)
+    else:
+        macs = _convolutions(config, samples)
+        positions = frames + (config.positional_kernel + 1) % 2  # an even kernel computes an additional frame
+        taps = config.positional_layers * config.positional_kernel
+        macs += positions * width * (width // config.positional_groups) * taps
     for heads, ffn_dim in zip(config.attention_heads, config.ffn_dims, strict=True):
         inner = len(heads or ()) * config.head_dim
         macs += 4 * frames * width * inner  # query, key, value, output
@@ -25,3 +25,20 @@ def count_macs(config: EncoderConfig, samples: int) -> int:
         macs += 8 * frames * inner if config.relative_position else 0  # gate
         macs += 2 * frames * width * (ffn_dim or 0)
     return macs
+
+
+def _convolutions(config: EncoderConfig, samples: int) -> int:
+    """Of the extractor and the projection."""
+    macs, frames, in_channels = 0, samples, 1
+    for channels, kernel, stride in config.conv_layers:
+        frames = (frames - kernel) // stride + 1
+        macs += frames * in_channels * channels * kernel
+        in_channels = channels
+    return macs + (config.frame_count(samples) * in_channels * config.embed_dim if config.projection else 0)
+
+
+def _mel_convolutions(config: EncoderConfig, frames: int) -> int:
+    """Of Whisper's front end, without the spectrogram, which is a transform and a few sums."""
+    columns = 2 * frames
+    (first, kernel, _), (second, _, _) = config.conv_layers
+    return kernel * first * (columns * config.mel_bins + frames * second)

@@ -14,8 +14,9 @@ from .config import EncoderConfig
 from .convolution import faster_by_row
 from .dropout import Dropout
 from .extractor import FeatureExtractor, FeatureProjection
-from .positional import PositionalConvolution
-from .waveforms import as_batch, centred, frame_mask, normalize_waveforms
+from .log_mel import LogMelExtractor
+from .positional import PositionalConvolution, positional_part
+from .waveforms import as_batch, centred, frame_mask, normalize_waveforms, up_to
 
 
 @dataclass
@@ -39,6 +40,18 @@ class EncoderOutput:
         """
         mask = frame_mask(self.frame_lengths, self.projected.shape[1])
         return mask.flatten().nonzero()[:, 0].to(self.projected.device, non_blocking=True)
+
+    def cut(self, frames: int | None = None) -> "EncoderOutput":
+        """The first `frames` frames of the batch, by default those of its longest wav."""
+        frames = int(self.frame_lengths.max()) if frames is None else frames
+        maps = self.attention_maps
+        return EncoderOutput(
+            projected=self.projected[:, :frames],
+            hidden_states=[states[:, :frames] for states in self.hidden_states],
+            last_hidden_state=self.last_hidden_state[:, :frames],
+            frame_lengths=self.frame_lengths.clamp(max=frames),
+            attention_maps=maps and [None if part is None else part[:, :, :frames, :frames] for part in maps],
+        )
 
     def layer(self, index: int, layer_zero: str = "feature_projection") -> Tensor:
         """F^index, (batch, frame, channel); layer 0 is P ("feature_projection") or F^0 ("transformer_input")."""
@@ -115,7 +128,7 @@ class EncoderLayer(nn.Module):
 
 
 class SpeechEncoder(nn.Module):
-    """HuBERT, wav2vec 2.0 or WavLM, of any width and with any units pruned.
+    """An encoder of any of the `FAMILIES`, of any width and with any units pruned.
 
     A wav's states do not depend on the rest of its batch: padding does not enter convolutions of valid frames,
     statistics or attention.
@@ -124,10 +137,10 @@ class SpeechEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.feature_extractor = FeatureExtractor(config)
+        self.feature_extractor = LogMelExtractor(config) if config.log_mel else FeatureExtractor(config)
         self.feature_projection = FeatureProjection(config)
         self.feature_dropout = Dropout(config.feature_dropout)
-        self.positional = PositionalConvolution(config)
+        self.positional = positional_part(config)
         self.layer_norm = nn.LayerNorm(config.embed_dim, config.layer_norm_eps)  # before the layers (post-LN) or after
         self.hidden_dropout = Dropout(config.hidden_dropout)
         self.relative_position = RelativePosition(config) if config.relative_position else None
@@ -146,15 +159,17 @@ class SpeechEncoder(nn.Module):
             attention_maps: whether A^1..A^L are computed too, without the fused attention kernel.
 
         Raises:
-            UserError: as `as_batch`; a wav must be long enough for one frame.
+            UserError: as `as_batch`; a wav must be long enough for one frame, and have at most 30 s for Whisper.
         """
         projected, frame_lengths = self.extract(waveforms, lengths)
         return self.contextualize(projected, frame_lengths, attention_maps)
 
     def extract(self, waveforms: Any, lengths: Any = None) -> tuple[Tensor, Tensor]:
         """As `forward`: waveforms and lengths -> P (batch, frame, channel) and, on the CPU, (batch,) frames."""
-        weight = next(self.feature_extractor.parameters())
+        weight = self.layer_norm.weight
         waveforms, lengths = as_batch(waveforms, lengths, weight, self.config.min_samples)
+        if self.config.max_samples:
+            waveforms = up_to(waveforms, lengths, self.config.max_samples)
         # a traced graph must serve padded batches too
         padded = torch.compiler.is_compiling() or int(lengths.min()) < waveforms.shape[1]
         on_device = lengths.to(waveforms.device, non_blocking=True)
@@ -170,10 +185,17 @@ class SpeechEncoder(nn.Module):
         """
         if self.config.normalize_waveform:
             return normalize_waveforms(waveforms, lengths, self.config.normalize_eps)
-        return centred(waveforms, lengths) if self.config.conv_norm == "group" else waveforms
+        return centred(waveforms, lengths) if self.config.ignores_mean else waveforms
 
     def contextualize(self, projected: Tensor, frame_lengths: Tensor, attention_maps: bool = False) -> EncoderOutput:
         """P (batch, frame, channel) and, best on the CPU, (batch,) frames -> the encoder's output."""
+        if self.config.attends_to_padding:
+            every = torch.full_like(frame_lengths, projected.shape[1])
+            return replace(self._attend(projected, every, attention_maps), frame_lengths=frame_lengths).cut()
+        return self._attend(projected, frame_lengths, attention_maps)
+
+    def _attend(self, projected: Tensor, frame_lengths: Tensor, attention_maps: bool) -> EncoderOutput:
+        """The layers, whose attention sees the `frame_lengths` only."""
         frames = projected.shape[1]
         # the kernel is fastest without a mask; a traced graph must serve padded batches too
         padded = torch.compiler.is_compiling() or bool((frame_lengths < frames).any())
@@ -181,7 +203,7 @@ class SpeechEncoder(nn.Module):
             return self._row_by_row(projected, frame_lengths, attention_maps)
         mask = frame_mask(frame_lengths, frames, projected.device)  # (batch, frame)
         states = self.feature_dropout(projected).masked_fill(~mask[..., None], 0.0)
-        states = states + self.positional(states)
+        states = states + self.positional(states, mask[..., None])
         if not self.config.layer_norm_first:
             states = self.layer_norm(states)
         key_mask = mask[:, None, None] if padded else None
@@ -201,9 +223,9 @@ class SpeechEncoder(nn.Module):
         )
 
     def _row_by_row(self, projected: Tensor, frame_lengths: Tensor, attention_maps: bool) -> EncoderOutput:
-        """`contextualize` of each row without its padding."""
+        """`_attend` for each row without its padding."""
         rows = [
-            self.contextualize(projected[row, None, :length], frame_lengths[row, None], attention_maps)
+            self._attend(projected[row, None, :length], frame_lengths[row, None], attention_maps)
             for row, length in enumerate(frame_lengths.tolist())
         ]
         return replace(together(rows, projected.shape[1]), projected=projected)
@@ -235,7 +257,8 @@ def _initialize(module: nn.Module) -> None:
     """Initial weights as in HuBERT: normal(0.02) for linear layers, Kaiming for convolutions."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv1d):
         nn.init.kaiming_normal_(module.weight)
         if module.bias is not None:

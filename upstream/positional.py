@@ -1,4 +1,4 @@
-"""The positional convolution: what an encoder knows of the order of frames."""
+"""What an encoder knows of the order of frames: positional convolutions, or a table."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import EncoderConfig
+from .config import FAMILIES, EncoderConfig
 from .convolution import convolves
 
 
@@ -26,7 +26,8 @@ class PositionalConvolution(nn.Module):
         with torch.no_grad():
             self.weight_g.copy_(self.weight_v.norm(dim=(0, 1), keepdim=True))
 
-    def forward(self, states: Tensor) -> Tensor:  # (batch, frame, channel), padded frames zero
+    def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """states (batch, frame, channel), padded frames zero -> what is added to them; the mask is not needed."""
         weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=(0, 1), keepdim=True))
         if convolves(states):
             inputs, padding = states.transpose(1, 2), self.kernel // 2
@@ -56,3 +57,42 @@ class PositionalConvolution(nn.Module):
         positions = torch.fft.irfft(products, n=size, dim=3)[..., :step]
         positions = positions.permute(0, 3, 1, 2).reshape(batch, blocks * step, width)
         return positions[:, :frames].to(states.dtype)
+
+
+class PositionalStack(nn.Module):
+    """data2vec's convolutions over frames, one on another: each grouped, with a layer norm over channels, and GELU."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        width, kernel = config.embed_dim, config.positional_kernel
+        self.layers = nn.ModuleList(
+            nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=config.positional_groups)
+            for _ in range(config.positional_layers)
+        )
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """states (batch, frame, channel), padded frames zero; mask (batch, frame, 1), True at valid frames."""
+        for convolution in self.layers:
+            outputs = convolution(states.transpose(1, 2))[:, :, : states.shape[1]].transpose(1, 2)
+            # every convolution sees zeros beyond a wav, as it would without padding
+            states = F.gelu(F.layer_norm(outputs, outputs.shape[2:])).masked_fill(~mask, 0.0)
+        return states
+
+
+class PositionTable(nn.Module):
+    """Whisper's vector for each frame, as stored."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(config.max_frames, config.embed_dim))
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """states (batch, frame, channel) -> (frame, channel)."""
+        return self.table[: states.shape[1]]
+
+
+def positional_part(config: EncoderConfig) -> nn.Module:
+    """What a family's encoder knows of positions: a module of (states, mask) whose output is added to the states."""
+    if config.log_mel:
+        return PositionTable(config)
+    return PositionalStack(config) if FAMILIES[config.family].positional_stack else PositionalConvolution(config)

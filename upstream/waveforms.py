@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .config import SAMPLE_RATE
 from .errors import UserError, shown
 
 FULL_SCALE = {torch.int8: 2**7, torch.uint8: 2**7, torch.int16: 2**15, torch.int32: 2**31}  # what audio files hold
@@ -128,6 +129,21 @@ def _tensor(value: Any, name: str) -> Tensor:
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
     except (TypeError, ValueError, OverflowError, RuntimeError):
         raise UserError(f"{name} is {shown(value)}, but it must be a tensor, an array or a list of numbers") from None
+
+
+def up_to(waveforms: Tensor, lengths: Tensor, samples: int) -> Tensor:
+    """(batch, sample) without what is padding in all of them beyond so many samples, the most that a wav may have.
+
+    Raises:
+        UserError: a longer wav.
+    """
+    if (longest := int(lengths.max())) > samples:
+        seconds = samples / SAMPLE_RATE
+        raise UserError(
+            f"a wav has {longest / SAMPLE_RATE:.2f} s, but this encoder takes at most {seconds:g} s (a longer one is "
+            f"cut by its caller; in a recipe by corpus.max_seconds={seconds:g} and corpus.window_seconds={seconds:g})"
+        )
+    return waveforms[:, :samples]
 
 
 def centred(waveforms: Tensor, lengths: Tensor) -> Tensor:

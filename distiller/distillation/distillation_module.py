@@ -7,6 +7,7 @@ from torch import Tensor
 
 from distiller.audio.batch import Batch
 from distiller.distillation.controls import apply_negative_control
+from distiller.objectives.alignment import aligned
 from distiller.objectives.base import Objective, Term
 from distiller.recipes.recipe import Recipe
 from distiller.students.gates import GatedEncoder
@@ -28,6 +29,7 @@ class Distillation(TrainingModule):
         super().__init__(student, recipe.optimizer, recipe.seed, recipe.trainer.ema)
         self.objective = objective
         self.control = recipe.control
+        self.shapes = (teacher.config, student.config)
         self._teacher = (teacher.eval().requires_grad_(False),)  # a tuple hides it from nn.Module
 
     @property
@@ -40,7 +42,8 @@ class Distillation(TrainingModule):
         self._teacher = (teacher if half is None else half_matrices(teacher, half),)
 
     def frame_lengths(self, batch: Batch) -> Tensor:
-        return self.teacher.config.frame_count(batch.lengths)
+        counts = [shape.frame_count(batch.lengths) for shape in self.shapes]
+        return torch.minimum(*counts)  # as `aligned` cuts the outputs
 
     def finite_outputs(self, batch: Batch) -> dict[str, Tensor]:
         networks = {"teacher": self.teacher} | ({} if self.shards else {"student": self.student})
@@ -54,7 +57,7 @@ class Distillation(TrainingModule):
         maps = self.objective.needs_attention_maps
         with torch.no_grad():
             teacher = self.teacher(batch.waveforms, batch.lengths, maps)
-        student = self.student(batch.waveforms, batch.lengths, maps)
+        teacher, student = aligned(teacher, self.student(batch.waveforms, batch.lengths, maps))
         if self.control != "none":
             teacher = apply_negative_control(teacher, self.control)
         return self.objective(teacher, student, student.frame_mask())

@@ -27,6 +27,7 @@ LARGE: dict[str, int | bool | str] = {  # settings of transformers
     "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
     "do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True,
 }  # fmt: skip
+WHISPER = {"tiny": (384, 4), "base": (512, 6), "small": (768, 12), "medium": (1024, 24), "large": (1280, 32)}
 LARGE_NAMES = ("large", "xlsr", "mms300m")
 LIBRISPEECH_HOURS = {"train-clean-100": 100.6, "train-clean-360": 363.6, "train-other-500": 496.7}  # as published
 SYNTHETIC_SECONDS = 3.0  # of an utterance, about
@@ -51,7 +52,7 @@ def costs(recipe: Recipe) -> Iterator[tuple[str, str]]:
     else:
         yield "teacher", f"{recipe.teacher} is not on this machine; taken to be {_model(teacher)}"
     yield from _student(recipe, teacher, known)
-    yield from _length(recipe, teacher.min_samples)
+    yield from _length(recipe, max(shape.min_samples for shape in (teacher, recipe.student.shape(teacher))))
 
 
 def _student(recipe: Recipe, teacher: EncoderConfig, known: bool) -> Iterator[tuple[str, str]]:
@@ -81,8 +82,12 @@ def teacher_shape(name: str) -> tuple[EncoderConfig, bool]:
     config = path / "config.json" if os.path.exists(path) else _in_hub_cache(name)
     if config is None:
         plain = name.lower().replace("-", "")
-        family = next((family for family in FAMILIES if family in plain), "hubert")
+        family = next((family for family in FAMILIES if family.replace("-", "") in plain), "hubert")
         size = LARGE if any(large in plain for large in LARGE_NAMES) else {}
+        if family == "whisper":
+            width, layers = next((size for word, size in WHISPER.items() if word in plain), WHISPER["base"])
+            size = {"d_model": width, "encoder_layers": layers, "encoder_ffn_dim": 4 * width}
+            size |= {"encoder_attention_heads": width // 64}
         return huggingface.parse_config({"model_type": family, **size}, False, name), False
     if not config.is_file():  # a format that keeps the shape inside the file of weights
         return load(path).config, True
@@ -93,7 +98,10 @@ def teacher_shape(name: str) -> tuple[EncoderConfig, bool]:
 
 
 def _model(config: EncoderConfig) -> str:
-    return f"{FAMILIES[config.family].title} {'Large' if config.num_layers == LARGE['num_hidden_layers'] else 'Base'}"
+    size = "Large" if config.num_layers == LARGE["num_hidden_layers"] else "Base"
+    if config.log_mel:
+        size = next((name for name, (width, _) in WHISPER.items() if width == config.embed_dim), "")
+    return f"{FAMILIES[config.family].title} {size}"
 
 
 def _in_hub_cache(name: str) -> Path | None:

@@ -7,6 +7,7 @@ units) -> OUTPUT/final (its distillation).
 
 import copy
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ from distiller.students.prune import remove_closed_units
 from distiller.training.loop import Training
 from distiller.training.module import TrainingModule
 from upstream.checkpoint import existing_checkpoint, load, save
+from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError, require
 
@@ -58,13 +60,15 @@ class Run:
 
     @property
     def decoder(self) -> Decoder:
-        return Decoder(self.teacher.config.min_samples)
+        teacher = self.teacher.config
+        return Decoder(max(shape.min_samples for shape in (teacher, self.recipe.student.shape(teacher))))
 
     @cached_property
     def corpus(self) -> Corpus:
         corpus = open_corpus(self.recipe.corpus, self.decoder, self.output / "corpus")
         if rank() == 0:
             print("".join(f"{line}\n" for line in corpus.inventory.lines()), end="")
+        _check_longest(corpus, self.teacher.config.max_samples / SAMPLE_RATE)
         return corpus
 
     @cached_property
@@ -76,8 +80,19 @@ class Run:
         corpus = self.recipe.corpus
         if other is None:
             return CalibrationAudio(corpus.path, self.corpus.train, corpus.seconds)
-        cuts = open_audio(other, corpus.seconds, self.decoder, self.output / "corpus")
+        longest = self.teacher.config.max_samples / SAMPLE_RATE or math.inf
+        cuts = open_audio(other, min(corpus.seconds, longest), self.decoder, self.output / "corpus")
         return CalibrationAudio(other, cuts, corpus.seconds)
+
+
+def _check_longest(corpus: Corpus, seconds: float) -> None:
+    """Raises UserError for an utterance of more `seconds` than the teacher takes; 0 if it takes any."""
+    longest = max(cut.duration for cut in [*corpus.train, *corpus.validation])
+    if seconds and longest > seconds:
+        raise UserError(
+            f"an utterance has {longest:.1f} s, but the teacher takes at most {seconds:g} s; "
+            f"corpus.max_seconds={seconds:g} splits longer ones"
+        )
 
 
 @dataclass

@@ -42,6 +42,8 @@ def export(
             raise UserError(f"--output is {output}, which is the student that was fine-tuned; choose another folder")
         save(encoder, output, student_files(opened))
         return f"{output}: upstream.checkpoint.load opens it; {parameter_count(encoder):,} parameters"
+    if encoder.config.log_mel:
+        raise UserError(f"{checkpoint} is a Whisper encoder, which is opened as a teacher and not exported to {to}")
     if to == "transformers":
         own_code = needs_own_code(encoder)
         difference = to_transformers(encoder, output, transformers_card(opened, own_code))

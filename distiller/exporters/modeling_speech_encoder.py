@@ -44,6 +44,7 @@ from .dropout import Dropout  # type: ignore[import-not-found]  # noqa: F401
 from .encoder import EncoderLayer, OutputBias, SpeechEncoder  # type: ignore[import-not-found]
 from .errors import UserError  # type: ignore[import-not-found]  # noqa: F401
 from .extractor import FeatureExtractor, FeatureProjection  # type: ignore[import-not-found]
+from .log_mel import LogMelExtractor  # type: ignore[import-not-found]  # noqa: F401
 from .positional import PositionalConvolution  # type: ignore[import-not-found]
 from .waveforms import as_batch  # type: ignore[import-not-found]  # noqa: F401
 
@@ -87,7 +88,8 @@ class Encoder(SpeechEncoder):
 
     def __init__(self, config, layerdrop):
         super().__init__(config)
-        self.positional = RenamedPositionalConvolution(config)
+        if isinstance(self.positional, PositionalConvolution):
+            self.positional = RenamedPositionalConvolution(config)
         self.feature_extractor = FreezableExtractor(config)
         shapes = zip(config.attention_heads, config.ffn_dims, strict=True)
         self.layers = nn.ModuleList(Layer(heads, ffn_dim, config, layerdrop) for heads, ffn_dim in shapes)

@@ -13,7 +13,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from distiller.exporters.checks import checked, farthest, temporary_folder, wavs
-from upstream import attention, config, convolution, dropout, encoder, errors, extractor, positional, waveforms
+from upstream import attention, config, convolution, dropout, encoder, errors, extractor, log_mel, positional, waveforms
 from upstream.checkpoint import write_folder
 from upstream.config import FAMILIES, SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
@@ -58,10 +58,12 @@ def _plain_files(student: SpeechEncoder) -> dict[str, bytes | str]:
 
 
 def _own_files(student: SpeechEncoder) -> dict[str, bytes | str]:
+    # UniSpeech-SAT and data2vec students go into HuBERT's classes, which hold any encoder
+    family = student.config.family if student.config.family in HEADS else "hubert"
     values = huggingface_writing.config_values(student.config) | {
-        "architectures": [f"Distilled{FAMILIES[student.config.family].transformers_class}"],
+        "architectures": [f"Distilled{FAMILIES[family].transformers_class}"],
         "model_type": huggingface.OWN_MODEL_TYPE,
-        "auto_map": auto_map(student.config.family),
+        "auto_map": auto_map(family),
         "encoder_config": student.config.to_dict(),
     }
     state = huggingface.OWN_TABLE.to_foreign(student.state_dict())
@@ -78,7 +80,7 @@ def auto_map(family: str) -> dict[str, str]:
 
 def _own_code() -> dict[str, str]:
     """The Python files of an export that needs its own code."""
-    modules = (attention, config, convolution, dropout, encoder, errors, extractor, positional, waveforms)
+    modules = (attention, config, convolution, dropout, encoder, errors, extractor, log_mel, positional, waveforms)
     code = {Path(inspect.getfile(module)).name: inspect.getsource(module) for module in modules}
     return code | {f"{MODELING}.py": (Path(__file__).parent / f"{MODELING}.py").read_text()}
 

@@ -49,7 +49,7 @@ def resolve_layer_map(layer_map: Sequence[int] | None, teacher_layers: int, stud
         if teacher_layers < student_layers:
             raise UserError(
                 f"objective.layer_map is not set, but a student of {student_layers} layers needs one when the teacher "
-                f"has only {teacher_layers}"
+                f"has only {teacher_layers} (student.layers={teacher_layers} needs none)"
             )
         return [round(layer * teacher_layers / student_layers) for layer in range(1, student_layers + 1)]
     fits = len(layer_map) == student_layers and all(1 <= layer <= teacher_layers for layer in layer_map)

@@ -14,6 +14,7 @@ from distiller.clustering.calibrate import ENOUGH
 from distiller.clustering.cka import PairMoments
 from distiller.common.files import write_csv
 from distiller.common.progress import progress
+from distiller.objectives.alignment import aligned
 from distiller.objectives.layer_map import resolve_layer_map
 from upstream.encoder import SpeechEncoder
 
@@ -41,7 +42,7 @@ def write_distances(
     order = np.random.default_rng(0).permutation(len(batches))  # they are sorted by duration
     for index in progress(order, "Comparing student and teacher", len(batches)):
         batch = batches[index]().to(device)
-        outputs = [encoder(batch.waveforms, batch.lengths) for encoder in (teacher, student)]
+        outputs = aligned(*(encoder(batch.waveforms, batch.lengths) for encoder in (teacher, student)))
         mask = outputs[0].frame_mask()
         states = [outputs[0].layer(layer) for layer in layers] + [outputs[1].layer(layer) for layer in range(count)]
         moments.update(states, mask)

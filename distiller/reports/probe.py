@@ -134,7 +134,8 @@ class Probe:
             batch = examples[start : start + BATCH]
             outputs = represent([waveform for waveform, _, _ in batch])
             for layers, (_, phones, speaker) in zip(outputs, batch, strict=True):
-                yield layers, phones[: len(layers[0])], speaker
+                frames = min(len(layers[0]), len(phones))  # Whisper has a frame or two more
+                yield [layer[:frames] for layer in layers], phones[:frames], speaker
 
 
 def _example(cut: Cut, speakers: list[str], frame_count: Callable[[int], int]) -> tuple[Tensor, Tensor, int]:

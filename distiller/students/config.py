@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from distiller.common.strict import ABOVE_0, AT_LEAST_1, SHARE_OF_STEPS, STRICT
-from upstream.config import EncoderConfig
+from upstream.config import FAMILIES, EncoderConfig
 from upstream.errors import UserError, one_of, require
 
 # what a gate is on -> the name of its units in figures and tables
@@ -96,6 +96,11 @@ class PrunedConfig(StudentConfig):
     name: str = "pruned"
 
     def shape(self, teacher: EncoderConfig) -> EncoderConfig:
+        if teacher.log_mel:
+            raise UserError(
+                "a Whisper encoder is a teacher of narrow students and cannot be pruned: choose another teacher, or a "
+                "method with a narrow student (--method star, student.name=narrow)"
+            )
         return self.with_dropouts(teacher)
 
 
@@ -152,12 +157,14 @@ class NarrowConfig(StudentConfig):
         return self
 
     def shape(self, teacher: EncoderConfig) -> EncoderConfig:
-        """As the base class; family and input scaling are the teacher's.
+        """As the base class; family and input scaling are the teacher's, but those of data2vec and Whisper are HuBERTs.
 
         Raises:
             UserError: more layers than the teacher has, or frames that would not be the teacher's.
         """
         if self.size == "teacher":
+            sizes = one_of(self.size, list(SIZES))
+            require(not teacher.log_mel, "student.size", self.size, f"{sizes} for a Whisper teacher")
             layers = self.layers or teacher.num_layers
             allowed = f"at most {teacher.num_layers}, the teacher's layers"
             require(layers <= teacher.num_layers, "student.layers", layers, allowed)
@@ -168,7 +175,7 @@ class NarrowConfig(StudentConfig):
             size = SIZES[self.size]
             layers = self.layers or size.layers
             shape = EncoderConfig(
-                family=teacher.family,
+                family=FAMILIES[teacher.family].student or teacher.family,
                 embed_dim=size.embed_dim,
                 num_heads=size.num_heads,
                 head_dim=size.embed_dim // size.num_heads,
@@ -183,7 +190,13 @@ class NarrowConfig(StudentConfig):
 
 
 def check_same_frames(student: EncoderConfig, teacher: EncoderConfig) -> None:
-    """Raises UserError unless the two make the same frames of every clip (a frame count is a composition of floors)."""
+    """Raises UserError unless the two make the same frames of every clip (a frame count is a composition of floors).
+
+    With Whisper, whose frames are centred elsewhere, they need the same hop only: the objectives get those that both
+    have.
+    """
+    if teacher.log_mel and student.samples_per_frame == teacher.samples_per_frame:
+        return
     hops = [(shape.min_samples, shape.samples_per_frame) for shape in (student, teacher)]
     if hops[0] != hops[1] or any(student.frame_count(n) != teacher.frame_count(n) for n in range(4000, 4000 + 640)):
         sizes = " against ".join(f"{field}/{hop}" for field, hop in hops)

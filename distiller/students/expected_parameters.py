@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distiller.students.gates import GateSite, GateValues
-from upstream.config import EncoderConfig
+from upstream.config import FAMILIES, EncoderConfig
 
 
 def expected_parameters(config: EncoderConfig, probabilities: GateValues) -> Tensor:
@@ -89,7 +89,11 @@ class _Count:
     def fixed(self) -> int:
         """Parts without a gate: positional convolution, norms of the residual stream, WavLM's table."""
         config, width = self.config, self.config.embed_dim
-        positional = config.positional_kernel * (1 + width * (width // config.positional_groups)) + width
+        taps = config.positional_kernel * width * (width // config.positional_groups)
+        if FAMILIES[config.family].positional_stack:
+            positional = config.positional_layers * (taps + width)
+        else:
+            positional = taps + width + config.positional_kernel
         norms = 2 * width * (1 + 2 * config.num_layers * (not config.layer_norm_first))
         return positional + norms + config.relative_buckets * config.num_heads * config.relative_position
 

@@ -83,8 +83,12 @@ def huggingface_folder(tmp_path) -> Callable[..., tuple[Any, Path]]:
         if FAMILIES[family].relative_position:
             values |= {"num_buckets": 32, "max_bucket_distance": 80}
             del values["attn_implementation"]
+        if FAMILIES[family].positional_stack:
+            values |= {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 8 if large else 7}
         if large:
-            values |= {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+            values |= {"conv_bias": True}
+        if large and FAMILIES[family].conv_norm is None:
+            values |= {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
         torch.manual_seed(7)
         config = getattr(transformers, f"{name}Config")(**{**values, **changes})
         model = getattr(transformers, f"{name}{head}")(config).eval()

@@ -14,6 +14,7 @@ from upstream.config import FAMILIES
 from upstream.errors import UserError
 
 TOLERANCE = 1e-4
+CONVOLUTIONAL = [name for name, family in FAMILIES.items() if not family.log_mel]
 
 
 def normalized(waveform: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ def edit_weights(folder: Path, edit) -> None:
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CONVOLUTIONAL)
 def test_a_padded_batch_equals_transformers_on_each_wav_alone(
     family, large, huggingface_folder, waveforms, lengths
 ) -> None:
@@ -44,10 +45,9 @@ def test_a_padded_batch_equals_transformers_on_each_wav_alone(
         for index, length in enumerate(lengths.tolist()):
             waveform = waveforms[index : index + 1, :length]
             single = encoder(waveform)
-            theirs = model(normalized(waveform) if large else waveform, output_hidden_states=True)
-            projection = model.feature_projection(
-                model.feature_extractor(normalized(waveform) if large else waveform).transpose(1, 2)
-            )
+            prepared = normalized(waveform) if encoder.config.normalize_waveform else waveform
+            theirs = model(prepared, output_hidden_states=True)
+            projection = model.feature_projection(model.feature_extractor(prepared).transpose(1, 2))
             projected = projection[0] if isinstance(projection, tuple) else projection
             frames = int(single.frame_lengths)
             assert frames == int(batch.frame_lengths[index]) == theirs.last_hidden_state.shape[1]
@@ -58,12 +58,13 @@ def test_a_padded_batch_equals_transformers_on_each_wav_alone(
                 assert len(ours) == len(references)
                 for mine, reference in zip(ours, references, strict=True):
                     assert (mine[row, :frames] - reference[0]).abs().max() < TOLERANCE
-    if large:
+    assert encoder.config.normalize_waveform == (large or family == "data2vec-audio")
+    if encoder.config.layer_norm_first:
         assert not torch.allclose(batch.hidden_states[-1], batch.last_hidden_state, atol=1e-2)
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["base", "large"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CONVOLUTIONAL)
 def test_attention_maps_equal_eager_attention(family, large, huggingface_folder, waveforms) -> None:
     model, folder = huggingface_folder(family, large, normalize=False)
     with torch.no_grad():
@@ -110,13 +111,18 @@ def test_without_a_preprocessor_file_normalisation_is_off_with_one_warning(huggi
         ("wav2vec2", "ForPreTraining"),
         ("wavlm", "ForCTC"),
         ("wavlm", "ForXVector"),
+        ("unispeech-sat", "ForCTC"),
+        ("unispeech-sat", "ForPreTraining"),
+        ("data2vec-audio", "ForCTC"),
+        ("data2vec-audio", "ForXVector"),
     ],
 )
 def test_the_encoder_is_found_under_a_head(family, head, huggingface_folder, waveforms) -> None:
     model, folder = huggingface_folder(family, False, head, use_weighted_layer_sum=True)
-    inner = getattr(model, family)
+    inner = getattr(model, family.replace("-", "_"))
     with torch.no_grad():
-        reference = inner(waveforms[:1]).last_hidden_state
+        prepared = normalized(waveforms[:1]) if family == "data2vec-audio" else waveforms[:1]
+        reference = inner(prepared).last_hidden_state
         assert (load(folder)(waveforms[:1]).last_hidden_state - reference).abs().max() < TOLERANCE
 
 
@@ -207,7 +213,7 @@ def test_a_layer_beyond_the_configuration_is_refused(huggingface_folder) -> None
         ("adapter_attn_dim", 16, "adapter_attn_dim is 16, but it must be None"),
         ("hidden_act", "relu", "hidden_act is 'relu', but it must be 'gelu'"),
         ("feat_extract_activation", "gelu_new", "feat_extract_activation is 'gelu_new'"),
-        ("model_type", "whisper", "model_type is 'whisper', but it must be one of .*hubert"),
+        ("model_type", "sew", "model_type is 'sew', but it must be one of .*hubert"),
         ("num_attention_heads", 5, r"num_attention_heads is 5, but it must be a divisor of hidden_size \(48\)"),
         ("num_attention_heads", "4", "num_attention_heads is '4'"),
         ("num_hidden_layers", 10**6, "num_hidden_layers is 1000000"),
@@ -223,6 +229,24 @@ def test_what_is_not_supported_is_said_in_one_line(key, value, sentence, hugging
     with pytest.raises(UserError, match=sentence) as raised:
         load(folder)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("add_adapter", True, "add_adapter is True"),
+        ("hidden_act", "relu", "hidden_act is 'relu', but it must be 'gelu'"),
+        ("num_conv_pos_embeddings", 0, "positional_layers is 0, but it must be between 1 and 65536"),
+        ("num_conv_pos_embeddings", 65, "positional_layers is 65, but it must be at most 64"),
+        ("num_conv_pos_embeddings", 2, r"unexpected keys encoder\.pos_conv_embed\.layers\.2\.conv\.bias"),
+        ("conv_pos_kernel_size", 5, "has shape .* but the configuration asks for"),
+    ],
+)
+def test_data2vec_settings_are_checked(key, value, sentence, huggingface_folder) -> None:
+    _, folder = huggingface_folder("data2vec-audio", False)
+    edit_config(folder, **{key: value})
+    with pytest.raises(UserError, match=sentence):
+        load(folder)
 
 
 def test_an_index_that_names_a_path_is_refused(huggingface_folder) -> None:

@@ -29,8 +29,10 @@ def write_huggingface(encoder, folder: Path) -> None:
         {"family": "wav2vec2", "conv_norm": "layer", "conv_bias": True, "layer_norm_first": True},
         {"feature_norm": False, "normalize_waveform": True, "hidden_dropout": 0.1},
         {"family": "wavlm", "conv_norm": "layer", "layer_norm_first": True, "normalize_waveform": True},
+        {"family": "unispeech-sat"},
+        {"family": "data2vec-audio", "conv_norm": "layer", "positional_layers": 3, "normalize_waveform": True},
     ],
-    ids=["no projection", "wavlm", "large", "distilhubert", "wavlm large"],
+    ids=["no projection", "wavlm", "large", "distilhubert", "wavlm large", "unispeech-sat", "data2vec"],
 )
 def test_ours_to_hugging_face_and_back_is_bit_identical(changes, tiny_encoder, tmp_path, waveforms) -> None:
     from transformers import AutoFeatureExtractor, AutoModel
@@ -62,6 +64,8 @@ def test_ours_to_hugging_face_and_back_is_bit_identical(changes, tiny_encoder, t
         ({"unpruned_channels": (16, 24, 24, 24, 24, 24, 44, 48)}, "count over pruned channels"),
         ({"normalize_waveform": True, "normalize_eps": 1e-5}, "normalised with epsilon 1e-05"),
         ({"head_dim": 10}, "not embed_dim / num_heads wide"),
+        ({"family": "data2vec-audio"}, "it has group norms"),
+        ({"family": "data2vec-audio", "conv_norm": "layer", "layer_norm_first": True}, "its layers begin with a norm"),
     ],
 )
 def test_what_transformers_cannot_hold_is_said(changes, reason, tiny_encoder) -> None:

@@ -1,4 +1,5 @@
-"""Hugging Face folders of HuBERT, WavLM and wav2vec 2.0: key tables and reading; `huggingface_writing` writes them.
+"""Hugging Face folders of encoders with a convolutional front end: key tables and reading; `huggingface_writing` writes
+them, `whisper` reads Whisper's.
 
 Base models have a group norm after the first convolution and post-LN layers, Large models (XLS-R included) layer norms
 and pre-LN layers, DistilHuBERT has two layers and no norm in front of the projection.
@@ -12,9 +13,10 @@ from typing import Any
 
 from torch import equal, eye
 
-from ..config import FAMILIES, FEATURE_EXTRACTOR_EPS, EncoderConfig
+from ..config import FAMILIES, FEATURE_EXTRACTOR_EPS, EncoderConfig, Family
 from ..encoder import SpeechEncoder
 from ..errors import UserError, one_of, shown
+from . import whisper
 from .files import read_json, read_safetensors, read_torch
 from .keys import KeyTable, build
 from .settings import check_fixed, equal_layers
@@ -25,6 +27,7 @@ TABLE = KeyTable(
     names={
         "feature_": "feature_",
         "positional.": "encoder.pos_conv_embed.conv.",
+        "positional.layers.#.": "encoder.pos_conv_embed.layers.#.conv.",  # data2vec's
         "positional.weight_g": "encoder.pos_conv_embed.conv.parametrizations.weight.original0",
         "positional.weight_v": "encoder.pos_conv_embed.conv.parametrizations.weight.original1",
         "relative_position.": "encoder.layers.0.attention.rel_attn_embed.",
@@ -51,6 +54,9 @@ TABLE = KeyTable(
         "project_q.*",
         "final_proj.*",  # HuBERT's and WavLM's masked prediction
         "label_embs_concat",
+        "label_embeddings_concat",  # UniSpeech-SAT's
+        "speaker_proj.*",
+        "layer_norm_for_extract.*",
     ),
     prefixes=tuple(family.prefix for family in FAMILIES.values()),
 )
@@ -68,6 +74,9 @@ NAMES = {
     "attention_dropout": "attention_dropout",
     "activation_dropout": "activation_dropout",
 }
+STACK_NAMES = {  # data2vec's, which has no choice of norms, whatever its config.json says
+    theirs: ours for theirs, ours in NAMES.items() if ours not in ("conv_norm", "layer_norm_first", "positional_kernel")
+} | {"num_conv_pos_embeddings": "positional_layers", "conv_pos_kernel_size": "positional_kernel"}
 POSITION_NAMES = {"num_buckets": "relative_buckets", "max_bucket_distance": "relative_max_distance"}  # WavLM's
 
 # The defaults of `transformers`, where they are not those of `EncoderConfig`; the same in all families.
@@ -83,6 +92,7 @@ DEFAULTS: Mapping[str, Any] = {
     "attention_dropout": 0.1,
     "activation_dropout": 0.1,
 }
+STACK_DEFAULTS: Mapping[str, Any] = {"num_conv_pos_embeddings": 5, "conv_pos_kernel_size": 19}
 
 # Settings of which the encoder supports one value.
 FIXED: Mapping[str, Any] = {
@@ -127,8 +137,12 @@ def read(folder: Path, values: Mapping[str, Any]) -> SpeechEncoder:
         config = EncoderConfig.from_dict(values.get("encoder_config") or {}, str(source))
         path, state = _read_weights(folder)
         return build(config, state, str(path), OWN_TABLE)
-    config = parse_config(values, _normalizes(folder, values), str(source))
+    config = parse_config(values, False, str(source))
     path, state = _read_weights(folder)
+    if config.log_mel:
+        whisper.check_preprocessor(folder / "preprocessor_config.json", config)
+        return build(config, state, str(path), whisper.TABLE)
+    config = replace(config, normalize_waveform=_normalizes(folder, values, config))
     encoder = build(config, state, str(path), TABLE)
     return _without_identity(encoder, str(path)) if values.get(IDENTITY_PROJECTION) else encoder
 
@@ -142,18 +156,27 @@ def parse_config(values: Mapping[str, Any], normalize_waveform: bool, source: st
     family = values.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(f"{source}: model_type is {shown(family)}, but it must be {one_of(family, FAMILIES)}")
+    if FAMILIES[family].log_mel:
+        return whisper.parse_config(values, source)
     check_fixed(values, FIXED, source)
-    known = {**DEFAULTS, **values}
-    parsed = {ours: known[theirs] for theirs, ours in (NAMES | POSITION_NAMES).items() if theirs in known} | {
+    known = {**DEFAULTS, **(STACK_DEFAULTS if FAMILIES[family].positional_stack else {}), **values}
+    parsed = {ours: known[theirs] for theirs, ours in names(FAMILIES[family]).items() if theirs in known} | {
         "family": family,
         "conv_layers": _conv_layers(known, source),
         "normalize_waveform": normalize_waveform,
         "normalize_eps": values.get(NORMALIZE_EPS, FEATURE_EXTRACTOR_EPS),
     }
+    if (norm := FAMILIES[family].conv_norm) is not None:
+        parsed["conv_norm"] = norm
     if FAMILIES[family].optional_feature_norm:
         parsed["feature_norm"] = values.get("feat_proj_layer_norm", True)
     shape = equal_layers(known, "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", source)
     return EncoderConfig.from_dict(parsed | shape, source)
+
+
+def names(family: Family) -> dict[str, str]:
+    """The settings of a family that have another name here."""
+    return STACK_NAMES if family.positional_stack else NAMES | (POSITION_NAMES if family.relative_position else {})
 
 
 def _conv_layers(known: Mapping[str, Any], source: str) -> list[list[int]]:
@@ -164,7 +187,7 @@ def _conv_layers(known: Mapping[str, Any], source: str) -> list[list[int]]:
     return [list(layer) for layer in zip(*columns.values(), strict=True)]
 
 
-def _normalizes(folder: Path, values: Mapping[str, Any]) -> bool:
+def _normalizes(folder: Path, values: Mapping[str, Any], config: EncoderConfig) -> bool:
     """Whether waveforms are normalised: if preprocessor_config.json says so and the extractor has layer norms.
 
     Base checkpoints were trained without, whatever their file says.
@@ -175,7 +198,7 @@ def _normalizes(folder: Path, values: Mapping[str, Any]) -> bool:
     if not path.exists():
         warnings.warn(f"{path} is missing: waveforms will not be normalised", stacklevel=2)
         return False
-    return read_json(path).get("do_normalize") is True and values.get("feat_extract_norm") == "layer"
+    return read_json(path).get("do_normalize") is True and config.conv_norm == "layer"
 
 
 def _read_weights(folder: Path) -> tuple[Path, dict[str, Any]]:

@@ -7,7 +7,7 @@ from torch import Tensor, eye, zeros
 from ..config import FAMILIES, SAMPLE_RATE, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError
-from .huggingface import IDENTITY_PROJECTION, NAMES, NORMALIZE_EPS, NORMALIZE_WAVEFORM, POSITION_NAMES, TABLE
+from .huggingface import IDENTITY_PROJECTION, NORMALIZE_EPS, NORMALIZE_WAVEFORM, TABLE, names
 
 
 def write(encoder: SpeechEncoder) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
@@ -50,7 +50,6 @@ def config_values(config: EncoderConfig) -> dict[str, Any]:
     """config.json of `transformers`, as far as its keys can describe the encoder."""
     channels, kernels, strides = (list(column) for column in zip(*config.conv_layers, strict=True))
     family = FAMILIES[config.family]
-    names = NAMES | POSITION_NAMES if config.relative_position else NAMES
     values = {
         "architectures": [family.transformers_class],
         "model_type": config.family,
@@ -63,7 +62,7 @@ def config_values(config: EncoderConfig) -> dict[str, Any]:
         "conv_kernel": kernels,
         "conv_stride": strides,
         "feat_extract_activation": "gelu",
-        **{theirs: getattr(config, ours) for theirs, ours in names.items()},
+        **{theirs: getattr(config, ours) for theirs, ours in names(family).items()},
         "layerdrop": 0.0,
         "mask_time_prob": 0.0,  # students are trained without masks and have no mask embedding
     }
@@ -75,7 +74,8 @@ def config_values(config: EncoderConfig) -> dict[str, Any]:
 def obstacles(config: EncoderConfig) -> list[str]:
     """The structures of the encoder that the classes of `transformers` lack, as clauses."""
     every_head = tuple(range(config.num_heads))
-    lacks_norm = not config.feature_norm and not FAMILIES[config.family].optional_feature_norm
+    family = FAMILIES[config.family]
+    lacks_norm = not config.feature_norm and not family.optional_feature_norm
     clauses = {
         "its layers have different heads": set(config.attention_heads) != {every_head},
         "its layers have different feed-forward widths": len(set(config.ffn_dims)) > 1 or not config.ffn_dims[0],
@@ -84,6 +84,8 @@ def obstacles(config: EncoderConfig) -> list[str]:
         "it drops frames beyond a multiple": config.frame_multiple != 1,
         "its layer norms count over pruned channels": bool(config.unpruned_channels),
         "it has no norm in front of the projection": lacks_norm,
+        "it has group norms": family.conv_norm not in (None, config.conv_norm),
+        "its layers begin with a norm": family.positional_stack and config.layer_norm_first,
         f"waveforms are normalised with epsilon {config.normalize_eps:g}": config.normalizes_with_other_eps,
     }
     return [reason for reason, holds in clauses.items() if holds]

@@ -36,18 +36,22 @@ NARROW: dict[str, Any] = {
 }
 WAVLM = {"family": "wavlm", "relative_buckets": 32, "relative_max_distance": 80}
 PRUNED = {**WAVLM, "attention_heads": ((1,), None), "ffn_dims": (7, 0), "projection": True, "feature_scale": True}
+STACK = {"family": "data2vec-audio", "conv_norm": "layer", "positional_layers": 2}
 LARGE = {"conv_norm": "layer", "conv_bias": True, "layer_norm_first": True, "normalize_waveform": True}
 STUDENTS = {
     "narrow": {},
     "narrow wavlm": WAVLM,
     "large": {**LARGE, "projection": True},
+    "data2vec": {**STACK, "projection": True},
     "pruned": PRUNED,
+    "pruned data2vec": {**PRUNED, **STACK},
+    "pruned unispeech-sat": {**PRUNED, "family": "unispeech-sat"},
     "pruned large": {**PRUNED, **LARGE, "family": "hubert", "attention_heads": ((), (0,))},
     "fairseq's eps": {**LARGE, "projection": True, "normalize_eps": 1e-5},
     "pruned, fairseq's eps": {**PRUNED, "normalize_waveform": True, "normalize_eps": 1e-5},
     "exact cut": {**LARGE, "projection": True, "unpruned_channels": (8, 9, 8, 8, 8, 12, 30)},
 }
-OWN_CODE = ("pruned", "pruned large", "fairseq's eps", "pruned, fairseq's eps", "exact cut")
+OWN_CODE = [name for name in STUDENTS if name.startswith("pruned") or name in ("fairseq's eps", "exact cut")]
 
 
 def student(**changes: Any) -> SpeechEncoder:

@@ -37,6 +37,7 @@ SHAPES = {
     "large hubert": LARGE,
     "large wavlm": replace(LARGE, family="wavlm"),
     "large wav2vec2": replace(LARGE, family="wav2vec2"),
+    "data2vec": replace(BASE, family="data2vec-audio", conv_norm="layer", positional_layers=2),
     "no norm before the projection": replace(BASE, feature_norm=False),
     "scaled": replace(BASE, feature_scale=True),
     "narrow": replace(BASE, conv_layers=((8, 10, 5), (7, 3, 2), (16, 2, 2)), projection=False),
