@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+PRODUCTS = ("cpu", "cuda", "meta")  # devices for matrix products on strided views, and for FFTs; MPS may lack them
+
 
 def faster_by_row(states: Tensor) -> bool:
     """Whether a batch should be computed row by row: on a CPU batching gains nothing, and padding costs time.
@@ -17,7 +19,7 @@ def faster_by_row(states: Tensor) -> bool:
 
 def convolves(states: Tensor) -> bool:
     """Whether convolution kernels are the form to take: fastest in inference on a CPU, and what exports must hold."""
-    return faster_by_row(states) or torch.compiler.is_compiling()
+    return faster_by_row(states) or torch.compiler.is_compiling() or states.device.type not in PRODUCTS
 
 
 class Convolution(nn.Conv1d):

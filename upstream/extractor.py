@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import SAMPLE_RATE, EncoderConfig
-from .convolution import Convolution, faster_by_row
+from .convolution import Convolution, convolves, faster_by_row
 from .waveforms import frame_mask
 
 BLOCK_SECONDS = 2.0  # of audio in the convolutions at a time, in inference on a CPU: fits its cache
@@ -172,7 +172,7 @@ class FeatureExtractor(nn.Module):
         """(batch, sample) -> (batch, frame, channel); `lengths` (batch,) in samples, None if all are full."""
         if faster_by_row(waveforms):
             features = self._by_row(waveforms, lengths)
-        elif torch.compiler.is_compiling():
+        elif convolves(waveforms):
             features = self._convolved(waveforms, lengths)
         else:
             features = self._over_rows(waveforms, self.moments(waveforms, lengths))
@@ -192,7 +192,7 @@ class FeatureExtractor(nn.Module):
 
     def chunk(self, waveform: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
         """A chunk (sample,) of a wav with these `moments` -> (frame, channel); on a CPU `BLOCK_SECONDS` at a time."""
-        if not faster_by_row(waveform):
+        if not convolves(waveform):
             return self._over_rows(waveform[None], moments)[0]
         size = max(1, int(BLOCK_SECONDS * SAMPLE_RATE) // self.hop)  # in frames
         frames = (len(waveform) - self.field) // self.hop + 1
