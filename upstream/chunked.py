@@ -40,7 +40,8 @@ def outputs(
     """
     config, extractor = encoder.config, encoder.feature_extractor
     if not isinstance(extractor, FeatureExtractor):
-        raise UserError("Whisper pads every wav to its longest, and cannot be computed in chunks: cut the audio before")
+        limit = config.max_samples / SAMPLE_RATE
+        raise UserError(f"Whisper takes wavs of at most {limit:g} s and cannot be computed in chunks; cut longer ones")
     size, context = (int(value * SAMPLE_RATE) // extractor.hop for value in (seconds, overlap))
     require(size >= 1, "the length of a chunk", seconds, f"at least {extractor.hop / SAMPLE_RATE:g} seconds")
     require(context >= 0, "the overlap of chunks", overlap, "at least 0 seconds")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from upstream.config import BASE_CONV_LAYERS, EncoderConfig
 from upstream.cost import count_macs
@@ -73,3 +74,43 @@ def test_the_extractor_of_published_models() -> None:
     config = base()
     assert config.conv_layers == BASE_CONV_LAYERS
     assert (config.samples_per_frame, config.min_samples) == (320, 400)
+
+
+def whisper(width: int, heads: int, layers: int, **changes) -> EncoderConfig:
+    values = {"mel_bins": 80, "max_frames": 1500, "attends_to_padding": True, **changes}
+    return EncoderConfig(
+        family="whisper",
+        embed_dim=width,
+        num_heads=heads,
+        head_dim=width // heads,
+        attention_heads=(tuple(range(heads)),) * layers,
+        ffn_dims=(4 * width,) * layers,
+        conv_layers=((width, 3, 1), (width, 3, 2)),
+        conv_bias=True,
+        feature_norm=False,
+        projection=False,
+        layer_norm_first=True,
+        **values,
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "count"), [(whisper(384, 6, 4), 8_208_384), (whisper(1280, 20, 32, mel_bins=128), 636_968_960)]
+)
+def test_parameters_of_whisper(config, count) -> None:
+    """tiny.en's as `transformers` counts them (its encoder alone), large-v3's likewise."""
+    assert parameters(config) == count
+
+
+@pytest.mark.parametrize("padding", [True, False], ids=["published", "masked"])
+def test_macs_of_whisper_are_those_that_torch_counts(padding) -> None:
+    config = whisper(24, 2, 2, max_frames=50, attends_to_padding=padding)
+    encoder = SpeechEncoder(config).eval()
+    encoder.requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        encoder(torch.randn(9600), attention_maps=True)
+    frames = 50 if padding else 30
+    spectrogram = 80 * 201 * 2 * (frames if padding else frames + 2)
+    counted = counter.get_total_flops() // 2 - spectrogram
+    beyond = 0 if padding else 2 * 3 * 24 * (2 * 80 + 24)  # two frames more in the convolutions, which do not count
+    assert count_macs(config, 9600) == counted - beyond

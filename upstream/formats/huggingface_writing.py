@@ -74,6 +74,8 @@ def config_values(config: EncoderConfig) -> dict[str, Any]:
 def obstacles(config: EncoderConfig) -> list[str]:
     """The structures of the encoder that the classes of `transformers` lack, as clauses."""
     every_head = tuple(range(config.num_heads))
+    if config.log_mel:
+        return ["it is a Whisper encoder, which is read and not written"]
     family = FAMILIES[config.family]
     lacks_norm = not config.feature_norm and not family.optional_feature_norm
     clauses = {

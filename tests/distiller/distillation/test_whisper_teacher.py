@@ -10,15 +10,18 @@ import torch
 
 from distiller import export, similarity
 from distiller.audio.batch import Batch
+from distiller.benchmarks.encoders import open_target
 from distiller.distillation.distillation_module import Distillation
 from distiller.distillation.plan import costs, teacher_shape
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import load_recipe
 from distiller.reports.probe import Probe, encoder_layers
+from distiller.steps.peer import Peer
 from distiller.students.build import build_student
 from upstream.checkpoint import load, save
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
+from upstream.errors import UserError
 
 WHISPER = EncoderConfig(
     family="whisper", embed_dim=24, num_heads=2, head_dim=12, attention_heads=((0, 1),) * 3, ffn_dims=(32,) * 3,
@@ -120,3 +123,14 @@ def test_the_plan_knows_sizes_by_name() -> None:
     assert (shape.embed_dim, shape.num_layers, known) == (768, 12, False)
     assert replace(shape, attention_heads=((0,),) * 12, ffn_dims=(4,) * 12).max_samples == 480_000
     assert teacher_shape("facebook/data2vec-audio-base")[0].family == "data2vec-audio"
+
+
+def test_benchmarks_measure_it_and_refuse_the_rest_in_a_line(tmp_path) -> None:
+    save(whisper(), tmp_path / "whisper")
+    opened = open_target(str(tmp_path / "whisper"), "cpu", threads=1)
+    assert opened.config == WHISPER
+    assert opened.run(torch.randn(2, 8000), torch.tensor([8000, 5000])) is not None
+    with pytest.raises(UserError, match="is Whisper, which takes no waveforms there"):
+        open_target(f"transformers:{tmp_path / 'whisper'}", "cpu", threads=1)
+    with pytest.raises(UserError, match="it is a Whisper encoder, which is read and not written"):
+        Peer("star", WHISPER, WHISPER)
