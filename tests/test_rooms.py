@@ -16,10 +16,11 @@ ROOMS: dict[str, set[str]] = {
     "distiller.common": {"upstream"},
     "distiller.audio": set(),
     "distiller.synthesis": set(),
-    "distiller.objectives": set(),
+    "distiller.objectives": {"distiller.units.folder"},
     "distiller.students": set(),
     "distiller.exporters": set(),
     "distiller.corpora": {"distiller.audio", "distiller.synthesis"},
+    "distiller.units": {"distiller.audio"},
     "distiller.training": {"distiller.audio", "distiller.objectives.base"},
     "distiller.clustering": {"distiller.audio", "distiller.corpora", "distiller.objectives"},
     "distiller.recipes": {
@@ -31,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "distiller.distillation": {
         "distiller.audio", "distiller.synthesis", "distiller.corpora", "distiller.objectives", "distiller.students",
-        "distiller.training", "distiller.clustering", "distiller.recipes", "distiller.reports",
+        "distiller.training", "distiller.clustering", "distiller.units", "distiller.recipes", "distiller.reports",
     },
     "distiller.benchmarks": {
         "distiller.audio", "distiller.synthesis", "distiller.corpora", "distiller.students", "distiller.recipes",

@@ -166,6 +166,11 @@ class SpeechEncoder(nn.Module):
 
     def extract(self, waveforms: Any, lengths: Any = None) -> tuple[Tensor, Tensor]:
         """As `forward`: waveforms and lengths -> P (batch, frame, channel) and, on the CPU, (batch,) frames."""
+        features, frame_lengths = self.convolve(waveforms, lengths)
+        return self.feature_projection(features), frame_lengths
+
+    def convolve(self, waveforms: Any, lengths: Any = None) -> tuple[Tensor, Tensor]:
+        """As `extract`: the convolutions' features (batch, frame, channel), before norm and projection, and frames."""
         weight = self.layer_norm.weight
         waveforms, lengths = as_batch(waveforms, lengths, weight, self.config.min_samples)
         if self.config.max_samples:
@@ -175,7 +180,7 @@ class SpeechEncoder(nn.Module):
         on_device = lengths.to(waveforms.device, non_blocking=True)
         waveforms = self.prepare(waveforms, on_device).to(weight.dtype)
         features = self.feature_extractor(waveforms, on_device if padded else None)
-        return self.feature_projection(features), self.config.frame_count(lengths)
+        return features, self.config.frame_count(lengths)
 
     def prepare(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """(batch, sample), zero-padded, as the extractor takes it: normalised or centred, where that is exact.

@@ -74,16 +74,22 @@ def load_batch(
     )
 
 
-def validation_batches(cuts: list[DataCut], batch_seconds: float, decoder: Decoder) -> list[Callable[[], Batch]]:
-    """The same batches at each call, shortest utterances first; each is read when it is called.
-
-    A batch raises UserError when nothing of it can be decoded.
-    """
+def by_duration(cuts: Iterable[DataCut], batch_seconds: float) -> list[list[DataCut]]:
+    """The cuts in batches of at most `batch_seconds`, padding included, shortest first; a longer cut is one alone."""
     groups: list[list[DataCut]] = [[]]
     for cut in sorted(cuts, key=lambda cut: (cut.duration, cut.id)):
         if groups[-1] and (len(groups[-1]) + 1) * cut.duration > batch_seconds:
             groups.append([])
         groups[-1].append(cut)
+    return groups
+
+
+def validation_batches(cuts: list[DataCut], batch_seconds: float, decoder: Decoder) -> list[Callable[[], Batch]]:
+    """The same batches at each call, shortest utterances first; each is read when it is called.
+
+    A batch raises UserError when nothing of it can be decoded.
+    """
+    groups = by_duration(cuts, batch_seconds)
     return [partial(_validation_batch, group, cuts, decoder, index) for index, group in enumerate(groups)]
 
 

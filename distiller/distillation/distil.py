@@ -19,13 +19,14 @@ from distiller.corpora.corpus import hours, open_corpus
 from distiller.distillation import stages
 from distiller.distillation.run_folder import BATCH, accept_inputs, forgetting_a_failed_scan
 from distiller.distillation.teacher import identity, load_teacher
-from distiller.objectives.config import ClustersConfig
+from distiller.objectives.config import ClustersConfig, UnitsObjectiveConfig
 from distiller.recipes.recipe import Recipe, in_batches
 from distiller.reports import card, report
 from distiller.reports.distances import write_distances
 from distiller.reports.figures import distance_curves, loss_curves, phone_accuracy, remaining_units
 from distiller.training.devices import device_count, fitting_seconds, indices
 from distiller.training.loop import HALF, arrange_layers
+from distiller.units.folder import UnitFolder
 from upstream.checkpoint import save
 from upstream.errors import UserError
 
@@ -81,7 +82,11 @@ def open_run(recipe: Recipe, output: Path) -> stages.Run:
         cuts = [[(cut.id, round(cut.duration, 4)) for cut in part] for part in (corpus.train, corpus.validation)]
         found = {"utterances": sum(map(len, cuts)), "hours": round(hours(corpus.train + corpus.validation), 4)}
         found["ids_and_durations"] = digest(cuts)[:16]
-        accept_inputs(output, run.recipe, {"teacher": identity(run.teacher), "corpus": found})
+        inputs = {"teacher": identity(run.teacher), "corpus": found}
+        section = run.recipe.objective
+        if isinstance(section, UnitsObjectiveConfig) and section.targets is not None:
+            inputs["units"] = UnitFolder(section.targets).identity()
+        accept_inputs(output, run.recipe, inputs)
     return run
 
 

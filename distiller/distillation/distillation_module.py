@@ -3,12 +3,13 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distiller.audio.batch import Batch
 from distiller.distillation.controls import apply_negative_control
 from distiller.objectives.alignment import aligned
 from distiller.objectives.base import Objective, Term
+from distiller.objectives.units import Units
 from distiller.recipes.recipe import Recipe
 from distiller.students.gates import GatedEncoder
 from distiller.students.lagrangian import SparsityLagrangian
@@ -45,9 +46,12 @@ class Distillation(TrainingModule):
         counts = [shape.frame_count(batch.lengths) for shape in self.shapes]
         return torch.minimum(*counts)  # as `aligned` cuts the outputs
 
+    def compared(self) -> dict[str, nn.Module]:
+        """The networks whose outputs go into the loss, as far as they can be run alone."""
+        return {"teacher": self.teacher} | ({} if self.shards else {"student": self.student})
+
     def finite_outputs(self, batch: Batch) -> dict[str, Tensor]:
-        networks = {"teacher": self.teacher} | ({} if self.shards else {"student": self.student})
-        outputs = {name: network(batch.waveforms, batch.lengths) for name, network in networks.items()}
+        outputs = {name: network(batch.waveforms, batch.lengths) for name, network in self.compared().items()}
         return {
             name: torch.stack([states.isfinite().all() for states in (output.projected, *output.hidden_states)]).all()
             for name, output in outputs.items()
@@ -61,6 +65,25 @@ class Distillation(TrainingModule):
         if self.control != "none":
             teacher = apply_negative_control(teacher, self.control)
         return self.objective(teacher, student, student.frame_mask())
+
+
+class UnitDistillation(Distillation):
+    """The student alone encodes a batch, and predicts the units of its frames; the teacher is not run."""
+
+    def move_frozen(self, device: torch.device, half: torch.dtype | None = None) -> None:
+        """The teacher stays where it is."""
+
+    def frame_lengths(self, batch: Batch) -> Tensor:
+        return self.kept_student().config.frame_count(batch.lengths)
+
+    def compared(self) -> dict[str, nn.Module]:
+        return {"student": self.student}
+
+    def losses(self, batch: Batch) -> list[Term]:
+        assert isinstance(self.objective, Units)
+        assert isinstance(self.student, SpeechEncoder)
+        targets, student = self.objective.encode(self.student, batch.waveforms, batch.lengths, batch.ids)
+        return self.objective(targets, student, student.frame_mask())
 
 
 class JointDistillation(Distillation):

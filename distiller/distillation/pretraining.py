@@ -18,6 +18,7 @@ from distiller.audio.decoding import Decoder
 from distiller.audio.sampler import StepBatchSampler
 from distiller.corpora.corpus import hours
 from distiller.objectives.base import Term
+from distiller.objectives.units import span_mask
 from distiller.reports.probe import CONTEXT, Probe, encoder_layers, filterbank
 from distiller.synthesis.espeak import PHONES
 from distiller.synthesis.splits import load_split, phone_targets, speaker_of
@@ -79,13 +80,6 @@ class PhonePretraining(TrainingModule):
             Term("unmasked", (phones * ~masked).sum(), "frame", UNMASKED_WEIGHT),
             Term("speaker", speaker, "utterance", SPEAKER_WEIGHT),
         ]
-
-
-def span_mask(valid: Tensor, span: int, starts: float) -> Tensor:
-    """Random spans of the `valid` frames, overlapping ones merged; both are (batch, frame) bool."""
-    begins = (torch.rand(valid.shape, device=valid.device) < starts).float()
-    covered = F.max_pool1d(F.pad(begins, (span - 1, 0))[:, None], span, stride=1)[:, 0]
-    return (covered > 0) & valid
 
 
 def teacher_card(steps: int, seconds: float, hours_of_audio: float, probe: dict[str, dict[str, Any]]) -> str:

@@ -22,7 +22,7 @@ RECIPE, REPORT, INPUTS, SKIPPED, BATCH = "recipe.yaml", "report.json", "inputs.j
 PLACEMENT = frozenset({"trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"})
 
 # Inputs of which INPUTS says what they hold; where they lie does not matter.
-PATHS = {"teacher": "teacher", "corpus": "corpus.path"}
+PATHS = {"teacher": "teacher", "corpus": "corpus.path", "units": "objective.targets"}
 
 # Files that may be in the folder before its run: shells and schedulers write their logs there.
 LOGS = frozenset({".log", ".txt", ".out", ".err"})

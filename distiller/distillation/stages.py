@@ -30,9 +30,10 @@ from distiller.clustering.calibrate import CalibrationAudio, cluster_layers
 from distiller.common.process import rank
 from distiller.common.provenance import parameter_count
 from distiller.corpora.corpus import Corpus, open_audio, open_corpus
-from distiller.distillation.distillation_module import Distillation, JointDistillation
+from distiller.distillation.distillation_module import Distillation, JointDistillation, UnitDistillation
 from distiller.objectives.config import ClustersConfig, ObjectiveConfig
 from distiller.objectives.registry import build
+from distiller.objectives.units import Units
 from distiller.recipes.recipe import Recipe, final_stage
 from distiller.reports.report import pruning_summary
 from distiller.students.build import build_student
@@ -127,7 +128,8 @@ def first_module(run: Run, section: ObjectiveConfig) -> Distillation:
     objective = build(section, teacher.config, student.config)
     pruning = recipe.pruning
     if pruning is None:
-        return Distillation(teacher, student, objective, recipe)
+        kind = UnitDistillation if isinstance(objective, Units) else Distillation
+        return kind(teacher, student, objective, recipe)
     lagrangian = SparsityLagrangian(pruning, student.config, parameter_count(teacher), steps=1)
     recipe = replace(recipe, trainer=replace(recipe.trainer, ema=0.0))  # averaged gates would be off the target
     return JointDistillation(teacher, GatedEncoder(student, pruning.drops), objective, recipe, lagrangian)

@@ -40,9 +40,11 @@ class Objective(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, teacher: EncoderOutput, student: EncoderOutput, frame_mask: Tensor) -> list[Term]:
+    def forward(self, teacher: Any, student: EncoderOutput, frame_mask: Tensor) -> list[Term]:
         """
         Args:
-            teacher, student: outputs for the same waveforms; the teacher's receive no gradient.
+            teacher: what the student follows, without gradients: the teacher's `EncoderOutput` for the same waveforms,
+                or `UnitTargets`.
+            student: its output.
             frame_mask: (batch, frame) bool, True at valid frames. Values at other frames have no influence.
         """

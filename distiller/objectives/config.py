@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictInt, model_validator
 from pydantic.dataclasses import dataclass
 
-from distiller.common.strict import AT_LEAST_0, AT_LEAST_1, STRICT, Text, check
+from distiller.common.strict import ABOVE_0, AT_LEAST_0, AT_LEAST_1, STRICT, Text, check
 from upstream.errors import UserError, require
 
 LayerZero = Literal["feature_projection", "transformer_input"]  # P or F^0
@@ -129,4 +129,41 @@ class StarConfig(ObjectiveConfig):
         keys = (*ATTENTION_TERMS, *GRAM_LAGS)
         if not any(getattr(self, key) for key in keys):
             raise UserError(f"objective: {', '.join(keys)} are all 0; at least one weight must be above 0")
+        return self
+
+
+@dataclass(config=STRICT)
+class UnitsObjectiveConfig(ObjectiveConfig):
+    """Cross-entropy against the units of distiller/targets.py; the defaults are HuBERT's masked prediction.
+
+    Unmasked: mask_probability=0 with unmasked_weight=1.
+    """
+
+    name: str = "units"
+    targets: Annotated[Text | None, check(lambda folder: folder != "")] = None  # folder of distiller/targets.py
+    # of the student, each with predictions of its own; left out: the last; their losses are averaged
+    student_layers: Annotated[LayerList | None, Field(min_length=1, description="at least one layer")] = None
+    mask_probability: Annotated[float, Field(ge=0, le=1, description="a probability from 0 to 1")] = 0.8
+    mask_span: Annotated[int, AT_LEAST_1] = (
+        10  # frames; of a frame, a span starts there at mask_probability / mask_span
+    )
+    masked_weight: Annotated[float, AT_LEAST_0] = 1.0
+    unmasked_weight: Annotated[float, AT_LEAST_0] = 0.0
+    feature_penalty: Annotated[float, AT_LEAST_0] = 10.0  # on the convolutions' mean square; with masking only
+    width: Annotated[int, AT_LEAST_1] = 256  # of the projected frames and the units' embeddings
+    temperature: Annotated[float, ABOVE_0] = 0.1  # of the cosine logits
+    # 0: hard units; else targets are softmax(-|c - c_u|^2 / this) over centroids c, with c_u that of the frame's unit
+    soft: Annotated[float, AT_LEAST_0] = 0.0
+
+    @model_validator(mode="after")
+    def _some_frames(self) -> "UnitsObjectiveConfig":
+        if not self.mask_probability:
+            above = "above 0 where mask_probability is 0, which leaves unmasked frames only"
+            require(self.unmasked_weight > 0, "objective.unmasked_weight", self.unmasked_weight, above)
+        total = self.masked_weight + self.unmasked_weight
+        require(total > 0, "objective.masked_weight", 0, "above 0 where unmasked_weight is 0")
+        layers = self.student_layers
+        require(
+            layers is None or len(set(layers)) == len(layers), "objective.student_layers", layers, "different layers"
+        )
         return self

@@ -3,7 +3,14 @@
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, NamedTuple
 
-from distiller.objectives.config import ClustersConfig, LayersConfig, ObjectiveConfig, PredictionsConfig, StarConfig
+from distiller.objectives.config import (
+    ClustersConfig,
+    LayersConfig,
+    ObjectiveConfig,
+    PredictionsConfig,
+    StarConfig,
+    UnitsObjectiveConfig,
+)
 from upstream.config import EncoderConfig
 from upstream.errors import one_of, require
 
@@ -23,6 +30,7 @@ OBJECTIVES: dict[str, Entry] = {
     "clusters": Entry(ClustersConfig, "distiller.objectives.clusters:Clusters"),
     "layers": Entry(LayersConfig, "distiller.objectives.layers:Layers"),
     "predictions": Entry(PredictionsConfig, "distiller.objectives.layers:Predictions"),
+    "units": Entry(UnitsObjectiveConfig, "distiller.objectives.units:Units"),
 }
 
 

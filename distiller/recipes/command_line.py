@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from distiller.common.files import expanded, require_utf8
 from distiller.corpora.config import SYNTHETIC
+from distiller.objectives.config import UnitsObjectiveConfig
 from distiller.recipes.recipe import BUNDLED, Recipe, resolve
 from upstream.errors import UserError, nearest
 
@@ -40,7 +41,16 @@ def with_absolute_paths(
     if corpus is None and not dry_run:
         raise _missing(corpus_key, recipe.corpus.path, SYNTHETIC, "a manifest")
     paths = replace(recipe.corpus, path=corpus or recipe.corpus.path)
-    return replace(recipe, teacher=teacher or recipe.teacher, corpus=paths)
+    recipe = replace(recipe, teacher=teacher or recipe.teacher, corpus=paths)
+    section = recipe.objective
+    if isinstance(section, UnitsObjectiveConfig) and section.targets is not None:
+        targets = _absolute(section.targets, "")
+        if targets is None and not dry_run:
+            raise UserError(
+                f"objective.targets {section.targets} does not exist; it must be a folder of distiller/targets.py"
+            )
+        recipe = replace(recipe, objective=replace(section, targets=targets or section.targets))
+    return recipe
 
 
 def _absolute(name: str, word: str) -> str | None:

@@ -20,7 +20,7 @@ from distiller.common.files import write_text
 from distiller.common.strict import STRICT, UNSET, Text, typed, unknown_key
 from distiller.common.values import difference, flatten
 from distiller.corpora.config import CorpusConfig
-from distiller.objectives.config import ObjectiveConfig
+from distiller.objectives.config import ObjectiveConfig, UnitsObjectiveConfig
 from distiller.objectives.registry import OBJECTIVES
 from distiller.recipes.yaml_files import dump, methods, overlay, parse_overrides, read, renewed, shipped
 from distiller.students.config import STUDENTS, PruningConfig, StudentConfig
@@ -121,6 +121,11 @@ def build(values: Mapping[str, Any]) -> Recipe:
         fsdp, activations = recipe.trainer.strategy == "fsdp", recipe.trainer.checkpoint_activations
         require(not fsdp, "student.name", recipe.student.name, "narrow with trainer.strategy fsdp")
         require(not activations, "student.name", recipe.student.name, "narrow with trainer.checkpoint_activations")
+    if isinstance(recipe.objective, UnitsObjectiveConfig):  # whose mask lies between two parts of the student
+        require(recipe.pruning is None, "student.name", recipe.student.name, "narrow with objective units")
+        require(recipe.control == "none", "control", recipe.control, "none with objective units, which has no teacher")
+        strategy = recipe.trainer.strategy
+        require(strategy != "fsdp", "trainer.strategy", strategy, "another with objective units")
     return recipe
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from distiller.audio.batch import Batch
-from distiller.distillation.pretraining import TEACHER, PhonePretraining, span_mask
+from distiller.distillation.pretraining import TEACHER, PhonePretraining
 from distiller.distillation.teacher import BUNDLED_TEACHER, load_teacher
+from distiller.objectives.units import span_mask
 from distiller.synthesis.espeak import PHONES
 from distiller.synthesis.splits import load_split
 from distiller.training.config import OptimizerConfig

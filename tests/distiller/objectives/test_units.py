@@ -1,0 +1,163 @@
+"""The units objective: torchaudio's HuBERT loss, masks, layers, and what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchaudio.models.wav2vec2.components import LogitGenerator
+
+from distiller.common.files import write_json
+from distiller.objectives.config import UnitsObjectiveConfig
+from distiller.objectives.units import Units, UnitTargets
+from distiller.recipes.recipe import load_recipe
+from distiller.units.folder import CODEBOOK, SETTINGS, VERSION, shard_path, write_shard
+from upstream.config import EncoderConfig
+from upstream.encoder import EncoderOutput, SpeechEncoder
+from upstream.errors import UserError
+
+SHAPE = EncoderConfig(
+    embed_dim=16,
+    num_heads=2,
+    head_dim=8,
+    attention_heads=((0, 1),) * 2,
+    ffn_dims=(32,) * 2,
+    conv_layers=((8, 10, 5), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 2, 2), (8, 2, 2)),
+    positional_kernel=8,
+    positional_groups=2,
+)
+UNITS, FRAMES = 7, (40, 24)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Units of the utterances a and b, of one stream."""
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(0)
+    save_file({"layer.2": torch.randn(1, UNITS, 5, generator=generator)}, tmp_path / CODEBOOK)
+    write_json(tmp_path / SETTINGS, {"version": VERSION, "layers": [2], "streams": ["layer 2, stage 0"], "shards": 1})
+    units = [torch.randint(UNITS, (frames, 1), generator=generator) for frames in FRAMES]
+    write_shard(shard_path(tmp_path, 0), ["a", "b"], units, 1, torch.uint8)
+    return tmp_path
+
+
+def objective(folder: Path, **keys: Any) -> Units:
+    torch.manual_seed(1)
+    return Units(UnitsObjectiveConfig(targets=str(folder), width=6, **keys), SHAPE, SHAPE)
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([400 + 320 * (frames - 1) for frames in FRAMES])
+    return 0.1 * torch.randn(2, int(lengths.max()), generator=torch.Generator().manual_seed(2)), lengths
+
+
+def encoded(units: Units) -> tuple[UnitTargets, EncoderOutput]:
+    torch.manual_seed(3)
+    return units.encode(SpeechEncoder(SHAPE), *batch(), ["a", "b"])
+
+
+@pytest.mark.parametrize("unmasked", [0.0, 0.5])
+def test_the_loss_is_torchaudios_hubert_loss(folder: Path, unmasked: float) -> None:
+    units = objective(folder, unmasked_weight=unmasked)
+    targets, output = encoded(units)
+    targets.masked[:] = False
+    targets.masked[:, 5:15] = True  # as torchaudio's masks, as many in each row: the penalty's mean is theirs
+    mask = output.frame_mask()
+    theirs = LogitGenerator(16, UNITS, 6, False, False)
+    head = units.heads[0]
+    theirs.load_state_dict(
+        {
+            "label_embeddings": head.embeddings[0].data,
+            "final_proj.weight": head.projection.weight.data,
+            "final_proj.bias": head.projection.bias.data,
+        }
+    )
+    logits = theirs(output.hidden_states[-1], targets.units[..., 0], targets.masked, mask & ~targets.masked)
+    losses = [
+        torch.nn.functional.cross_entropy(part, torch.zeros(len(part), dtype=torch.int64), reduction="sum")
+        for part in logits
+    ]
+    expected = losses[0] + unmasked * losses[1] + 10.0 * targets.penalty.mean() * len(logits[0])
+    terms = units(targets, output, mask)
+    assert {term.unit for term in terms} == {"frame"}
+    torch.testing.assert_close(sum(term.weight * term.total for term in terms), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_penalty_is_the_mean_square_of_the_convolutions_without_padding(folder: Path) -> None:
+    torch.manual_seed(3)
+    student = SpeechEncoder(SHAPE)
+    targets, _ = objective(folder).encode(student, *batch(), ["a", "b"])
+    features, _ = student.convolve(*batch())
+    expected = torch.stack([features[row, :frames].square().mean() for row, frames in enumerate(FRAMES)])
+    torch.testing.assert_close(targets.penalty, expected)
+
+
+def test_masked_frames_show_the_student_nothing_of_themselves(folder: Path) -> None:
+    units = objective(folder, mask_probability=1.0, mask_span=1)
+    output = encoded(units)[1]
+    assert units.mask is not None
+    torch.testing.assert_close(output.projected[0], units.mask.expand(FRAMES[0], -1))
+
+
+def test_masks_are_drawn_anew_in_training_and_fixed_in_validation(folder: Path) -> None:
+    units, student = objective(folder), SpeechEncoder(SHAPE)
+    first, second = (units.encode(student, *batch(), ["a", "b"])[0].masked for _ in range(2))
+    assert not torch.equal(first, second)
+    units.eval()
+    first, second = (units.encode(student, *batch(), ["a", "b"])[0].masked for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_padding_changes_nothing_without_masks(folder: Path) -> None:
+    units = objective(folder, mask_probability=0.0, unmasked_weight=1.0, student_layers=[1, 2])
+    student = SpeechEncoder(SHAPE).eval()
+    waveforms, lengths = batch()
+
+    def total(rows: slice, ids: list[str]) -> Tensor:
+        part = waveforms[rows, : int(lengths[rows].max())]
+        targets, output = units.encode(student, part, lengths[rows], ids)
+        (term,) = units(targets, output, output.frame_mask())
+        return term.total
+
+    parts = total(slice(0, 1), ["a"]) + total(slice(1, 2), ["b"])
+    torch.testing.assert_close(total(slice(0, 2), ["a", "b"]), parts)
+
+
+def test_soft_targets_spread_by_distance_and_tend_to_the_hard_ones(folder: Path) -> None:
+    keys = {"mask_probability": 0.0, "unmasked_weight": 1.0}
+    totals = []
+    for soft in (0.0, 1e-4, 10.0):
+        units = objective(folder, soft=soft, **keys)
+        targets, output = encoded(units)
+        totals.append(units(targets, output, output.frame_mask())[0].total)
+    torch.testing.assert_close(totals[0], totals[1])
+    assert abs(totals[0] - totals[2]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["objective.mask_probability=0"], "objective.unmasked_weight is 0"),
+        (["student=pruned"], "student.name is .pruned"),
+        (["control=reversed"], "control is .reversed"),
+        (["trainer.strategy=fsdp"], "trainer.strategy is .fsdp"),
+        (["objective.targts=x"], "objective.targts"),
+    ],
+)
+def test_what_cannot_be_is_refused(overrides: list[str], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        load_recipe("star", ["objective=units", *overrides])
+
+
+def test_units_must_be_there_and_fit_the_frames(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"objective\.targets is not set"):
+        Units(UnitsObjectiveConfig(), SHAPE, SHAPE)
+    with pytest.raises(UserError, match=r"student_layers is \[3\]"):
+        objective(folder, student_layers=[3])
+    units = objective(folder)
+    with pytest.raises(UserError, match="utterance c has no units"):
+        units.encode(SpeechEncoder(SHAPE), *batch(), ["a", "c"])
+    with pytest.raises(UserError, match="utterance b has 24 frames of units, not 40"):
+        units.encode(SpeechEncoder(SHAPE), *batch(), ["b", "a"])
