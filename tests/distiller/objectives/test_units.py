@@ -9,6 +9,7 @@ from torch import Tensor
 from torchaudio.models.wav2vec2.components import LogitGenerator
 
 from distiller.common.files import write_json
+from distiller.distillation.plan import costs
 from distiller.objectives.config import UnitsObjectiveConfig
 from distiller.objectives.units import Units, UnitTargets
 from distiller.recipes.recipe import load_recipe
@@ -149,6 +150,11 @@ def test_soft_targets_spread_by_distance_and_tend_to_the_hard_ones(folder: Path)
 def test_what_cannot_be_is_refused(overrides: list[str], text: str) -> None:
     with pytest.raises(UserError, match=text):
         load_recipe("star", ["objective=units", *overrides])
+
+
+def test_a_plan_says_that_the_teacher_is_not_run() -> None:
+    units, star = (dict(costs(load_recipe("star", overrides))) for overrides in (["objective=units"], []))
+    assert units["teacher"] == f"{star['teacher']}; no training step runs it"
 
 
 def test_units_must_be_there_and_fit_the_frames(folder: Path) -> None:

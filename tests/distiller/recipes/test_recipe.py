@@ -20,7 +20,7 @@ from distiller.objectives.registry import OBJECTIVES, Entry
 from distiller.recipes.command_line import recipe_of
 from distiller.recipes.recipe import final_stage, first_difference, load_recipe, resolve, save, to_yaml
 from distiller.recipes.yaml_files import RECIPES, overlay, parse_overrides, read, shipped
-from distiller.students.config import STUDENTS, PruningConfig, StudentConfig
+from distiller.students.config import SIZES, STUDENTS, PruningConfig, StudentConfig
 from upstream.errors import UserError
 
 PAPER = [
@@ -331,3 +331,11 @@ def test_overlay_keeps_its_arguments() -> None:
     before = deepcopy((base, over))
     overlay(base, over)
     assert (base, over) == before
+
+
+def test_dice_hubert_has_the_papers_settings() -> None:
+    recipe = load_recipe("dice-hubert-960h", ["corpus.path=x"])
+    size = SIZES[recipe.student.size]
+    assert (size.layers, size.embed_dim, size.ffn_dim, recipe.student.initialization) == (12, 384, 1536, "random")
+    assert (recipe.objective.name, recipe.objective.width) == ("units", 128)
+    assert (recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.trainer.epochs) == (5e-4, 0.0, 250)
