@@ -1,4 +1,4 @@
-"""Frame-wise matching of layers: the base of DPHuBERT's, DistilHuBERT's and SKILL's objectives, and the first two.
+"""Frame-wise matching of layers: the base of DPHuBERT's, DistilHuBERT's and SKILL's objectives.
 
 A match compares a mean of teacher layers with a projection of a mean of student layers, frame by frame:
 
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distiller.objectives.base import Objective, Term
-from distiller.objectives.config import LayersConfig, PredictionsConfig
+from distiller.objectives.config import ClustersConfig, LayersConfig, PredictionsConfig
 from distiller.objectives.layer_map import check_layers, spread_layers, student_layers
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput
+from upstream.errors import UserError
 
 LAST = -1  # as a layer: the last hidden state, normed in pre-LN models
 
@@ -123,3 +124,34 @@ class Predictions(LayerMatching):
             nn.Sequential(nn.Linear(student.embed_dim, width), nn.GELU(), nn.Linear(width, width)) for _ in layers
         ]
         return [Match((layer,), (LAST,), index) for index, layer in enumerate(layers)], projections
+
+
+class Clusters(LayerMatching):
+    """SKILL (arXiv 2402.16830): the mean of each cluster of similar teacher layers (`distiller.clustering`).
+
+    Target k is the mean over the teacher layers of cluster k, the prediction one linear projection of the mean over the
+    student's layers of the same cluster, the loss L1 - cos per cluster, averaged over clusters. So a layer's influence
+    is inversely proportional to its cluster's size. With target=representative a cluster is its representative alone.
+    """
+
+    def plan(
+        self, config: ClustersConfig, teacher: EncoderConfig, student: EncoderConfig
+    ) -> tuple[list[Match], list[nn.Module]]:
+        matches = []
+        for index, group in enumerate(_groups(config)):
+            check_layers(group, teacher.num_layers, "objective.clusters")
+            followers = student_layers(group, teacher.num_layers, student.num_layers, config.layer_map)
+            matches.append(Match(tuple(group), followers, index))
+        return matches, [projection(student.embed_dim, teacher.embed_dim) for _ in matches]
+
+
+def _groups(config: ClustersConfig) -> list[list[int]]:
+    if config.clusters is None:
+        raise UserError(
+            "objective.clusters is not set: the teacher's layers have to be clustered first (distiller/similarity.py)"
+        )
+    if config.target == "mean":
+        return config.clusters
+    if config.representatives is None:
+        raise UserError("objective.target=representative needs objective.representatives beside objective.clusters")
+    return [[layer] for layer in config.representatives]

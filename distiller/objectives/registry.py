@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
 OBJECTIVES: dict[str, Entry] = {
     "star": Entry(StarConfig, "distiller.objectives.star:Star"),
-    "clusters": Entry(ClustersConfig, "distiller.objectives.clusters:Clusters"),
+    "clusters": Entry(ClustersConfig, "distiller.objectives.layers:Clusters"),
     "layers": Entry(LayersConfig, "distiller.objectives.layers:Layers"),
     "predictions": Entry(PredictionsConfig, "distiller.objectives.layers:Predictions"),
     "units": Entry(UnitsObjectiveConfig, "distiller.objectives.units:Units"),

@@ -89,8 +89,10 @@ class Units(Objective):
             projected = torch.where(masked[..., None], self.mask.to(projected.dtype), projected)
         squares = features.float().square().mean(dim=-1).masked_fill(~valid, 0.0)  # (batch, frame)
         penalty = squares.sum(dim=1) / frames.to(device, non_blocking=True)
+        output = student.contextualize(projected, frames)
+        count = output.projected.shape[1]  # fewer where the encoder has cut off the silence that it attends to
         units = self.folder.batch(ids, frames.tolist(), count).to(device, non_blocking=True)
-        return UnitTargets(units, masked, penalty), student.contextualize(projected, frames)
+        return UnitTargets(units, masked[:, :count], penalty), output
 
     def forward(self, teacher: UnitTargets, student: EncoderOutput, frame_mask: Tensor) -> list[Term]:
         """Sums over frames: together torchaudio's loss with reduction="sum", for one layer and stream."""
