@@ -24,6 +24,7 @@ from distiller.common.files import expanded, writing
 from upstream.errors import UserError
 
 VERSION = 1  # increase it when the same settings would give other units
+SURPLUS = 2  # frames that Whisper has beyond those of a convolutional student (`objectives.alignment`)
 SETTINGS, CODEBOOK = "targets.json", "codebook.safetensors"
 MAKE = "make them with `python distiller/targets.py CORPUS --output FOLDER`"
 DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
@@ -106,11 +107,11 @@ class UnitFolder:
         result = torch.zeros(len(lengths), frames, len(self.settings["streams"]), dtype=torch.int64)
         for row, name, length in zip(result, ids, lengths, strict=False):  # no ids: a batch that only measures memory
             units = self.units.get(name)
-            if units is None or len(units) != length:
+            if units is None or not 0 <= len(units) - length <= SURPLUS:
                 found = "has no units" if units is None else f"has {len(units)} frames of units, not {length},"
                 same = "the same corpus, --subsets, --longest and --window-seconds as the run's corpus section"
                 raise UserError(f"utterance {name} {found} in {self.folder}; run targets.py with {same}")
-            row[:length] = units.long()
+            row[:length] = units[:length].long()
         return result
 
 

@@ -152,6 +152,13 @@ def test_what_cannot_be_is_refused(overrides: list[str], text: str) -> None:
         load_recipe("star", ["objective=units", *overrides])
 
 
+def test_frames_that_only_whisper_has_are_left_out(folder: Path) -> None:
+    units = objective(folder).folder
+    assert torch.equal(units.batch(["a"], [FRAMES[0] - 2], 50)[0, :38], units.units["a"][:38].long())
+    with pytest.raises(UserError, match="utterance a has 40 frames of units, not 37"):
+        units.batch(["a"], [FRAMES[0] - 3], 50)
+
+
 def test_a_plan_says_that_the_teacher_is_not_run() -> None:
     units, star = (dict(costs(load_recipe("star", overrides))) for overrides in (["objective=units"], []))
     assert units["teacher"] == f"{star['teacher']}; no training step runs it"
