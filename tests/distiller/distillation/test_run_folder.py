@@ -55,6 +55,7 @@ def test_a_start_that_fails_keeps_what_is_the_users(small_run, monkeypatch: pyte
     assert [Path(name).read_text() for name in mine] == ["mine"] * 4
 
 
+@pytest.mark.slow
 def test_a_kill_before_the_first_checkpoint_leaves_the_place_to_another_recipe(small_run) -> None:
     expected = small_run.completes("objective.scaling=none", output="other")[0]["losses"]
     small_run.completes()

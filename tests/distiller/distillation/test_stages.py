@@ -78,7 +78,9 @@ PRUNED = {
 }
 
 
-@pytest.mark.parametrize("name", PRUNED)
+@pytest.mark.parametrize(
+    "name", ["skill", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dphubert", "star"))]
+)
 def test_a_pruned_student_from_recipe_to_report(
     name: str, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +129,7 @@ def test_clusters_by_hand_may_be_fewer_than_the_recipes_count(material: Path, tm
     assert stages.with_clusters(stages.Run(asked, tmp_path, SpeechEncoder(TEACHER))).clusters == [[1], [2]]
 
 
+@pytest.mark.slow
 def test_clusters_and_both_stages_open_the_corpus_once(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +141,7 @@ def test_clusters_and_both_stages_open_the_corpus_once(
     assert opened == [str(material / "noise")]
 
 
+@pytest.mark.slow
 def test_a_pruned_student_of_an_earlier_version_is_continued(material: Path, tmp_path: Path) -> None:
     """Its projections were called heads."""
     asked = recipe(material, "dphubert", "trainer.steps=2")
@@ -201,7 +205,13 @@ def test_interrupted_in_either_stage_and_between_it_is_the_uninterrupted_run(
     assert reports[0]["losses"] == reports[1]["losses"]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "objective.safetensors", "pruning.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("objective.safetensors", "pruning.json")),
+    ],
+)
 @pytest.mark.parametrize("missing", [False, True])
 def test_a_damaged_cut_is_made_again(name: str, missing: bool, material: Path, tmp_path: Path) -> None:
     asked = recipe(material, "dphubert", "trainer.steps=2")

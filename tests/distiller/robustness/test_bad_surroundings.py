@@ -125,6 +125,7 @@ def like_anyone() -> Iterator[None]:
     assert libc.capset(header, before) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("like_anyone")
 def test_no_permission_to_read(small_run, tmp_path: Path) -> None:
     path = tmp_path / "corpus/train/3.wav"

@@ -26,7 +26,7 @@ SMALL = replace(
 )
 
 
-@pytest.mark.parametrize("method", ["star", "skill"])
+@pytest.mark.parametrize("method", ["star", pytest.param("skill", marks=pytest.mark.slow)])
 def test_training_steps_are_measured_against_their_multiplications(
     method, in_this_process, tmp_path, monkeypatch, capsys
 ) -> None:

@@ -134,7 +134,7 @@ def test_a_short_run_meets_its_target_from_above():
     controlled(PruningConfig(target=0.3), steps=150, start=0.8)
 
 
-@pytest.mark.parametrize("objective", ["layers", "star"])
+@pytest.mark.parametrize("objective", ["layers", pytest.param("star", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("target", "start"), [(0.75, None), pytest.param(0.75, 0.84, marks=pytest.mark.slow)])
 def test_100_steps_meet_the_target_against_a_real_loss_with_the_weights_frozen(objective, target, start):
     teacher = load_teacher("bundled").eval()

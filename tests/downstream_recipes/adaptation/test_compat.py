@@ -234,6 +234,7 @@ with expert.ProcessPoolExecutor(max_workers=3) as executor:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_search_leaves_no_process_behind():
     process = subprocess.Popen([sys.executable, "-c", SEARCHES], stdout=subprocess.PIPE)
     assert process.stdout is not None

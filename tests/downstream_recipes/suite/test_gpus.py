@@ -132,7 +132,7 @@ STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + CH
 @pytest.mark.parametrize(
     ("number", "code", "child"),
     [
-        (signal.SIGINT, 130, CHILD),
+        pytest.param(signal.SIGINT, 130, CHILD, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 143, CHILD, marks=pytest.mark.slow),
         (signal.SIGTERM, 143, STUBBORN),
     ],
