@@ -1,6 +1,6 @@
 """Padded audio: the batch of one forward pass, and the batches of one optimiser step."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,13 +20,23 @@ class Batch:
     paths: list[str]
     skipped: list[Skipped]  # files dropped from this batch
     position: tuple[int, int] = (0, 0)  # epoch, and index in it, of the step that it is part of
+    degraded: Tensor | None = None  # (batch, sample) what the student hears in place of `waveforms`; None: the same
+
+    @property
+    def heard(self) -> Tensor:
+        """The student's waveforms."""
+        return self.waveforms if self.degraded is None else self.degraded
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Move the waveforms; the lengths stay on the CPU, where checking them does not wait for a GPU."""
-        return replace(self, waveforms=self.waveforms.to(device, non_blocking=non_blocking))
+        return self._with_waveforms(lambda waveforms: waveforms.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        return replace(self, waveforms=self.waveforms.pin_memory())
+        return self._with_waveforms(Tensor.pin_memory)
+
+    def _with_waveforms(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        degraded = None if self.degraded is None else change(self.degraded)
+        return replace(self, waveforms=change(self.waveforms), degraded=degraded)
 
     def require_audio(self) -> "Batch":
         """Returns the batch. Raises: UserError: none of its audio could be decoded."""

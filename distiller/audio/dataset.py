@@ -29,15 +29,21 @@ class AudioDataset(Dataset[Batch]):
 
     What cannot be decoded is dropped from its batch. A batch left empty is replaced by one utterance, drawn from `cuts`
     by (seed, epoch, index, rank, part).
+
+    Args:
+        augment: makes the batch with what the student hears; None: that is what the teacher hears.
     """
 
-    def __init__(self, cuts: list[DataCut], decoder: Decoder, seed: int) -> None:
-        self.cuts, self.decoder, self.seed = cuts, decoder, seed
+    def __init__(
+        self, cuts: list[DataCut], decoder: Decoder, seed: int, augment: Callable[[Batch], Batch] | None = None
+    ) -> None:
+        self.cuts, self.decoder, self.seed, self.augment = cuts, decoder, seed, augment
 
     def __getitem__(self, plan: BatchPlan) -> Batch:
         random = np.random.default_rng([self.seed, plan.epoch, plan.index, plan.rank, plan.part])
         batch = load_batch(plan.cuts, self.cuts, self.decoder, random, plan.samples)
-        return replace(batch, position=(plan.epoch, plan.index))
+        batch = replace(batch, position=(plan.epoch, plan.index))
+        return batch if self.augment is None else self.augment(batch)
 
 
 def load_batch(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from distiller.augmentation.config import AugmentConfig
 from distiller.common.strict import ABOVE_0, AT_LEAST_0, AT_LEAST_1, STRICT, Text, check
 from upstream.errors import require
 
@@ -29,9 +30,8 @@ class CorpusConfig:
     validation: Names = field(default_factory=list)  # subsets to validate on; none: hold out a share of the rest
     validation_share: Annotated[float, Field(gt=0, lt=1, description="a share above 0 and below 1")] = 0.02
     min_seconds: Annotated[float, AT_LEAST_0] = 0.0  # shorter utterances are not used
-    max_seconds: Annotated[float | None, Field(allow_inf_nan=True)] = (
-        None  # longer ones are split; batch_seconds at most
-    )
+    # longer ones are split; batch_seconds at most
+    max_seconds: Annotated[float | None, Field(allow_inf_nan=True)] = None
     # longer ones are split into equal windows of at most this; null: they are not used
     window_seconds: Annotated[float | None, ABOVE_0] = 20.0
     # of one device, padding included; auto: what fills its memory, so that batches of step_seconds make a step
@@ -43,6 +43,7 @@ class CorpusConfig:
     workers: Annotated[int, Field(ge=0, description="an integer of at least 0")] = 2  # processes that decode
     # share of undecodable utterances that stops the run
     max_skipped: Annotated[float, Field(ge=0, le=1, description="a share from 0 to 1")] = 0.01
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # in training only
 
     @model_validator(mode="after")
     def _subsets_and_bounds(self) -> "CorpusConfig":

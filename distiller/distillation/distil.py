@@ -77,6 +77,7 @@ def open_run(recipe: Recipe, output: Path) -> stages.Run:
     """
     run = stages.Run(recipe, output, load_teacher(recipe.teacher))
     with forgetting_a_failed_scan(output):
+        _ = run.augment  # its folders are opened before anything takes long
         run = settle_batches(run)
         corpus = run.corpus
         cuts = [[(cut.id, round(cut.duration, 4)) for cut in part] for part in (corpus.train, corpus.validation)]

@@ -51,7 +51,8 @@ class Distillation(TrainingModule):
         return {"teacher": self.teacher} | ({} if self.shards else {"student": self.student})
 
     def finite_outputs(self, batch: Batch) -> dict[str, Tensor]:
-        outputs = {name: network(batch.waveforms, batch.lengths) for name, network in self.compared().items()}
+        heard = {"teacher": batch.waveforms, "student": batch.heard}
+        outputs = {name: network(heard[name], batch.lengths) for name, network in self.compared().items()}
         return {
             name: torch.stack([states.isfinite().all() for states in (output.projected, *output.hidden_states)]).all()
             for name, output in outputs.items()
@@ -61,7 +62,7 @@ class Distillation(TrainingModule):
         maps = self.objective.needs_attention_maps
         with torch.no_grad():
             teacher = self.teacher(batch.waveforms, batch.lengths, maps)
-        teacher, student = aligned(teacher, self.student(batch.waveforms, batch.lengths, maps))
+        teacher, student = aligned(teacher, self.student(batch.heard, batch.lengths, maps))
         if self.control != "none":
             teacher = apply_negative_control(teacher, self.control)
         return self.objective(teacher, student, student.frame_mask())
@@ -82,7 +83,7 @@ class UnitDistillation(Distillation):
     def losses(self, batch: Batch) -> list[Term]:
         assert isinstance(self.objective, Units)
         assert isinstance(self.student, SpeechEncoder)
-        targets, student = self.objective.encode(self.student, batch.waveforms, batch.lengths, batch.ids)
+        targets, student = self.objective.encode(self.student, batch.heard, batch.lengths, batch.ids)
         return self.objective(targets, student, student.frame_mask())
 
 

@@ -26,6 +26,7 @@ from distiller.audio.dataset import AudioDataset, validation_batches
 from distiller.audio.decoding import Decoder
 from distiller.audio.sampler import StepBatchSampler
 from distiller.audio.skipped import SkippedLog
+from distiller.augmentation.augmenter import Augmenter, open_augmenter
 from distiller.clustering.calibrate import CalibrationAudio, cluster_layers
 from distiller.common.process import rank
 from distiller.common.provenance import parameter_count
@@ -71,6 +72,11 @@ class Run:
             print("".join(f"{line}\n" for line in corpus.inventory.lines()), end="")
         _check_longest(corpus, self.teacher.config.max_samples / SAMPLE_RATE)
         return corpus
+
+    @cached_property
+    def augment(self) -> Augmenter | None:
+        """What degrades the student's audio in training; None where nothing does."""
+        return open_augmenter(self.recipe.corpus.augment, self.recipe.seed, open_audio)
 
     @cached_property
     def held_out(self) -> list[Callable[[], Batch]]:
@@ -249,7 +255,7 @@ def train(
 
     training = Training(
         module,
-        AudioDataset(corpus.train, run.decoder, recipe.seed),
+        AudioDataset(corpus.train, run.decoder, recipe.seed, run.augment),
         windows,
         recipe.trainer,
         folder,

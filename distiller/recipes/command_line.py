@@ -40,7 +40,14 @@ def with_absolute_paths(
         raise _missing(teacher_key, recipe.teacher, BUNDLED, "a hub name ORG/NAME")
     if corpus is None and not dry_run:
         raise _missing(corpus_key, recipe.corpus.path, SYNTHETIC, "a manifest")
-    paths = replace(recipe.corpus, path=corpus or recipe.corpus.path)
+    augment = recipe.corpus.augment
+    for name in ("noise", "reverberation"):
+        effect = getattr(augment, name)
+        sounds = None if effect.path is None else _absolute(effect.path, SYNTHETIC)
+        if sounds is None and effect.path is not None and not dry_run:
+            raise _missing(f"corpus.augment.{name}.path", effect.path, SYNTHETIC, "a manifest")
+        augment = replace(augment, **{name: replace(effect, path=sounds or effect.path)})
+    paths = replace(recipe.corpus, path=corpus or recipe.corpus.path, augment=augment)
     recipe = replace(recipe, teacher=teacher or recipe.teacher, corpus=paths)
     section = recipe.objective
     if isinstance(section, UnitsObjectiveConfig) and section.targets is not None:

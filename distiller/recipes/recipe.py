@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from distiller.augmentation.config import AugmentConfig
 from distiller.common.files import write_text
 from distiller.common.strict import STRICT, UNSET, Text, typed, unknown_key
 from distiller.common.values import difference, flatten
@@ -164,6 +165,8 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     """A recipe as the values that its YAML holds; tuples are lists there."""
     values = asdict(recipe)
     values["optimizer"]["betas"] = list(recipe.optimizer.betas)
+    if recipe.corpus.augment == AugmentConfig():  # a run of a version without it continues
+        del values["corpus"]["augment"]
     return values
 
 

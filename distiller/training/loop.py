@@ -101,7 +101,8 @@ class Training:
             fabric.load(newest.path, state, weights_only=True)
             epoch, index = progress.position or (0, -1)
             stream.start(epoch, index + 1)
-        size, here, pin = batch_bytes(stream.batch_seconds), device_count(config.devices), fabric.device.type == "cuda"
+        size = batch_bytes(stream.batch_seconds) * (1 if self.dataset.augment is None else 2)  # teacher's, student's
+        here, pin = device_count(config.devices), fabric.device.type == "cuda"
         told = fabric.is_global_zero
         options = loader_options(self.workers, size, here, "corpus.workers", told, stream.accumulate, pin)
         loader = DataLoader(self.dataset, sampler=stream, batch_size=None, **options)

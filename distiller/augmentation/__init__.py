@@ -1,0 +1,1 @@
+"""Degraded speech for the student, of the same timing as the clean speech that the teacher hears."""
