@@ -57,21 +57,21 @@ class Augmenter:
             others: the other utterances of the batch.
         """
         config = self.config
-        if others and random.random() < config.speech.probability:
-            speech = self._with_voices(speech, others, random)
-        if random.random() < config.noise.probability:
-            noise = effects.at_snr(self._noise(len(speech), random), speech, random.uniform(*config.noise.snr))
-            speech = speech + np.resize(noise, len(speech))
-        if random.random() < config.reverberation.probability:
-            speech = effects.reverberated(speech, self._response(random))
-        if random.random() < config.band.probability:
-            speech = effects.band_limited(
-                speech, random.uniform(*config.band.lowest), random.uniform(*config.band.highest)
-            )
-        if random.random() < config.telephone.probability:
-            speech = effects.telephoned(speech, str(random.choice(config.telephone.codecs)))
-        if random.random() < config.gain.probability:
-            speech = effects.amplified(speech, random.uniform(*config.gain.decibels), config.gain.clip)
+        voices, noise, room, band, telephone, gain = random.spawn(6)  # none depends on what the others draw
+        if others and voices.random() < config.speech.probability:
+            speech = self._with_voices(speech, others, voices)
+        if noise.random() < config.noise.probability:
+            added = effects.at_snr(self._noise(len(speech), noise), speech, noise.uniform(*config.noise.snr))
+            speech = speech + np.resize(added, len(speech))
+        if room.random() < config.reverberation.probability:
+            speech = effects.reverberated(speech, self._response(room))
+        if band.random() < config.band.probability:
+            lowest, highest = (band.uniform(*limits) for limits in (config.band.lowest, config.band.highest))
+            speech = effects.band_limited(speech, lowest, highest)
+        if telephone.random() < config.telephone.probability:
+            speech = effects.telephoned(speech, str(telephone.choice(config.telephone.codecs)))
+        if gain.random() < config.gain.probability:
+            speech = effects.amplified(speech, gain.uniform(*config.gain.decibels), config.gain.clip)
         return speech
 
     def _with_voices(self, speech: Samples, others: Sequence[Samples], random: np.random.Generator) -> Samples:
