@@ -128,6 +128,10 @@ SIZES = {
     "XS": Size(288, 504, 12, 12, _paper_extractor(288)),
     # DiceHuBERT's (arXiv 2507.02911) with HuBERT's extractor; 12 heads are our choice
     "dice": Size(384, 1536, 12, 12, ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)),
+    # the bundled teacher
+    "bundled": Size(
+        192, 768, 4, 12, ((32, 10, 5), (32, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2), (96, 2, 2), (128, 2, 2))
+    ),
     # for the bundled teacher and synthetic speech: a quarter of the teacher's parameters
     "synthetic": Size(
         96, 256, 4, 6, ((32, 10, 5), (32, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2), (64, 2, 2), (96, 2, 2))
