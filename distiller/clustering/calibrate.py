@@ -105,7 +105,7 @@ def measure(
     """
     calibration, width = config.calibration, teacher.config.embed_dim
     layers = sorted(set(config.layers)) if config.layers is not None else list(range(teacher.config.num_layers + 1))
-    check_layers(layers, teacher.config.num_layers, "objective.layers")
+    check_layers(layers, teacher.config.num_layers, f"{config.key}.layers")
     teacher = teacher.to(device).eval()
 
     def states() -> Iterator[StateBatch]:

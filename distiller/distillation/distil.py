@@ -19,7 +19,7 @@ from distiller.corpora.corpus import hours, open_corpus
 from distiller.distillation import stages
 from distiller.distillation.run_folder import BATCH, accept_inputs, forgetting_a_failed_scan
 from distiller.distillation.teacher import identity, load_teacher
-from distiller.objectives.config import ClustersConfig, UnitsObjectiveConfig
+from distiller.objectives.config import ClustersConfig, ObjectiveConfig, UnitsObjectiveConfig
 from distiller.recipes.recipe import Recipe, in_batches
 from distiller.reports import card, report
 from distiller.reports.distances import write_distances
@@ -84,9 +84,9 @@ def open_run(recipe: Recipe, output: Path) -> stages.Run:
         found = {"utterances": sum(map(len, cuts)), "hours": round(hours(corpus.train + corpus.validation), 4)}
         found["ids_and_durations"] = digest(cuts)[:16]
         inputs = {"teacher": identity(run.teacher), "corpus": found}
-        section = run.recipe.objective
-        if isinstance(section, UnitsObjectiveConfig) and section.targets is not None:
-            inputs["units"] = UnitFolder(section.targets).identity()
+        for section in run.recipe.objective.parts():
+            if isinstance(section, UnitsObjectiveConfig) and section.targets is not None:
+                inputs["units"] = UnitFolder(section.targets).identity()
         accept_inputs(output, run.recipe, inputs)
     return run
 
@@ -119,14 +119,18 @@ def filling_seconds(run: stages.Run, longest: float) -> float:
         UserError: it is too small for the steps that are measured.
     """
     recipe, teacher = run.recipe, copy.deepcopy(run.teacher)
-    devices, section = str(recipe.trainer.devices), recipe.objective
+    devices = str(recipe.trainer.devices)
     places = indices(devices) if "," in devices else range(int(devices))
     device = torch.device(recipe.trainer.accelerator, places[rank() % len(places)])
     free, _ = torch.cuda.mem_get_info(device)
-    if isinstance(section, ClustersConfig) and section.clusters is None:  # not known yet; no others need more memory
-        layers = section.layers or range(teacher.config.num_layers + 1)
-        section = replace(section, clusters=[[layer] for layer in layers], target="mean")
-    module = stages.first_module(replace(run, teacher=teacher), section).train()
+
+    def known(section: ObjectiveConfig) -> ObjectiveConfig:
+        if not isinstance(section, ClustersConfig) or section.clusters is not None:
+            return section
+        layers = section.layers or range(teacher.config.num_layers + 1)  # no other clusters need more memory
+        return replace(section, clusters=[[layer] for layer in layers], target="mean")
+
+    module = stages.first_module(replace(run, teacher=teacher), recipe.objective.with_parts(known)).train()
     half = HALF.get(recipe.trainer.precision)
     module.to(device)
     module.move_frozen(device, half)

@@ -9,7 +9,6 @@ from distiller.audio.batch import Batch
 from distiller.distillation.controls import apply_negative_control
 from distiller.objectives.alignment import aligned
 from distiller.objectives.base import Objective, Term
-from distiller.objectives.units import Units
 from distiller.recipes.recipe import Recipe
 from distiller.students.gates import GatedEncoder
 from distiller.students.lagrangian import SparsityLagrangian
@@ -21,6 +20,8 @@ from upstream.encoder import SpeechEncoder
 class Distillation(TrainingModule):
     """Teacher and student encode the same batch, and the objective compares their outputs.
 
+    Where the objective needs no teacher, the student alone is run.
+
     The teacher is not a submodule: it stays in eval mode, without gradients, out of checkpoints and optimisers.
     """
 
@@ -29,6 +30,7 @@ class Distillation(TrainingModule):
     ) -> None:
         super().__init__(student, recipe.optimizer, recipe.seed, recipe.trainer.ema)
         self.objective = objective
+        self.needs_teacher = recipe.objective.needs_teacher
         self.control = recipe.control
         self.shapes = (teacher.config, student.config)
         self._teacher = (teacher.eval().requires_grad_(False),)  # a tuple hides it from nn.Module
@@ -37,18 +39,27 @@ class Distillation(TrainingModule):
     def teacher(self) -> SpeechEncoder:
         return self._teacher[0]
 
+    @property
+    def encoder(self) -> SpeechEncoder:
+        """The student without its gates."""
+        encoder = self.student.encoder if isinstance(self.student, GatedEncoder) else self.student
+        assert isinstance(encoder, SpeechEncoder)
+        return encoder
+
     def move_frozen(self, device: torch.device, half: torch.dtype | None = None) -> None:
         """A copy with half matrices takes the place of the teacher, which what follows training needs in fp32."""
-        teacher = self.teacher.to(device)
-        self._teacher = (teacher if half is None else half_matrices(teacher, half),)
+        if self.needs_teacher:
+            teacher = self.teacher.to(device)
+            self._teacher = (teacher if half is None else half_matrices(teacher, half),)
 
     def frame_lengths(self, batch: Batch) -> Tensor:
         counts = [shape.frame_count(batch.lengths) for shape in self.shapes]
-        return torch.minimum(*counts)  # as `aligned` cuts the outputs
+        return torch.minimum(*counts) if self.needs_teacher else counts[1]  # as `aligned` cuts the outputs
 
     def compared(self) -> dict[str, nn.Module]:
         """The networks whose outputs go into the loss, as far as they can be run alone."""
-        return {"teacher": self.teacher} | ({} if self.shards else {"student": self.student})
+        teacher = {"teacher": self.teacher} if self.needs_teacher else {}
+        return teacher | ({} if self.shards else {"student": self.student})
 
     def finite_outputs(self, batch: Batch) -> dict[str, Tensor]:
         heard = {"teacher": batch.waveforms, "student": batch.heard}
@@ -59,32 +70,17 @@ class Distillation(TrainingModule):
         }
 
     def losses(self, batch: Batch) -> list[Term]:
-        maps = self.objective.needs_attention_maps
-        with torch.no_grad():
-            teacher = self.teacher(batch.waveforms, batch.lengths, maps)
-        teacher, student = aligned(teacher, self.student(batch.heard, batch.lengths, maps))
-        if self.control != "none":
-            teacher = apply_negative_control(teacher, self.control)
-        return self.objective(teacher, student, student.frame_mask())
-
-
-class UnitDistillation(Distillation):
-    """The student alone encodes a batch, and predicts the units of its frames; the teacher is not run."""
-
-    def move_frozen(self, device: torch.device, half: torch.dtype | None = None) -> None:
-        """The teacher stays where it is."""
-
-    def frame_lengths(self, batch: Batch) -> Tensor:
-        return self.kept_student().config.frame_count(batch.lengths)
-
-    def compared(self) -> dict[str, nn.Module]:
-        return {"student": self.student}
-
-    def losses(self, batch: Batch) -> list[Term]:
-        assert isinstance(self.objective, Units)
-        assert isinstance(self.student, SpeechEncoder)
-        targets, student = self.objective.encode(self.student, batch.heard, batch.lengths, batch.ids)
-        return self.objective(targets, student, student.frame_mask())
+        maps, teacher = self.objective.needs_attention_maps, None
+        if self.needs_teacher:
+            with torch.no_grad():
+                teacher = self.teacher(batch.waveforms, batch.lengths, maps)
+        with self.objective.watching(self.encoder, batch.lengths, batch.ids) as targets:
+            student = self.student(batch.heard, batch.lengths, maps)
+        if teacher is not None:
+            teacher, student = aligned(teacher, student)
+            if self.control != "none":
+                teacher = apply_negative_control(teacher, self.control)
+        return self.objective(teacher, student, student.frame_mask(), targets)
 
 
 class JointDistillation(Distillation):

@@ -13,7 +13,6 @@ from distiller.common.provenance import TEN_SECONDS, parameter_count
 from distiller.corpora.config import AUTO, SYNTHETIC
 from distiller.corpora.corpus import hours, open_corpus
 from distiller.distillation.teacher import BUNDLED_TEACHER
-from distiller.objectives.config import UnitsObjectiveConfig
 from distiller.recipes.recipe import BUNDLED, Recipe, final_stage, in_batches, to_yaml
 from distiller.students.lagrangian import SparsityLagrangian
 from distiller.training.devices import device_count
@@ -50,7 +49,7 @@ def costs(recipe: Recipe) -> Iterator[tuple[str, str]]:
     teacher, known = teacher_shape(recipe.teacher)
     if known:
         macs = _giga(count_macs(teacher, TEN_SECONDS))
-        unused = "; no training step runs it" if isinstance(recipe.objective, UnitsObjectiveConfig) else ""
+        unused = "" if recipe.objective.needs_teacher else "; no training step runs it"
         yield "teacher", f"{parameters(teacher):,} parameters, {macs} MACs for 10 s{unused}"
     else:
         yield "teacher", f"{recipe.teacher} is not on this machine; taken to be {_model(teacher)}"

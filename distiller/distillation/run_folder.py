@@ -11,7 +11,7 @@ from distiller.common.files import LOCK, read_csv, remove, sweep, write_json
 from distiller.common.process import launcher, rank
 from distiller.common.values import difference, flatten
 from distiller.corpora.config import AUTO
-from distiller.recipes.recipe import RESUMABLE, Recipe, first_difference, in_batches, save
+from distiller.recipes.recipe import RESUMABLE, Recipe, first_difference, in_batches, save, to_dict
 from distiller.recipes.yaml_files import read
 from distiller.training.devices import device_count
 from upstream.errors import UserError
@@ -22,7 +22,9 @@ RECIPE, REPORT, INPUTS, SKIPPED, BATCH = "recipe.yaml", "report.json", "inputs.j
 PLACEMENT = frozenset({"trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"})
 
 # Inputs of which INPUTS says what they hold; where they lie does not matter.
-PATHS = {"teacher": "teacher", "corpus": "corpus.path", "units": "objective.targets"}
+PATHS = {
+    "teacher": ("teacher",), "corpus": ("corpus.path",), "units": ("objective.targets", "objective.units.targets"),
+}  # fmt: skip
 
 # Files that may be in the folder before its run: shells and schedulers write their logs there.
 LOGS = frozenset({".log", ".txt", ".out", ".err"})
@@ -165,7 +167,7 @@ def forget_start(output: Path, but: Collection[str] = ()) -> None:
 
 def known_paths(output: Path) -> set[str]:
     """The keys of paths that need not stay the same, since what they lead to is known."""
-    return {PATHS[name] for name in _inputs(output)}
+    return {key for name in _inputs(output) for key in PATHS[name]}
 
 
 def moved(output: Path, recipe: Recipe) -> bool:
@@ -185,8 +187,9 @@ def accept_inputs(output: Path, recipe: Recipe, found: dict[str, dict[str, Any]]
     known = _inputs(output)
     for name, values in found.items():
         if other := difference(known.get(name, values), values):
+            key = next(key for key in PATHS[name] if key in flatten(to_dict(recipe)))
             raise UserError(
-                f"{output} was made with another {name}: {other}; change {PATHS[name]}, or choose another --output, or "
+                f"{output} was made with another {name}: {other}; change {key}, or choose another --output, or "
                 "--overwrite"
             )
     if rank() == 0 and not is_complete(output):

@@ -31,10 +31,9 @@ from distiller.clustering.calibrate import CalibrationAudio, cluster_layers
 from distiller.common.process import rank
 from distiller.common.provenance import parameter_count
 from distiller.corpora.corpus import Corpus, open_audio, open_corpus
-from distiller.distillation.distillation_module import Distillation, JointDistillation, UnitDistillation
+from distiller.distillation.distillation_module import Distillation, JointDistillation
 from distiller.objectives.config import ClustersConfig, ObjectiveConfig
 from distiller.objectives.registry import build
-from distiller.objectives.units import Units
 from distiller.recipes.recipe import Recipe, final_stage
 from distiller.reports.report import pruning_summary
 from distiller.students.build import build_student
@@ -134,8 +133,7 @@ def first_module(run: Run, section: ObjectiveConfig) -> Distillation:
     objective = build(section, teacher.config, student.config)
     pruning = recipe.pruning
     if pruning is None:
-        kind = UnitDistillation if isinstance(objective, Units) else Distillation
-        return kind(teacher, student, objective, recipe)
+        return Distillation(teacher, student, objective, recipe)
     lagrangian = SparsityLagrangian(pruning, student.config, parameter_count(teacher), steps=1)
     recipe = replace(recipe, trainer=replace(recipe.trainer, ema=0.0))  # averaged gates would be off the target
     return JointDistillation(teacher, GatedEncoder(student, pruning.drops), objective, recipe, lagrangian)
@@ -210,29 +208,34 @@ def read_pruned(folder: Path) -> PrunedStudent:
     """
     try:
         projections = load_file(folder / PROJECTIONS)
-        projections = {re.sub("^heads", "projections", name): state for name, state in projections.items()}  # old name
+        old = re.compile(r"^heads(?=(\.\d+)+\.(weight|bias)$)")  # a name of earlier versions
+        projections = {old.sub("projections", name): state for name, state in projections.items()}
         return PrunedStudent(load(folder), projections, json.loads((folder / METADATA).read_text()))
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder} is damaged ({error}); remove it, and the same command prunes once more") from error
 
 
 def with_clusters(run: Run) -> ObjectiveConfig:
-    """The recipe's objective section; one that needs clusters of the teacher's layers gets them here.
+    """The recipe's objective section; a part that needs clusters of the teacher's layers gets them here.
 
     Raises:
         UserError: more clusters than layers, or as `cluster_layers`.
     """
-    section, recipe = run.recipe.objective, run.recipe
-    if not isinstance(section, ClustersConfig) or section.clusters is not None:
-        return section
-    layers = section.layers if section.layers is not None else range(run.teacher.config.num_layers + 1)
-    possible = section.count == "auto" or int(section.count) <= len(layers)
-    require(possible, "objective.count", section.count, f"auto or at most {len(layers)}, the teacher's layers")
-    accelerator = recipe.trainer.accelerator
-    device = accelerator if accelerator in ("cuda", "mps") else "cpu"
-    title = f"Layers of {Path(recipe.teacher).name}"
-    audio = partial(run.calibration_audio, section.calibration.corpus)
-    return cluster_layers(section, run.teacher, audio, run.output, recipe.seed, device, title)
+    recipe = run.recipe
+
+    def found(section: ObjectiveConfig) -> ObjectiveConfig:
+        if not isinstance(section, ClustersConfig) or section.clusters is not None:
+            return section
+        layers = section.layers if section.layers is not None else range(run.teacher.config.num_layers + 1)
+        possible = section.count == "auto" or int(section.count) <= len(layers)
+        require(possible, f"{section.key}.count", section.count, f"auto or at most {len(layers)}, the teacher's layers")
+        accelerator = recipe.trainer.accelerator
+        device = accelerator if accelerator in ("cuda", "mps") else "cpu"
+        title = f"Layers of {Path(recipe.teacher).name}"
+        audio = partial(run.calibration_audio, section.calibration.corpus)
+        return cluster_layers(section, run.teacher, audio, run.output, recipe.seed, device, title)
+
+    return recipe.objective.with_parts(found)
 
 
 def train(

@@ -1,13 +1,16 @@
-"""What every objective is: two encoder outputs in, named loss terms out."""
+"""What every objective is: two encoder outputs in, named loss terms out. A sum of objectives is one, too."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from distiller.objectives.config import SumConfig
 from upstream.config import EncoderConfig
-from upstream.encoder import EncoderOutput
+from upstream.encoder import EncoderOutput, SpeechEncoder
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,51 @@ class Objective(nn.Module, ABC):
         """
         super().__init__()
 
+    @contextmanager
+    def watching(self, student: SpeechEncoder, lengths: Tensor, ids: list[str]) -> Iterator[Any]:
+        """Around the student's forward pass of a batch, for an objective that looks into it or changes its input.
+
+        Args:
+            lengths: (batch,) samples of each utterance.
+            ids: of the utterances.
+
+        Yields:
+            The `targets` of `forward`, complete once the student has run.
+        """
+        yield None
+
     @abstractmethod
-    def forward(self, teacher: Any, student: EncoderOutput, frame_mask: Tensor) -> list[Term]:
+    def forward(self, teacher: Any, student: EncoderOutput, frame_mask: Tensor, targets: Any = None) -> list[Term]:
         """
         Args:
-            teacher: what the student follows, without gradients: the teacher's `EncoderOutput` for the same waveforms,
-                or `UnitTargets`.
+            teacher: the teacher's output for the same waveforms, without gradients; None if no step needs one.
             student: its output.
             frame_mask: (batch, frame) bool, True at valid frames. Values at other frames have no influence.
+            targets: of `watching`.
         """
+
+
+class Sum(Objective):
+    """A weighted sum of objectives over the same forward passes of teacher and student."""
+
+    def __init__(self, config: SumConfig, parts: dict[str, Objective]) -> None:
+        nn.Module.__init__(self)
+        self.parts = nn.ModuleDict(parts)
+        self.weights = {part.name: part.weight for part in config.parts()}
+        self.needs_attention_maps = any(part.needs_attention_maps for part in parts.values())
+
+    def each(self) -> Iterator[tuple[str, Objective]]:
+        yield from self.parts.items()  # type: ignore[misc]  # ModuleDict forgets the type
+
+    @contextmanager
+    def watching(self, student: SpeechEncoder, lengths: Tensor, ids: list[str]) -> Iterator[Any]:
+        with ExitStack() as stack:
+            yield {name: stack.enter_context(part.watching(student, lengths, ids)) for name, part in self.each()}
+
+    def forward(self, teacher: Any, student: EncoderOutput, frame_mask: Tensor, targets: Any = None) -> list[Term]:
+        """The terms of all parts, a part's name before that of its term: star.layer_wise."""
+        return [
+            replace(term, name=f"{name}.{term.name}", weight=self.weights[name] * term.weight)
+            for name, part in self.each()
+            for term in part(teacher, student, frame_mask, targets and targets[name])
+        ]

@@ -1,8 +1,9 @@
 """The objective section of a recipe."""
 
 import re
-from dataclasses import field
-from typing import Annotated, Literal
+from collections.abc import Callable
+from dataclasses import field, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictInt, model_validator
 from pydantic.dataclasses import dataclass
@@ -21,7 +22,31 @@ GRAM_LAGS = {"layer_wise": 0, "intra_layer": 1}  # how many layers below F^l the
 class ObjectiveConfig:
     """Base of all objective sections; a subclass gives `name` its own name as default."""
 
+    key: ClassVar[str] = "objective"  # where the section is in a recipe, for errors
+    needs_teacher: ClassVar[bool] = True  # whether a training step runs the teacher
+    weight: ClassVar[float] = 1.0  # of its terms; a field where the objective is part of a sum
+    sum_defaults: ClassVar[dict[str, Any]] = {}  # that hold only where the objective is part of a sum
+
     name: str = ""
+
+    def parts(self) -> list["ObjectiveConfig"]:
+        """The sections of a sum's parts; of any other objective, the section itself."""
+        return [self]
+
+    def with_parts(self, change: Callable[["ObjectiveConfig"], "ObjectiveConfig"]) -> "ObjectiveConfig":
+        """A copy in which `change` has replaced each part."""
+        return change(self)
+
+
+@dataclass(config=STRICT)
+class SumConfig(ObjectiveConfig):
+    """Base of the sections of sums: `registry.config_class` adds one for each part, with a weight."""
+
+    def parts(self) -> list[ObjectiveConfig]:
+        return [getattr(self, name) for name in self.name.split("+")]
+
+    def with_parts(self, change: Callable[[ObjectiveConfig], ObjectiveConfig]) -> ObjectiveConfig:
+        return replace(self, **{part.name: change(part) for part in self.parts()})
 
 
 @dataclass(config=STRICT)
@@ -38,7 +63,8 @@ class LayersConfig(ObjectiveConfig):
 
     @model_validator(mode="after")
     def _some_weight(self) -> "LayersConfig":
-        require(self.l1_weight + self.cosine_weight > 0, "objective.l1_weight", 0, "above 0 where cosine_weight is 0")
+        both = self.l1_weight + self.cosine_weight
+        require(both > 0, f"{self.key}.l1_weight", 0, "above 0 where cosine_weight is 0")
         return self
 
 
@@ -98,7 +124,7 @@ class ClustersConfig(LayersConfig):
         clusters, layers = self.clusters or [], self.representatives
         if layers is not None:
             fits = len(layers) == len(clusters) and all(map(lambda layer, cluster: layer in cluster, layers, clusters))
-            require(fits, "objective.representatives", layers, "a layer of each of objective.clusters")
+            require(fits, f"{self.key}.representatives", layers, f"a layer of each of {self.key}.clusters")
         return self
 
 
@@ -128,7 +154,7 @@ class StarConfig(ObjectiveConfig):
     def _some_weight(self) -> "StarConfig":
         keys = (*ATTENTION_TERMS, *GRAM_LAGS)
         if not any(getattr(self, key) for key in keys):
-            raise UserError(f"objective: {', '.join(keys)} are all 0; at least one weight must be above 0")
+            raise UserError(f"{self.key}: {', '.join(keys)} are all 0; at least one weight must be above 0")
         return self
 
 
@@ -136,34 +162,37 @@ class StarConfig(ObjectiveConfig):
 class UnitsObjectiveConfig(ObjectiveConfig):
     """Cross-entropy against the units of distiller/targets.py; the defaults are HuBERT's masked prediction.
 
-    Unmasked: mask_probability=0 with unmasked_weight=1.
+    In a sum nothing is masked by default, as the other parts compare frames of the same forward pass.
     """
+
+    needs_teacher: ClassVar[bool] = False
+    weight: ClassVar[float] = 1.0  # of its terms; a field where the objective is part of a sum
+    sum_defaults: ClassVar[dict[str, Any]] = {"mask_probability": 0.0}
 
     name: str = "units"
     targets: Annotated[Text | None, check(lambda folder: folder != "")] = None  # folder of distiller/targets.py
     # of the student, each with predictions of its own; left out: the last; their losses are averaged
     student_layers: Annotated[LayerList | None, Field(min_length=1, description="at least one layer")] = None
     mask_probability: Annotated[float, Field(ge=0, le=1, description="a probability from 0 to 1")] = 0.8
-    mask_span: Annotated[int, AT_LEAST_1] = (
-        10  # frames; of a frame, a span starts there at mask_probability / mask_span
-    )
+    mask_span: Annotated[int, AT_LEAST_1] = 10  # frames; mask_probability / mask_span of all frames start one
     masked_weight: Annotated[float, AT_LEAST_0] = 1.0
-    unmasked_weight: Annotated[float, AT_LEAST_0] = 0.0
+    unmasked_weight: Annotated[float | None, AT_LEAST_0] = None  # left out: 0, or 1 where nothing is masked
     feature_penalty: Annotated[float, AT_LEAST_0] = 10.0  # on the convolutions' mean square; with masking only
     width: Annotated[int, AT_LEAST_1] = 256  # of the projected frames and the units' embeddings
     temperature: Annotated[float, ABOVE_0] = 0.1  # of the cosine logits
-    # 0: hard units; else targets are softmax(-|c - c_u|^2 / this) over centroids c, with c_u that of the frame's unit
+    # 0: hard units; else the temperature of soft ones, softmax(-squared distance from the centroids / this)
     soft: Annotated[float, AT_LEAST_0] = 0.0
 
     @model_validator(mode="after")
     def _some_frames(self) -> "UnitsObjectiveConfig":
+        if self.unmasked_weight is None:
+            self.unmasked_weight = float(not self.mask_probability)
         if not self.mask_probability:
             above = "above 0 where mask_probability is 0, which leaves unmasked frames only"
-            require(self.unmasked_weight > 0, "objective.unmasked_weight", self.unmasked_weight, above)
+            require(self.unmasked_weight > 0, f"{self.key}.unmasked_weight", self.unmasked_weight, above)
         total = self.masked_weight + self.unmasked_weight
-        require(total > 0, "objective.masked_weight", 0, "above 0 where unmasked_weight is 0")
+        require(total > 0, f"{self.key}.masked_weight", 0, "above 0 where unmasked_weight is 0")
         layers = self.student_layers
-        require(
-            layers is None or len(set(layers)) == len(layers), "objective.student_layers", layers, "different layers"
-        )
+        distinct = layers is None or len(set(layers)) == len(layers)
+        require(distinct, f"{self.key}.student_layers", layers, "different layers")
         return self

@@ -55,7 +55,7 @@ class LayerMatching(Objective):
     def plan(self, config: Any, teacher: EncoderConfig, student: EncoderConfig) -> tuple[list[Match], list[nn.Module]]:
         """What is compared, and the projections that the matches refer to."""
 
-    def forward(self, teacher: EncoderOutput, student: EncoderOutput, frame_mask: Tensor) -> list[Term]:
+    def forward(self, teacher: Any, student: EncoderOutput, frame_mask: Tensor, targets: Any = None) -> list[Term]:
         l1 = cosine = torch.zeros((), device=frame_mask.device)
         valid = student.valid_frames()
         for match in self.matches:
@@ -97,8 +97,10 @@ class Layers(LayerMatching):
     ) -> tuple[list[Match], list[nn.Module]]:
         depth = teacher.num_layers
         layers = config.layers if config.layers is not None else [0, *spread_layers(depth, 3)]
-        check_layers(layers, depth, "objective.layers")
-        followers = [student_layers([layer], depth, student.num_layers, config.layer_map) for layer in layers]
+        check_layers(layers, depth, f"{config.key}.layers")
+        followers = [
+            student_layers([layer], depth, student.num_layers, config.layer_map, config.key) for layer in layers
+        ]
         shared = int(0 in layers)  # layer 0 has the first projection; the other layers share the next
         matches = [Match((layer,), followers[index], shared * (layer != 0)) for index, layer in enumerate(layers)]
         count = len({match.projection for match in matches})
@@ -118,7 +120,7 @@ class Predictions(LayerMatching):
         self, config: PredictionsConfig, teacher: EncoderConfig, student: EncoderConfig
     ) -> tuple[list[Match], list[nn.Module]]:
         layers = config.layers if config.layers is not None else spread_layers(teacher.num_layers, 3)
-        check_layers(layers, teacher.num_layers, "objective.layers")
+        check_layers(layers, teacher.num_layers, f"{config.key}.layers")
         width = teacher.embed_dim
         projections: list[nn.Module] = [
             nn.Sequential(nn.Linear(student.embed_dim, width), nn.GELU(), nn.Linear(width, width)) for _ in layers
@@ -139,19 +141,20 @@ class Clusters(LayerMatching):
     ) -> tuple[list[Match], list[nn.Module]]:
         matches = []
         for index, group in enumerate(_groups(config)):
-            check_layers(group, teacher.num_layers, "objective.clusters")
-            followers = student_layers(group, teacher.num_layers, student.num_layers, config.layer_map)
+            check_layers(group, teacher.num_layers, f"{config.key}.clusters")
+            way = teacher.num_layers, student.num_layers, config.layer_map, config.key
+            followers = student_layers(group, *way)
             matches.append(Match(tuple(group), followers, index))
         return matches, [projection(student.embed_dim, teacher.embed_dim) for _ in matches]
 
 
 def _groups(config: ClustersConfig) -> list[list[int]]:
     if config.clusters is None:
-        raise UserError(
-            "objective.clusters is not set: the teacher's layers have to be clustered first (distiller/similarity.py)"
-        )
+        remedy = "the teacher's layers have to be clustered first (distiller/similarity.py)"
+        raise UserError(f"{config.key}.clusters is not set: {remedy}")
     if config.target == "mean":
         return config.clusters
     if config.representatives is None:
-        raise UserError("objective.target=representative needs objective.representatives beside objective.clusters")
+        key = config.key
+        raise UserError(f"{key}.target=representative needs {key}.representatives beside {key}.clusters")
     return [[layer] for layer in config.representatives]

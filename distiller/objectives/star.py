@@ -5,6 +5,7 @@ No projection: nothing is trained that is thrown away afterwards.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ class Star(Objective):
     def __init__(self, config: StarConfig, teacher_config: EncoderConfig, student_config: EncoderConfig) -> None:
         super().__init__(config, teacher_config, student_config)
         self.config = config
-        self.layer_map = resolve_layer_map(config.layer_map, teacher_config.num_layers, student_config.num_layers)
+        depths = teacher_config.num_layers, student_config.num_layers
+        self.layer_map = resolve_layer_map(config.layer_map, *depths, config.key)
         self.weights = {key: getattr(config, key) for key in (*ATTENTION_TERMS, *GRAM_LAGS) if getattr(config, key) > 0}
         self.attention_pairs = {
             name: self._attention_pairs(name, teacher_config, student_config)
@@ -35,7 +37,7 @@ class Star(Objective):
         }
         self.needs_attention_maps = bool(self.attention_pairs)
 
-    def forward(self, teacher: EncoderOutput, student: EncoderOutput, frame_mask: Tensor) -> list[Term]:
+    def forward(self, teacher: Any, student: EncoderOutput, frame_mask: Tensor, targets: Any = None) -> list[Term]:
         terms = [
             Term(name, _attention_loss(pairs, teacher, student, frame_mask).sum(), "frame", self.weights[name])
             for name, pairs in self.attention_pairs.items()
@@ -64,7 +66,7 @@ class Star(Objective):
             pairs = pairs[-1:]
         pairs = [(t, s) for t, s in pairs if teacher_config.attention_heads[t] and student_config.attention_heads[s]]
         allowed = "0, since no two of its layers have attention"
-        require(bool(pairs), f"objective.{name}", self.weights[name], allowed)
+        require(bool(pairs), f"{self.config.key}.{name}", self.weights[name], allowed)
         return pairs
 
 

@@ -4,7 +4,10 @@ Masked, it is HuBERT's pre-training loss (arXiv 2106.07447): spans of the projec
 embedding, and the units there are predicted by cosine logits over learned embeddings of the units.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +23,11 @@ from upstream.errors import UserError, require
 
 @dataclass
 class UnitTargets:
-    """What a batch of frames is to predict."""
+    """What a batch of frames is to predict; complete once the student has run."""
 
     units: Tensor  # (batch, frame, stream) int64
     masked: Tensor  # (batch, frame) bool, among the valid frames
-    penalty: Tensor  # (batch,) mean square of the convolutions' features over an utterance's valid frames
+    penalty: Tensor  # (batch,) mean square of the convolutions' features over an utterance's valid frames, if masked
 
 
 class UnitHead(nn.Module):
@@ -44,21 +47,19 @@ class UnitHead(nn.Module):
 
 
 class Units(Objective):
-    """The objective, and the student's forward pass with masked frames."""
+    """The objective, and the mask of the student's frames."""
 
     def __init__(
         self, config: UnitsObjectiveConfig, teacher_config: EncoderConfig, student_config: EncoderConfig
     ) -> None:
         super().__init__(config, teacher_config, student_config)
         if config.targets is None:
-            remedy = (
-                "make units with `python distiller/targets.py CORPUS --output FOLDER` and give objective.targets=FOLDER"
-            )
-            raise UserError(f"objective.targets is not set: {remedy}")
+            make = "make units with `python distiller/targets.py CORPUS --output FOLDER`"
+            raise UserError(f"{config.key}.targets is not set: {make} and give {config.key}.targets=FOLDER")
         self.config, depth = config, student_config.num_layers
         self.layers = config.student_layers if config.student_layers is not None else [depth]
         inside = all(0 <= layer <= depth for layer in self.layers)
-        require(inside, "objective.student_layers", self.layers, f"layers of the student, from 0 to {depth}")
+        require(inside, f"{config.key}.student_layers", self.layers, f"layers of the student, from 0 to {depth}")
         self.folder, codebook = (folder := UnitFolder(config.targets)), folder.codebook()
         sizes = [len(centroids) for centroids in codebook]
         self.heads = nn.ModuleList(
@@ -69,52 +70,62 @@ class Units(Objective):
             soft = (-torch.cdist(centroids, centroids).square() / config.soft).softmax(-1) if config.soft else None
             self.register_buffer(f"soft_{stream}", soft, persistent=False)
 
-    def encode(
-        self, student: SpeechEncoder, waveforms: Tensor, lengths: Tensor, ids: list[str]
-    ) -> tuple[UnitTargets, EncoderOutput]:
-        """The targets of a batch, and the student's output for it; in training with a new mask, else always the same.
+    @contextmanager
+    def watching(self, student: SpeechEncoder, lengths: Tensor, ids: list[str]) -> Iterator[UnitTargets]:
+        """Masks frames of P, before the layers; in training with a new mask, else always with the same.
 
         Raises:
             UserError: an utterance has no units.
         """
-        features, frames = student.convolve(waveforms, lengths)
-        device, count = features.device, features.shape[1]
-        valid = (torch.arange(count) < frames[:, None]).to(device, non_blocking=True)  # (batch, frame)
-        projected, masked = student.feature_projection(features), torch.zeros_like(valid)
-        if self.mask is not None:
-            fixed = None if self.training else torch.Generator(device).manual_seed(0)
-            masked = span_mask(
-                valid, self.config.mask_span, self.config.mask_probability / self.config.mask_span, fixed
-            )
-            projected = torch.where(masked[..., None], self.mask.to(projected.dtype), projected)
-        squares = features.float().square().mean(dim=-1).masked_fill(~valid, 0.0)  # (batch, frame)
-        penalty = squares.sum(dim=1) / frames.to(device, non_blocking=True)
-        output = student.contextualize(projected, frames)
-        count = output.projected.shape[1]  # fewer where the encoder has cut off the silence that it attends to
-        units = self.folder.batch(ids, frames.tolist(), count).to(device, non_blocking=True)
-        return UnitTargets(units, masked[:, :count], penalty), output
+        frames, none = student.config.frame_count(lengths), torch.empty(0)
+        targets = UnitTargets(none, none, none)
 
-    def forward(self, teacher: UnitTargets, student: EncoderOutput, frame_mask: Tensor) -> list[Term]:
-        """Sums over frames: together torchaudio's loss with reduction="sum", for one layer and stream."""
+        def mask(_: nn.Module, inputs: tuple[Tensor], projected: Tensor) -> Tensor:
+            (features,) = inputs  # (batch, frame, channel)
+            device, count = features.device, features.shape[1]
+            targets.units = self.folder.batch(ids, frames.tolist(), count).to(device, non_blocking=True)
+            valid = (torch.arange(count) < frames[:, None]).to(device, non_blocking=True)  # (batch, frame)
+            targets.masked = torch.zeros_like(valid)
+            if self.mask is None:
+                return projected
+            fixed = None if self.training else torch.Generator(device).manual_seed(0)
+            starts = self.config.mask_probability / self.config.mask_span
+            targets.masked = span_mask(valid, self.config.mask_span, starts, fixed)
+            squares = features.float().square().mean(dim=-1).masked_fill(~valid, 0.0)  # (batch, frame)
+            targets.penalty = squares.sum(dim=1) / frames.to(device, non_blocking=True)
+            return torch.where(targets.masked[..., None], self.mask.to(projected.dtype), projected)
+
+        hook = student.feature_projection.register_forward_hook(mask)
+        try:
+            yield targets
+        finally:
+            hook.remove()
+
+    def forward(self, teacher: Any, student: EncoderOutput, frame_mask: Tensor, targets: Any = None) -> list[Term]:
+        """Sums over frames: together torchaudio's loss with reduction="sum", for one layer and stream.
+
+        Args:
+            targets: `UnitTargets` of the student's frames, or of more: some encoders cut off their last ones.
+        """
         config, valid = self.config, student.valid_frames()
-        units = teacher.units.flatten(0, 1).index_select(0, valid)  # (frame, stream)
-        masked = teacher.masked.flatten().index_select(0, valid)  # (frame,)
+        frames = frame_mask.shape[1]
+        masks = targets.masked[:, :frames]
+        units = targets.units[:, :frames].flatten(0, 1).index_select(0, valid)  # (frame, stream)
+        masked = masks.flatten().index_select(0, valid)  # (frame,)
         loss = torch.zeros((), device=frame_mask.device)
         for layer, head in zip(self.layers, self.heads, strict=True):
             states = student.last_hidden_state if layer == len(student.hidden_states) - 1 else student.layer(layer)
             for stream, logits in enumerate(head(states.flatten(0, 1).index_select(0, valid))):
                 soft, column = getattr(self, f"soft_{stream}"), units[:, stream]
-                targets = column if soft is None else soft[column]
-                loss = loss + F.cross_entropy(logits, targets, reduction="none")  # (frame,)
+                wanted = column if soft is None else soft[column]
+                loss = loss + F.cross_entropy(logits, wanted, reduction="none")  # (frame,)
         loss = loss / (len(self.layers) * units.shape[1])
-        terms = {"masked": (loss * masked).sum(), "unmasked": (loss * ~masked).sum()}
-        terms["feature_penalty"] = (teacher.penalty * teacher.masked.sum(dim=1)).sum()
-        weights = {name: getattr(config, f"{name}_weight") for name in ("masked", "unmasked")}
-        weights["feature_penalty"] = config.feature_penalty
-        unused = set() if config.mask_probability else {"masked", "feature_penalty"}
-        return [
-            Term(name, terms[name], "frame", weights[name]) for name in terms if weights[name] and name not in unused
-        ]
+        terms = {"unmasked": (loss * ~masked).sum()}
+        weights = {"unmasked": config.unmasked_weight or 0.0}
+        if self.mask is not None:
+            terms |= {"masked": (loss * masked).sum(), "feature_penalty": (targets.penalty * masks.sum(dim=1)).sum()}
+            weights |= {"masked": config.masked_weight, "feature_penalty": config.feature_penalty}
+        return [Term(name, terms[name], "frame", weight) for name, weight in weights.items() if weight]
 
 
 def span_mask(valid: Tensor, span: int, starts: float, generator: torch.Generator | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from distiller.common.files import expanded, require_utf8
 from distiller.corpora.config import SYNTHETIC
-from distiller.objectives.config import UnitsObjectiveConfig
+from distiller.objectives.config import ObjectiveConfig, UnitsObjectiveConfig
 from distiller.recipes.recipe import BUNDLED, Recipe, resolve
 from upstream.errors import UserError, nearest
 
@@ -49,15 +49,16 @@ def with_absolute_paths(
         augment = replace(augment, **{name: replace(effect, path=sounds or effect.path)})
     paths = replace(recipe.corpus, path=corpus or recipe.corpus.path, augment=augment)
     recipe = replace(recipe, teacher=teacher or recipe.teacher, corpus=paths)
-    section = recipe.objective
-    if isinstance(section, UnitsObjectiveConfig) and section.targets is not None:
-        targets = _absolute(section.targets, "")
+
+    def located(section: ObjectiveConfig) -> ObjectiveConfig:
+        if not isinstance(section, UnitsObjectiveConfig) or section.targets is None:
+            return section
+        targets, key = _absolute(section.targets, ""), f"{section.key}.targets"
         if targets is None and not dry_run:
-            raise UserError(
-                f"objective.targets {section.targets} does not exist; it must be a folder of distiller/targets.py"
-            )
-        recipe = replace(recipe, objective=replace(section, targets=targets or section.targets))
-    return recipe
+            raise UserError(f"{key} {section.targets} does not exist; it must be a folder of distiller/targets.py")
+        return replace(section, targets=targets or section.targets)
+
+    return replace(recipe, objective=recipe.objective.with_parts(located))
 
 
 def _absolute(name: str, word: str) -> str | None:

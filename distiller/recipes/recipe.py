@@ -1,7 +1,7 @@
 """Recipes: everything that decides a run, typed and strict.
 
 A recipe is a YAML of sections, each of them a pydantic dataclass in a room's `config.py`. The objective section depends
-on `objective.name` (`OBJECTIVES`), the student and pruning sections on `student.name` (`STUDENTS`). A YAML may start
+on `objective.name` (`config_class`), the student and pruning sections on `student.name` (`STUDENTS`). A YAML may start
 from another (`extends: NAME`). An unknown key or an impossible value is a one-line error (`UserError`).
 
 Nothing here imports torch.
@@ -22,8 +22,8 @@ from distiller.common.strict import STRICT, UNSET, Text, typed, unknown_key
 from distiller.common.values import difference, flatten
 from distiller.corpora.config import CorpusConfig
 from distiller.objectives.config import ObjectiveConfig, UnitsObjectiveConfig
-from distiller.objectives.registry import OBJECTIVES
-from distiller.recipes.yaml_files import dump, methods, overlay, parse_overrides, read, renewed, shipped
+from distiller.objectives.registry import OBJECTIVES, config_class
+from distiller.recipes.yaml_files import dump, merged, methods, overlay, parse_overrides, read, renewed, shipped
 from distiller.students.config import STUDENTS, PruningConfig, StudentConfig
 from distiller.training.config import OptimizerConfig, TrainerConfig
 from upstream.errors import UserError, one_of, require
@@ -51,7 +51,7 @@ class Recipe:
     teacher: Text  # bundled, a folder or file, or a hub name
     control: Literal["none", "reversed", "shuffled"] = "none"  # see distiller.distillation.controls
     corpus: CorpusConfig
-    objective: ObjectiveConfig  # the class that OBJECTIVES has for its name
+    objective: ObjectiveConfig  # the class that `config_class` has for its name
     student: StudentConfig  # the class that STUDENTS has for its name
     pruning: PruningConfig | None
     optimizer: OptimizerConfig
@@ -104,9 +104,11 @@ def build(values: Mapping[str, Any]) -> Recipe:
     Raises:
         UserError: an unknown key, a wrong type, an impossible value.
     """
-    student = STUDENTS[_name("student", values, STUDENTS)]
-    objective = _name("objective", values, OBJECTIVES)
-    chosen = {"student": student, "pruning": student.pruning, "objective": OBJECTIVES[objective].config}
+    kind = _name("student", values, STUDENTS)
+    require(isinstance(kind, str) and kind in STUDENTS, "student.name", kind, one_of(kind, STUDENTS))
+    student, name = STUDENTS[kind], _name("objective", values, OBJECTIVES)
+    objective = config_class(name)
+    chosen = {"student": student, "pruning": student.pruning, "objective": objective}
     sections = {field.name: field.type for field in fields(Recipe) if is_dataclass(field.type)} | chosen
     for key in values:
         if key not in Recipe.__pydantic_fields__:  # type: ignore[attr-defined]
@@ -115,27 +117,28 @@ def build(values: Mapping[str, Any]) -> Recipe:
     if values.get("pruning") and student.pruning is None:
         key = next(iter(flatten({"pruning": values["pruning"]})))
         raise UserError(f"{key} is set, but there is no pruning where student.name is {values['student']['name']}")
-    values = {**values, "objective": student.objective_defaults.get(objective, {}) | values["objective"]}
+    defaults = student.objective_defaults
+    of_parts = defaults.get(name) or {part: defaults[part] for part in name.split("+") if part in defaults}
+    values = {**values, "objective": merged(of_parts, values["objective"])}
     typed_sections = {name: cls and typed(cls, values.get(name), name) for name, cls in chosen.items()}
     recipe = typed(Recipe, dict.fromkeys(sections) | values | typed_sections)
     if recipe.pruning is not None:  # gates have values in the forward pass only, and probabilities outside it
         fsdp, activations = recipe.trainer.strategy == "fsdp", recipe.trainer.checkpoint_activations
         require(not fsdp, "student.name", recipe.student.name, "narrow with trainer.strategy fsdp")
         require(not activations, "student.name", recipe.student.name, "narrow with trainer.checkpoint_activations")
-    if isinstance(recipe.objective, UnitsObjectiveConfig):  # whose mask lies between two parts of the student
-        require(recipe.pruning is None, "student.name", recipe.student.name, "narrow with objective units")
-        require(recipe.control == "none", "control", recipe.control, "none with objective units, which has no teacher")
-        strategy = recipe.trainer.strategy
+    if any(isinstance(part, UnitsObjectiveConfig) for part in recipe.objective.parts()):
+        control, strategy = recipe.control, recipe.trainer.strategy
+        require(control == "none", "control", control, "none with objective units, which has no teacher")
+        # the mask is a parameter of the objective, used while the student runs
         require(strategy != "fsdp", "trainer.strategy", strategy, "another with objective units")
     return recipe
 
 
-def _name(section: str, values: Mapping[str, Any], known: Collection[str]) -> str:
+def _name(section: str, values: Mapping[str, Any], known: Collection[str]) -> Any:
     """The value of the key `name` in a section that depends on it."""
-    key, chosen = f"{section}.name", flatten(values).get(f"{section}.name", UNSET)
+    chosen = flatten(values).get(f"{section}.name", UNSET)
     if chosen == UNSET:
-        raise UserError(f"{key} is not set; it must be {one_of(chosen, known)}")
-    require(isinstance(chosen, str) and chosen in known, key, chosen, one_of(chosen, known))
+        raise UserError(f"{section}.name is not set; it must be {one_of(chosen, known)}")
     return chosen
 
 

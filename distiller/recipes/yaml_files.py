@@ -113,7 +113,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         value = _load(text, f"the value of {override:.200}")
         for name in reversed(key.split(".")):
             value = {name: value}
-        values = _merged(values, renewed(value))
+        values = merged(values, renewed(value))
     return values
 
 
@@ -136,17 +136,30 @@ def renewed(values: dict[str, Any]) -> dict[str, Any]:
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the values of `over`, both in today's words.
 
-    Where `over` chooses another objective or student, `base`'s keys for it go; trainer.epochs and .steps replace each
-    other.
+    Where `over` chooses another objective or student, `base`'s keys for it go, but for those of an objective that is a
+    part of both, such as star in star+units; trainer.epochs and .steps replace each other.
     """
     base, lengths = dict(base), {"epochs", "steps"}
     for section, dependent in (("objective", ["objective"]), ("student", ["student", "pruning"])):
-        name = _keys(over, section).get("name")
-        if name is not None and name != _keys(base, section).get("name"):
+        name, before = _keys(over, section).get("name"), _keys(base, section)
+        if name is not None and name != before.get("name"):
             base = {key: value for key, value in base.items() if key not in dependent}
+            if section == "objective" and isinstance(name, str):
+                base[section] = _shared(before, name)
     if "trainer" in base and lengths & _keys(over, "trainer").keys():
         base["trainer"] = {key: value for key, value in _keys(base, "trainer").items() if key not in lengths}
-    return _merged(base, over)
+    return merged(base, over)
+
+
+def _shared(before: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The keys of an objective section that the objective, or sum of objectives, of another name has too."""
+    old = str(before.get("name"))
+    keys = {key: value for key, value in before.items() if key != "name"}
+    sections = {part: _keys(keys, part) for part in old.split("+")} if "+" in old else {old: keys}
+    shared = {part: sections[part] for part in name.split("+") if sections.get(part)}
+    if "+" in name:
+        return shared
+    return {key: value for key, value in shared.get(name, {}).items() if key not in ("name", "weight")}
 
 
 def _keys(values: Mapping[str, Any], section: str) -> dict[str, Any]:
@@ -167,10 +180,11 @@ def _locate(name_or_file: str | Path, folder: Path) -> Path:
     return RECIPES / f"{text}.yaml"
 
 
-def _merged(base: Any, over: Any) -> Any:
+def merged(base: Any, over: Any) -> Any:
+    """Nested values, in which those of `over` have replaced those of `base`."""
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
         return over
-    return {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}}
+    return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
 
 
 def _load(text: str | bytes, name: str) -> Any:

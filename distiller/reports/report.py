@@ -149,9 +149,9 @@ def _probe_table(result: dict[str, Any]) -> Table:
     accuracies = (Column(title, justify="right") for title in COLUMNS.values())
     heading = "Linear probe, accuracy in percent; last layer unless stated"
     table = Table("", *accuracies, title=heading, box=box.SIMPLE_HEAD)
-    objective = result["recipe"]["objective"]["name"]
+    method = " + ".join(METHODS.get(part, part) for part in str(result["recipe"]["objective"]["name"]).split("+"))
     for key, row in result["probe"].items():
-        title = ROWS[key].format(method=METHODS.get(objective, objective))
+        title = ROWS[key].format(method=method)
         table.add_row(title, *(f"{row[column]:.1f}" for column in COLUMNS))
     shares = (result["retention"].get(column) for column in COLUMNS)
     table.add_section()

@@ -20,7 +20,6 @@ from distiller.distillation.stages import Run, first_module
 from distiller.distillation.teacher import load_teacher
 from distiller.recipes.recipe import Recipe, load_recipe
 from distiller.steps.peer import Peer
-from distiller.students.gates import GatedEncoder
 from distiller.training.loop import HALF, arrange_layers
 from upstream.config import SAMPLE_RATE, EncoderConfig
 from upstream.cost import count_macs
@@ -115,13 +114,6 @@ def teacher_shape(overrides: tuple[str, ...]) -> EncoderConfig:
     """
     named = [value for key, _, value in (change.partition("=") for change in overrides) if key == "teacher"]
     return load_teacher(named[-1]).config if named else HUBERT_BASE
-
-
-def encoder_of(module: Distillation) -> SpeechEncoder:
-    """The student, without its gates."""
-    student = module.student.encoder if isinstance(module.student, GatedEncoder) else module.student
-    assert isinstance(student, SpeechEncoder)
-    return student
 
 
 @cache
@@ -219,7 +211,7 @@ def work_of(step: Step) -> tuple[float, int]:
     """10^9 operations of a step, and the student's parameters."""
     module = module_of(step.of, step.method, step.setting, step.teacher)
     assert isinstance(module, Distillation)
-    student = encoder_of(module)
+    student = module.encoder
     return LOSS.get(step.method, 1.0) * gflop(step, student.config), parameter_count(student)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from distiller import targets
 from distiller.audio.batch import Batch
-from distiller.distillation.distillation_module import UnitDistillation
+from distiller.distillation.distillation_module import Distillation
 from distiller.objectives.base import Term
 from distiller.units import make
 from distiller.units.folder import UnitFolder, shard_path
@@ -135,21 +135,21 @@ def test_a_run_learns_units_without_its_teacher_and_resumes_exactly(
     assert targets.main(ARGV) == 0
     small_run.capfd.readouterr()
     small_run.completes(*UNITS, output="whole")
-    calls, losses = [0], UnitDistillation.losses
+    calls, losses = [0], Distillation.losses
 
-    def killed(self: UnitDistillation, batch: Batch) -> list[Term]:
+    def killed(self: Distillation, batch: Batch) -> list[Term]:
         calls[0] += self.training
         if calls[0] == 3:
             raise UserError("killed")
         return losses(self, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(UnitDistillation, "losses", killed)
+        patched.setattr(Distillation, "losses", killed)
         assert "killed" in small_run.refused(*UNITS)
     forward, batches = SpeechEncoder.forward, []
     with monkeypatch.context() as patched:  # in training nothing runs a whole encoder
         patched.setattr(
-            UnitDistillation, "losses", lambda self, batch: (batches.append(self.teacher), losses(self, batch))[1]
+            Distillation, "losses", lambda self, batch: (batches.append(self.teacher), losses(self, batch))[1]
         )
         patched.setattr(
             SpeechEncoder, "forward", lambda self, *inputs: (batches.append("forward"), forward(self, *inputs))[1]
