@@ -24,6 +24,14 @@ def test_waveforms_move_and_lengths_stay_on_the_cpu() -> None:
     assert (moved.lengths.tolist(), moved.ids) == ([400] * 2, ["u0", "u1"])
 
 
+def test_what_the_student_hears_moves_too() -> None:
+    clean = batch(2)
+    assert clean.heard is clean.waveforms
+    moved = replace(clean, degraded=torch.ones(2, 400)).to("meta")
+    assert moved.heard is moved.degraded
+    assert moved.heard.device.type == "meta"
+
+
 def test_batches_are_collected_into_steps_as_they_come() -> None:
     """No batch is asked for before the step that it is part of."""
     taken: list[int] = []

@@ -3,7 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from distiller.audio.batch import Batch
+from distiller.distillation.distillation_module import Distillation
+from distiller.objectives.base import Term
 from distiller.recipes.recipe import load_recipe, to_dict
 from upstream.errors import UserError
 
@@ -58,3 +63,30 @@ def test_folders_are_looked_for_before_anything_else(small_run) -> None:
     assert "did you mean corpus?" in error
     Path("empty").mkdir()
     assert "empty holds no audio" in small_run.refused("corpus.augment.reverberation.path=empty", probable)
+
+
+@pytest.mark.slow
+def test_a_run_hears_the_same_after_an_interruption(small_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with workers; what is held out stays clean."""
+    effects = [f"corpus.augment.{name}.probability=0.7" for name in ("speech", "noise", "telephone", "gain")]
+    Path("noises").mkdir()
+    Path("noises/0.wav").write_bytes(Path("corpus/dev/0.wav").read_bytes())
+    effects += ["corpus.augment.noise.path=noises"]
+    small_run.completes(output="plain")
+    small_run.completes(*effects, output="whole")
+    heard, losses = [], Distillation.losses
+
+    def killed(self: Distillation, batch: Batch) -> list[Term]:
+        heard.append(self.training and batch.degraded is not None)
+        assert self.training or batch.degraded is None
+        if sum(heard) == 3:
+            raise UserError("killed")
+        return losses(self, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Distillation, "losses", killed)
+        assert "killed" in small_run.refused(*effects)
+    small_run.completes(*effects, "corpus.workers=2")
+    plain, whole, run = (load_file(f"{name}/student/model.safetensors") for name in ("plain", "whole", "run"))
+    assert all(torch.equal(whole[key], run[key]) for key in whole)
+    assert not all(torch.equal(whole[key], plain[key]) for key in whole)

@@ -112,6 +112,21 @@ METHODS = [
 WAVEFORMS, LENGTHS = 0.1 * torch.randn(3, 16_000), torch.tensor([16_000, 11_231, 7_040])
 
 
+@pytest.mark.parametrize("method", ["star", "skill"])
+def test_the_student_hears_degraded_speech_and_the_teacher_does_not(method: str) -> None:
+    module = training_module(method, ["objective.clusters=[[0,1],[2,3]]"] if method == "skill" else [], ENCODER, "cpu")
+    heard: dict[str, torch.Tensor] = {}
+    for name, network in (("teacher", module.teacher), ("student", module.student)):
+        network.register_forward_pre_hook(lambda _, inputs, name=name: heard.update({name: inputs[0]}))
+    degraded = WAVEFORMS.roll(1, dims=1)
+    batch = Batch(WAVEFORMS, LENGTHS, [], [], [], degraded=degraded)
+    for compute in (module.losses, module.finite_outputs):
+        heard.clear()
+        compute(batch)
+        assert torch.equal(heard["teacher"], WAVEFORMS)
+        assert torch.equal(heard["student"], degraded)
+
+
 @pytest.mark.parametrize(("method", "overrides", "encoder"), METHODS)
 def test_no_step_waits_for_the_device(
     method: str, overrides: list[str], encoder: dict[str, Any], monkeypatch: pytest.MonkeyPatch

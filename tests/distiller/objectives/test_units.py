@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torchaudio.models.wav2vec2.components import LogitGenerator
 
+from distiller.audio.batch import Batch
 from distiller.common.files import write_json
+from distiller.distillation.distillation_module import UnitDistillation
 from distiller.distillation.plan import costs
 from distiller.objectives.base import Term
 from distiller.objectives.config import UnitsObjectiveConfig
@@ -169,6 +171,16 @@ def test_frames_that_only_whisper_has_are_left_out(folder: Path) -> None:
     assert torch.equal(units.batch(["a"], [FRAMES[0] - 2], 50)[0, :38], units.units["a"][:38].long())
     with pytest.raises(UserError, match="utterance a has 40 frames of units, not 37"):
         units.batch(["a"], [FRAMES[0] - 3], 50)
+
+
+def test_the_student_hears_the_degraded_batch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, (clean, lengths) = SpeechEncoder(SHAPE), batch()
+    recipe = load_recipe("star", ["objective=units", f"objective.targets={folder}"])
+    module = UnitDistillation(SpeechEncoder(SHAPE), student, objective(folder), recipe)
+    heard, convolve = [], student.convolve
+    monkeypatch.setattr(student, "convolve", lambda *inputs: (heard.append(inputs[0]), convolve(*inputs))[1])
+    module.losses(Batch(clean, lengths, ["a", "b"], [], [], degraded=clean.flip(0)))
+    assert torch.equal(heard[0], clean.flip(0))
 
 
 def test_a_plan_says_that_the_teacher_is_not_run() -> None:
