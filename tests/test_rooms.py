@@ -17,6 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "distiller.audio": set(),
     "distiller.augmentation": {"distiller.audio"},
     "distiller.synthesis": set(),
+    "distiller.voices": {"distiller.synthesis"},
     "distiller.objectives": {"distiller.units.folder"},
     "distiller.students": set(),
     "distiller.exporters": set(),
