@@ -2,17 +2,22 @@
 
 from upstream.errors import no_such, require
 
-# The accents of a language, by espeak-ng's names: those of its main ones that speak well. Left out are languages whose
-# letters espeak-ng spells out or that it reads without their vowels (Hebrew, Japanese but for its kana, Thai, Ti, ...).
-ACCENTS: dict[str, tuple[str, ...]] = {
+# The accents of a language, by espeak-ng's names. Left out are languages of few speakers, and those that espeak-ng
+# hardly reads (Hebrew, Thai, Burmese, Uyghur); of Japanese it reads the kana alone.
+_VARIED = {
     "en": ("en", "en-029", "en-GB-scotland", "en-GB-x-gbclan", "en-GB-x-gbcwmd", "en-GB-x-rp", "en-US", "en-US-nyc"),
-    "es": ("es", "es-419"), "fr": ("fr", "fr-BE", "fr-CH"), "pt": ("pt", "pt-BR"),
-    "ca": ("ca", "ca-ba", "ca-nw", "ca-va"), "vi": ("vi", "vi-VN-x-central", "vi-VN-x-south"), "zh": ("cmn",),
-    **{name: (name,) for name in (
-        "af am ar az be bg bn bs cs cy da de el et eu fa fi ga gu hi hr hu hy id is it ja ka kk kn ko ky lt lv mk ml mr "
-        "ms nb ne nl pa pl ro ru si sk sl sq sr sv sw ta te tr tt uk ur uz yue"
-    ).split()},
-}  # fmt: skip
+    "es": ("es", "es-419"),
+    "fr": ("fr", "fr-BE", "fr-CH"),
+    "pt": ("pt", "pt-BR"),
+    "ca": ("ca", "ca-ba", "ca-nw", "ca-va"),
+    "vi": ("vi", "vi-VN-x-central", "vi-VN-x-south"),
+    "zh": ("cmn",),
+}
+_SINGLE = """
+    af am ar az be bg bn bs cs cy da de el et eu fa fi ga gu hi hr hu hy id is it ja ka kk kn ko ky lt lv mk ml mr ms nb
+    ne nl pa pl ro ru si sk sl sq sr sv sw ta te tr tt uk ur uz yue
+"""
+ACCENTS: dict[str, tuple[str, ...]] = _VARIED | {name: (name,) for name in _SINGLE.split()}
 ALL = "all"
 
 

@@ -120,7 +120,7 @@ def _write_speaker(folder: Path, speaker: tuple[str, int], seed: int, synthesize
 
 
 def _utterances(language: str, number: int, seed: int, synthesizer: Synthesizer) -> Iterator[tuple[str, np.ndarray]]:
-    """Texts of one speaker and (sample,) int16 at 16 kHz, without end; those that are too short or long are left out."""
+    """Texts of one speaker with (sample,) int16 at 16 kHz, without end; too short and too long ones are left out."""
     key = [seed, zlib.crc32(language.encode()), number]
     speaker = random_speaker(np.random.default_rng(key), language)
     for index in count():

@@ -72,7 +72,9 @@ def _clean(text: str, script: str) -> str:
     """The words of a name that are in this script, without parentheses, digits and the like."""
 
     def belongs(letter: str) -> bool:
-        return _script(letter) == script or unicodedata.category(letter) in ("Mn", "Mc") or letter in "'’\u200c\u200d"
+        return (
+            _script(letter) == script or unicodedata.category(letter) in ("Mn", "Mc") or letter in "'\u2019\u200c\u200d"
+        )
 
     words = ("".join(run) for inside, run in groupby(unicodedata.normalize("NFC", text), belongs) if inside)
     return " ".join(word for word in words if word[0].isalpha())
