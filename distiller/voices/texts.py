@@ -17,6 +17,7 @@ import numpy as np
 from upstream.errors import UserError
 
 SCRIPTS = {"ja": "KATAKANA"}  # where the commonest script of the names is not the one that espeak-ng reads
+INSIDE = "'\u2019\u200c\u200d"  # apostrophes and joiners, which belong to words
 LONGEST_WORD = 14  # letters of a pseudo-word
 
 
@@ -72,9 +73,7 @@ def _clean(text: str, script: str) -> str:
     """The words of a name that are in this script, without parentheses, digits and the like."""
 
     def belongs(letter: str) -> bool:
-        return (
-            _script(letter) == script or unicodedata.category(letter) in ("Mn", "Mc") or letter in "'\u2019\u200c\u200d"
-        )
+        return _script(letter) == script or unicodedata.category(letter) in ("Mn", "Mc") or letter in INSIDE
 
     words = ("".join(run) for inside, run in groupby(unicodedata.normalize("NFC", text), belongs) if inside)
     return " ".join(word for word in words if word[0].isalpha())
