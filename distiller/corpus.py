@@ -87,7 +87,7 @@ def _main(arguments: argparse.Namespace) -> None:
     command = options.pop("command")
     require(arguments.workers >= 0, "--workers", arguments.workers, "an integer of at least 0")
     if command == "verify":
-        from distiller.corpora.prepare import verify
+        from distiller.preparation.prepare import verify
 
         print(verify(**options))
     elif command == "prepare":
@@ -100,7 +100,7 @@ def _main(arguments: argparse.Namespace) -> None:
         for speed in arguments.speeds:
             allowed = "numbers from 0.5 to 2 with at most two decimals"
             require(0.5 <= speed <= 2 and round(speed, 2) == speed, "--speeds", speed, allowed)
-        from distiller.corpora.prepare import prepare
+        from distiller.preparation.prepare import prepare
 
         print(prepare(**options))
         print(f"\nNext\n  python distiller/run.py --recipe star-hubert-100h --corpus {arguments.output}")

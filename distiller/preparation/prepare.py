@@ -23,8 +23,8 @@ from distiller.common.workers import lost_workers
 from distiller.corpora import prepared as layout
 from distiller.corpora.prepared import PREPARATION, SKIPPED, Shard, ShardPlan, is_prepared
 from distiller.corpora.scanning import locate, scan_cached
-from distiller.corpora.shards import Format, write_shard
-from upstream.errors import UserError
+from distiller.preparation.shards import Format, write_shard
+from upstream.errors import UserError, require
 
 SCAN = "scan"  # folder for the results of scanning
 SHARD_SECONDS = 3600.0
@@ -76,6 +76,7 @@ def prepare(
             have an id in common; a corpus, or a worker, disappeared.
     """
     paths = [expanded(path).absolute() for path in ([corpora] if isinstance(corpora, Path) else corpora)]
+    require(len(set(paths)) == len(paths), "CORPUS", list(map(str, paths)), "a list of different corpora")
     subsets, speeds = list(subsets), sorted(set(speeds), key=lambda speed: (speed != 1, speed))
     settings = {
         "version": layout.VERSION, "corpus": str(paths[0]) if len(paths) == 1 else list(map(str, paths)),
