@@ -11,7 +11,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from distiller.common.command import Parser, run_command
+from distiller.common.command import Parser, comma_separated, run_command
 from distiller.common.files import check_writable
 from upstream.errors import require
 
@@ -25,6 +25,7 @@ differ by at most 2^-16 of full scale, and not at all if the source is 16 kHz, 1
 EPILOG = """\
 examples:
   python distiller/corpus.py prepare /data/LibriSpeech --output /ssd/librispeech --subsets train-clean-100 dev-clean
+  python distiller/corpus.py prepare data/read data/voices --output data/teacher --speeds 0.9,1.0,1.1
   python distiller/corpus.py verify /ssd/librispeech
   python distiller/run.py --recipe star-hubert-100h --corpus /ssd/librispeech
   python distiller/corpus.py benchmark /data/LibriSpeech --subsets dev-clean
@@ -39,13 +40,23 @@ def parser() -> Parser:
     workers = {"type": int, "default": os.cpu_count() or 1, "help": "processes (default: one for each core)"}
 
     prepare = commands.add_parser("prepare", help="decode a corpus into shards")
-    prepare.add_argument("corpus", type=Path, help="a folder, LibriSpeech, a Lhotse manifest or Shar folder, a list")
+    prepare.add_argument(
+        "corpora",
+        type=Path,
+        nargs="+",
+        metavar="corpus",
+        help="a folder, LibriSpeech, a Lhotse manifest or Shar folder, a list",
+    )
     prepare.add_argument("--output", type=Path, required=True, help="folder of the shards")
     prepare.add_argument("--subsets", nargs="+", default=[], metavar="NAME", help="as corpus.subsets and .validation")
     prepare.add_argument(
         "--format", choices=("wav", "flac"), default="wav", help="flac takes half the disk and twice the time to read"
     )
     prepare.add_argument("--workers", **workers)
+    prepare.add_argument(
+        "--speeds", type=comma_separated(float), default=[1.0], metavar="0.9,1.0,1.1",
+        help="every utterance once at each: length, pitch and formants change together (default: 1.0)",
+    )  # fmt: skip
     prepare.add_argument(
         "--max-skipped", type=float, default=0.01, metavar="SHARE", help="of unusable utterances (default: 0.01)"
     )
@@ -76,14 +87,20 @@ def _main(arguments: argparse.Namespace) -> None:
     command = options.pop("command")
     require(arguments.workers >= 0, "--workers", arguments.workers, "an integer of at least 0")
     if command == "verify":
-        from distiller.corpora.prepare import verify
+        from distiller.preparation.prepare import verify
 
         print(verify(**options))
     elif command == "prepare":
         require(0 <= arguments.max_skipped <= 1, "--max-skipped", arguments.max_skipped, "a share from 0 to 1")
         unique = len(set(arguments.subsets)) == len(arguments.subsets)
         require(unique, "--subsets", arguments.subsets, "a list of different names")
-        from distiller.corpora.prepare import prepare
+        require(
+            len(arguments.corpora) == 1 or not arguments.subsets, "--subsets", arguments.subsets, "of one corpus only"
+        )
+        for speed in arguments.speeds:
+            allowed = "numbers from 0.5 to 2 with at most two decimals"
+            require(0.5 <= speed <= 2 and round(speed, 2) == speed, "--speeds", speed, allowed)
+        from distiller.preparation.prepare import prepare
 
         print(prepare(**options))
         print(f"\nNext\n  python distiller/run.py --recipe star-hubert-100h --corpus {arguments.output}")

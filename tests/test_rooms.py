@@ -17,10 +17,12 @@ ROOMS: dict[str, set[str]] = {
     "distiller.audio": set(),
     "distiller.augmentation": {"distiller.audio"},
     "distiller.synthesis": set(),
+    "distiller.voices": {"distiller.synthesis"},
     "distiller.objectives": {"distiller.units.folder"},
     "distiller.students": set(),
     "distiller.exporters": set(),
     "distiller.corpora": {"distiller.audio", "distiller.augmentation.config", "distiller.synthesis"},
+    "distiller.preparation": {"distiller.audio", "distiller.corpora"},
     "distiller.units": {"distiller.audio"},
     "distiller.training": {"distiller.audio", "distiller.objectives.base"},
     "distiller.clustering": {"distiller.audio", "distiller.corpora", "distiller.objectives"},
@@ -37,8 +39,8 @@ ROOMS: dict[str, set[str]] = {
         "distiller.recipes", "distiller.reports",
     },
     "distiller.benchmarks": {
-        "distiller.audio", "distiller.synthesis", "distiller.corpora", "distiller.students", "distiller.recipes",
-        "distiller.reports", "distiller.distillation", "distiller.exporters",
+        "distiller.audio", "distiller.synthesis", "distiller.corpora", "distiller.preparation", "distiller.students",
+        "distiller.recipes", "distiller.reports", "distiller.distillation", "distiller.exporters",
     },
     "distiller.steps": {
         "distiller.audio", "distiller.corpora", "distiller.objectives", "distiller.students", "distiller.training",

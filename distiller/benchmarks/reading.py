@@ -28,9 +28,9 @@ from distiller.common.provenance import command_line, commit, machine
 from distiller.common.workers import batch_bytes, loader_options, lost_workers
 from distiller.corpora.config import SYNTHETIC, CorpusConfig
 from distiller.corpora.corpus import open_corpus
-from distiller.corpora.prepare import prepare
 from distiller.corpora.scanning import scan
-from distiller.corpora.shards import FULL_SCALE
+from distiller.preparation.prepare import prepare
+from distiller.preparation.shards import FULL_SCALE
 from distiller.synthesis.splits import RECEPTIVE_FIELD
 from upstream.config import SAMPLE_RATE
 

@@ -16,6 +16,7 @@ from distiller.audio.skipped import Skipped, check_share, countable
 from distiller.audio.windows import windows
 from distiller.common.files import expanded
 from distiller.corpora.config import SYNTHETIC, CorpusConfig
+from distiller.corpora.prepared import original_id
 from distiller.corpora.scanning import locate, scan_cached
 from distiller.synthesis.splits import load_split
 from upstream.config import SAMPLE_RATE
@@ -158,12 +159,13 @@ def _first(skipped: list[Skipped]) -> str:
 def _hold_out(cuts: list[DataCut], share: float) -> tuple[list[DataCut], list[DataCut]]:
     """The cuts to train on, and about `share` of the cuts to validate on; each at least one, if there are two.
 
-    Each cut is assigned by its id alone, so files that come or go do not move others.
+    Each cut is assigned by its id alone, so files that come or go do not move others; copies of a recording at other
+    speeds are on its side.
     """
 
     def position(cut: DataCut) -> float:
-        return int.from_bytes(hashlib.sha256(cut.id.encode()).digest()[:8]) / 2**64  # uniform over [0, 1)
+        return int.from_bytes(hashlib.sha256(original_id(cut.id).encode()).digest()[:8]) / 2**64  # uniform over [0, 1)
 
-    positions = sorted(map(position, cuts))
+    positions = sorted(set(map(position, cuts)))
     bound = min([max([share, *positions[:1]]), *positions[-2:-1]])
     return [cut for cut in cuts if position(cut) > bound], [cut for cut in cuts if position(cut) <= bound]

@@ -6,12 +6,14 @@
     SET/cuts.000000.jsonl.gz             Lhotse Shar: `CutSet.from_shar(in_dir=DIR/SET)` reads it, too
     SET/recording.000000.tar             16 kHz mono, 16-bit WAV or FLAC
 
-SET is a subset, or `all`. A record is written after its shard's files, so only complete shards have one.
+SET is a subset, or `all`. A copy at another speed has Lhotse's suffix in its id (`_sp0.9`). A record is written after
+its shard's files, so only complete shards have one.
 """
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -36,6 +38,7 @@ class ShardPlan:
     subset: str
     index: int
     cuts: Sequence[DataCut] = ()
+    speed: float = 1.0  # that they get
 
     @property
     def files(self) -> tuple[str, str]:
@@ -55,6 +58,16 @@ class Shard:
     seconds: float
     skipped: list[list[str]]  # path and reason
     files: dict[str, list[Any]]  # bytes and SHA-256 by the path in the prepared folder
+
+
+def id_at_speed(name: str, speed: float) -> str:
+    """The id of a cut's copy at a speed, as Lhotse names it; the cut's own at speed 1."""
+    return name if speed == 1 else f"{name}_sp{speed:g}"
+
+
+def original_id(name: str) -> str:
+    """The id of what a copy at another speed was made from; any other id unchanged."""
+    return re.sub(r"_sp\d+(\.\d+)?$", "", name)
 
 
 def checksum(path: Path) -> list[Any]:

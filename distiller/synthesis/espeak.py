@@ -136,17 +136,28 @@ class Synthesizer:
             UserError: the text contains no speech, or a sound outside PHONES; the process was killed.
             RuntimeError: the library failed.
         """
-        request = {"text": text, "accent": voice.accent, "voice": voice.definition(), **vars(prosody or Prosody())}
-        with self.turn:
-            raw, starts = self._ask(request)
+        raw, starts = self._ask(text, voice.accent, voice.definition(), prosody or Prosody())
         phones = _intervals(starts, raw.size)
         if all(symbol == SILENCE for symbol, *_ in phones):
             raise UserError(f"the text {text!r} contains no speech")
-        resampled = resample_poly(raw.astype(np.float64), SAMPLE_RATE, LIBRARY_RATE)
-        samples = np.clip(np.rint(resampled), -32768, 32767).astype(np.int16)  # (sample,)
-        return samples, phones
+        return _resampled(raw), phones
 
-    def _ask(self, request: dict) -> tuple[np.ndarray, list[tuple[str, int]]]:
+    def say(self, text: str, accent: str, voice: str, prosody: Prosody) -> np.ndarray:
+        """As `speak`, for any language and without phones: (sample,) int16 at 16 kHz, none if there is no speech.
+
+        Args:
+            accent: the name of one of the library's language files.
+            voice: lines of a voice file, as `Voice.definition`.
+        """
+        raw, _ = self._ask(text, accent, voice, prosody)
+        return _resampled(raw) if raw.size else np.zeros(0, np.int16)
+
+    def _ask(self, text: str, accent: str, voice: str, prosody: Prosody) -> tuple[np.ndarray, list[tuple[str, int]]]:
+        request = {"text": text, "accent": accent, "voice": voice, **vars(prosody)}
+        with self.turn:
+            return self._answer(request)
+
+    def _answer(self, request: dict) -> tuple[np.ndarray, list[tuple[str, int]]]:
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None  # both are pipes
         assert stdout is not None
@@ -167,6 +178,12 @@ class Synthesizer:
             raise RuntimeError(answer["error"])
         raw = np.frombuffer(stdout.read(2 * answer["samples"]), dtype=np.int16)  # (sample,) at LIBRARY_RATE
         return raw, [(ipa, start) for ipa, start in answer["phones"]]
+
+
+def _resampled(raw: np.ndarray) -> np.ndarray:
+    """(sample,) at LIBRARY_RATE to (sample,) int16 at 16 kHz."""
+    resampled = resample_poly(raw.astype(np.float64), SAMPLE_RATE, LIBRARY_RATE)
+    return np.clip(np.rint(resampled), -32768, 32767).astype(np.int16)
 
 
 def phones_of(ipa: str) -> list[str]:

@@ -45,7 +45,15 @@ class Utterance:
 def render(utterance: Utterance, synthesizer: Synthesizer) -> tuple[np.ndarray, list[Phone]]:
     """(sample,) int16 at 16 kHz, and phones without gaps, of one utterance under its conditions."""
     samples, phones = synthesizer.speak(utterance.text, utterance.voice, utterance.prosody)
-    conditions = utterance.conditions
+    mixture = recording(samples, utterance.conditions)
+    before = round(utterance.conditions.silence[0] * SAMPLE_RATE)
+    onsets = [(symbol, start + before / SAMPLE_RATE) for symbol, start, _ in phones]
+    end = (SILENCE, (before + samples.size) / SAMPLE_RATE)
+    return mixture, joined([(SILENCE, 0.0), *onsets, end], mixture.size / SAMPLE_RATE)
+
+
+def recording(samples: np.ndarray, conditions: Conditions) -> np.ndarray:
+    """(sample,) of speech as recorded under these conditions: (sample,) int16 at 16 kHz."""
     before, after = (round(seconds * SAMPLE_RATE) for seconds in conditions.silence)
     speech = np.asarray(lfilter([1.0, conditions.tilt], [1.0], samples.astype(np.float64)))  # (sample,)
     speech *= 10 ** (conditions.level / 20) / max(np.sqrt(np.mean(speech**2)), 1e-9)
@@ -53,7 +61,4 @@ def render(utterance: Utterance, synthesizer: Synthesizer) -> tuple[np.ndarray, 
     noise = np.random.default_rng(conditions.seed).standard_normal(speech.size)
     noise = np.asarray(lfilter([1.0], [1.0, -conditions.colour], noise))
     noise *= 10 ** ((conditions.level - conditions.snr) / 20) / np.sqrt(np.mean(noise**2))
-    mixture = np.clip(np.rint(32768 * (speech + noise)), -32768, 32767).astype(np.int16)
-    onsets = [(symbol, start + before / SAMPLE_RATE) for symbol, start, _ in phones]
-    end = (SILENCE, (before + samples.size) / SAMPLE_RATE)
-    return mixture, joined([(SILENCE, 0.0), *onsets, end], mixture.size / SAMPLE_RATE)
+    return np.clip(np.rint(32768 * (speech + noise)), -32768, 32767).astype(np.int16)

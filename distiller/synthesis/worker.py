@@ -82,11 +82,11 @@ def speak(library: ctypes.CDLL, request: dict) -> tuple[bytes, list[tuple[str, i
         index = 0
         while events[index].type != END_OF_EVENTS:
             if events[index].type == PHONEME:
-                phones.append((events[index].id.decode(), events[index].sample))
+                phones.append((events[index].id.decode(errors="replace"), events[index].sample))
             index += 1
         return 0
 
-    accent = Path("lang", "gmw", request["accent"]).read_text()
+    accent = next(Path("lang").rglob(request["accent"])).read_text(errors="replace")  # whose family is a folder
     set_voice(library, f"{accent}\n{request['voice']}\n")
     for parameter, key in ((RATE, "rate"), (PITCH, "pitch"), (RANGE, "range")):
         if library.espeak_SetParameter(parameter, request[key], 0) != 0:

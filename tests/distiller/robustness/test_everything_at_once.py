@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from distiller.audio.skipped import read_skipped
-from distiller.corpora.prepare import prepare
+from distiller.preparation.prepare import prepare
 
 RATE = 16_000
 

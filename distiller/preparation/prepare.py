@@ -23,8 +23,8 @@ from distiller.common.workers import lost_workers
 from distiller.corpora import prepared as layout
 from distiller.corpora.prepared import PREPARATION, SKIPPED, Shard, ShardPlan, is_prepared
 from distiller.corpora.scanning import locate, scan_cached
-from distiller.corpora.shards import Format, write_shard
-from upstream.errors import UserError
+from distiller.preparation.shards import Format, write_shard
+from upstream.errors import UserError, require
 
 SCAN = "scan"  # folder for the results of scanning
 SHARD_SECONDS = 3600.0
@@ -54,45 +54,44 @@ class DamagedShards(UserError):
 
 
 def prepare(
-    corpus: Path,
+    corpora: Path | Sequence[Path],
     output: Path,
     subsets: Sequence[str] = (),
     format: Format = "wav",
     workers: int = 1,
     max_skipped: float = 0.01,
     shard_seconds: float = SHARD_SECONDS,
+    speeds: Sequence[float] = (1.0,),
 ) -> Prepared:
-    """Decode a corpus, or some of its subsets, into `output`; shards that are intact there are kept.
+    """Decode one or several corpora, or some subsets of one, into `output`; shards that are intact there are kept.
 
     Args:
-        corpus: any that `open_corpus` takes, except the synthetic one.
+        corpora: any that `open_corpus` takes, except the synthetic one.
         workers: processes; 0 works in this one.
         max_skipped: share of the utterances that may be unusable.
+        speeds: factors; every utterance is stored once at each.
 
     Raises:
-        UserError: as `open_corpus`; `output` cannot be written, or holds another corpus or other files; the corpus, or
-            a worker, disappeared.
+        UserError: as `open_corpus`; `output` cannot be written, or holds another corpus or other files; two corpora
+            have an id in common; a corpus, or a worker, disappeared.
     """
-    corpus, subsets = expanded(corpus).absolute(), list(subsets)
+    paths = [expanded(path).absolute() for path in ([corpora] if isinstance(corpora, Path) else corpora)]
+    require(len(set(paths)) == len(paths), "CORPUS", list(map(str, paths)), "a list of different corpora")
+    subsets, speeds = list(subsets), sorted(set(speeds), key=lambda speed: (speed != 1, speed))
     settings = {
-        "version": layout.VERSION, "corpus": str(corpus), "subsets": subsets, "format": format,
-        "shard_seconds": shard_seconds,
+        "version": layout.VERSION, "corpus": str(paths[0]) if len(paths) == 1 else list(map(str, paths)),
+        "subsets": subsets, "format": format, "shard_seconds": shard_seconds, "speeds": speeds,
     }  # fmt: skip
     with lock_folder(output):
         if _is_complete(output, settings):
             with suppress(DamagedShards):
                 return verify(output, workers)
         sweep(output)
-        root, sources = locate(corpus, subsets)
-        if is_prepared(root):
-            raise UserError(f"{corpus} is already prepared; use it as --corpus of run.py")
-        names = subsets or [layout.ALL]
-        scans = [scan_cached(source, root, output / SCAN) for source in sources]
+        found, skipped = _found(paths, subsets, output)
         write_json(output / PREPARATION, settings)
-        plans = {name: plan_shards(name, cuts, shard_seconds) for name, (cuts, _) in zip(names, scans, strict=True)}
-        work = [plan for name in names for plan in plans[name]]
-        skipped = [row for _, rows in scans for row in rows]
-        total = sum(len(cuts) for cuts, _ in scans) + len(countable(skipped))
+        plans = {name: plan_shards(name, cuts, shard_seconds, speeds) for name, cuts in found.items()}
+        work = [plan for plans_of_name in plans.values() for plan in plans_of_name]
+        total = sum(map(len, found.values())) * len(speeds) + len(countable(skipped))
 
         def check() -> None:
             write_skipped(output / SKIPPED, skipped)
@@ -105,10 +104,33 @@ def prepare(
             if shard.skipped:
                 skipped += [Skipped(*row) for row in shard.skipped]
                 check()
-        top_folders = [] if subsets else layout.parts([cut.id for cuts, _ in scans for cut in cuts])
-        counts = {name: len(plans[name]) for name in names}
+        top_folders = [] if subsets else layout.parts([cut.id for cuts in found.values() for cut in cuts])
+        counts = {name: len(plans[name]) for name in found}
         write_json(output / PREPARATION, settings | {"shards": counts, "parts": top_folders})
         return _summary(output, shards)
+
+
+def _found(corpora: Sequence[Path], subsets: list[str], output: Path) -> tuple[dict[str, list[DataCut]], list[Skipped]]:
+    """The cuts of each subset (of several corpora, or without subsets: of `all`), and what cannot be used.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    found: dict[str, list[DataCut]] = {name: [] for name in subsets or [layout.ALL]}
+    skipped: list[Skipped] = []
+    owners: dict[str, Path] = {}
+    for corpus in corpora:
+        root, sources = locate(corpus, subsets)
+        if is_prepared(root):
+            raise UserError(f"{corpus} is already prepared; use it as --corpus of run.py")
+        for name, source in zip(found, sources, strict=True):
+            cuts, rows = scan_cached(source, root, output / SCAN)
+            for cut in cuts:
+                if (owner := owners.setdefault(cut.id, corpus)) != corpus:
+                    raise UserError(f"{owner} and {corpus} both hold {cut.id}; rename it, or a folder above it, in one")
+            found[name] += cuts
+            skipped += rows
+    return found, skipped
 
 
 def _is_complete(output: Path, settings: dict[str, Any]) -> bool:
@@ -122,7 +144,7 @@ def _is_complete(output: Path, settings: dict[str, Any]) -> bool:
         if foreign:
             raise UserError(f"{output} is not a prepared corpus (it holds {foreign[0]}); choose another --output")
         return False
-    before = layout.read_preparation(output)
+    before = {"speeds": [1.0]} | layout.read_preparation(output)  # which had no speeds at first
     if key := difference({name: before.get(name) for name in settings}, settings):
         raise UserError(f"{output} was prepared with another {key}; choose another --output")
     return "shards" in before
@@ -148,8 +170,8 @@ def verify(folder: Path, workers: int = 1) -> Prepared:
     return _summary(folder, [shard for shard in shards if shard is not None])
 
 
-def plan_shards(name: str, cuts: list[DataCut], seconds: float) -> list[ShardPlan]:
-    """Consecutive cuts in shards of about `seconds` each; a function of the cuts alone."""
+def plan_shards(name: str, cuts: list[DataCut], seconds: float, speeds: Sequence[float] = (1.0,)) -> list[ShardPlan]:
+    """Consecutive cuts in shards of about `seconds` each, once for each speed; a function of the cuts alone."""
     groups: list[list[DataCut]] = []
     filled = seconds
     for cut in cuts:
@@ -158,7 +180,9 @@ def plan_shards(name: str, cuts: list[DataCut], seconds: float) -> list[ShardPla
             filled = 0.0
         groups[-1].append(cut)
         filled += cut.duration
-    return [ShardPlan(name, index, group) for index, group in enumerate(groups)]
+    return [
+        ShardPlan(name, index, *plan) for index, plan in enumerate((group, at) for at in speeds for group in groups)
+    ]
 
 
 def _in_processes(

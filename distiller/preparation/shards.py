@@ -11,13 +11,15 @@ from typing import Any, Literal
 import numpy as np
 import soundfile
 from lhotse import AudioSource, MonoCut, Recording
+from lhotse.augmentation import Speed
 from lhotse.cut.data import DataCut
 from lhotse.shar.writers.tar import TarWriter
+from lhotse.utils import perturb_num_samples
 from numpy.typing import NDArray
 
 from distiller.audio.decoding import Decoder, Undecodable, source_path
 from distiller.common.files import disk_errors, write_json, writing
-from distiller.corpora.prepared import Shard, ShardPlan, checksum, intact
+from distiller.corpora.prepared import Shard, ShardPlan, checksum, id_at_speed, intact
 from upstream.config import SAMPLE_RATE
 
 Format = Literal["wav", "flac"]
@@ -46,19 +48,32 @@ def write_shard(plan: ShardPlan, folder: Path, format: Format) -> Shard:
                     _check_still_exists(cut)
                     skipped.append([source_path(cut), str(error)])
                 else:
-                    kept.append((cut, _cut(cut.id, samples.size)))
+                    samples = at_speed(samples, plan.speed)
+                    kept.append((cut, _cut(id_at_speed(cut.id, plan.speed), samples.size)))
                     _add(tar, kept[-1][1], samples, format)
         spans = _spans(temporary) if kept else []
     lines = ""
     for (cut, prepared), span in zip(kept, spans, strict=True):
-        prepared.custom = {"seconds": cut.duration} | span
+        seconds = cut.duration if plan.speed == 1 else prepared.duration
+        prepared.custom = {"seconds": seconds} | span
         lines += json.dumps(prepared.to_dict()) + "\n"
     with writing(manifest) as temporary:
         temporary.write_bytes(gzip.compress(lines.encode(), mtime=0))  # the same bytes whenever they are written
     sums = {file: checksum(folder / file) for file in plan.files}
-    shard = Shard(len(kept), sum(cut.duration for cut, _ in kept), skipped, sums)
+    shard = Shard(len(kept), sum(cut.duration for cut, _ in kept) / plan.speed, skipped, sums)
     write_json(plan.record(folder), asdict(shard))
     return shard
+
+
+def at_speed(samples: NDArray[np.float32], speed: float) -> NDArray[np.float32]:
+    """(sample,) at 16 kHz played faster or slower: length, pitch and formants change together.
+
+    As Lhotse's `perturb_speed` of 16 kHz audio, whose resampler would take gigabytes at some other rates.
+    """
+    if speed == 1:
+        return samples
+    played = Speed(speed)(samples[None], SAMPLE_RATE)[0]
+    return played[: perturb_num_samples(samples.size, speed)]
 
 
 def _check_still_exists(cut: DataCut) -> None:

@@ -15,10 +15,10 @@ from distiller.audio.sampler import StepBatchSampler
 from distiller.audio.skipped import read_skipped
 from distiller.corpora.config import CorpusConfig
 from distiller.corpora.corpus import Corpus, open_audio, open_corpus
-from distiller.corpora.prepare import plan_shards, prepare, verify
 from distiller.corpora.scanning import scan
-from distiller.corpora.shards import encode
 from distiller.corpus import main
+from distiller.preparation.prepare import plan_shards, prepare, verify
+from distiller.preparation.shards import encode
 from tests.distiller.corpora.prepared_corpora import mixed_corpus
 from upstream.errors import UserError
 

@@ -16,8 +16,8 @@ from distiller.audio.decoding import Decoder, Undecodable
 from distiller.common.files import lock_folder, remove
 from distiller.corpora.config import CorpusConfig
 from distiller.corpora.corpus import open_corpus
-from distiller.corpora.prepare import prepare, verify
 from distiller.corpus import main
+from distiller.preparation.prepare import prepare, verify
 from tests.distiller.corpora.prepared_corpora import mixed_corpus, noise, snapshot
 from upstream.errors import UserError
 
