@@ -21,6 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "distiller.exporters": set(),
     "distiller.corpora": {"distiller.audio", "distiller.synthesis"},
     "distiller.units": {"distiller.audio"},
+    "distiller.probes": {"distiller.audio", "distiller.synthesis", "distiller.corpora"},
     "distiller.training": {"distiller.audio", "distiller.objectives.base"},
     "distiller.clustering": {"distiller.audio", "distiller.corpora", "distiller.objectives"},
     "distiller.recipes": {
@@ -28,11 +29,12 @@ ROOMS: dict[str, set[str]] = {
         "distiller.objectives.registry", "distiller.students.config",
     },
     "distiller.reports": {
-        "distiller.audio", "distiller.synthesis", "distiller.objectives", "distiller.clustering", "distiller.recipes",
+        "distiller.audio", "distiller.probes", "distiller.objectives", "distiller.clustering", "distiller.recipes",
     },
     "distiller.distillation": {
         "distiller.audio", "distiller.synthesis", "distiller.corpora", "distiller.objectives", "distiller.students",
-        "distiller.training", "distiller.clustering", "distiller.units", "distiller.recipes", "distiller.reports",
+        "distiller.training", "distiller.clustering", "distiller.units", "distiller.probes", "distiller.recipes",
+        "distiller.reports",
     },
     "distiller.benchmarks": {
         "distiller.audio", "distiller.synthesis", "distiller.corpora", "distiller.students", "distiller.recipes",
