@@ -12,26 +12,39 @@ from collections.abc import Sequence
 
 from distiller.common.command import Parser, run_command
 from distiller.common.files import check_writable
+from upstream.errors import UserError, require
 
 DESCRIPTION = """\
-Probe every layer of encoders on real recordings, with log-mel energies beside them, and write a table.
+Probe every layer of encoders on recordings of people, with log-mel energies beside them; the last and best layers are
+printed, and all of them written to a table. At least one of --words and --classes is needed; each may be given again.
 
---words: for each recording the nearest of another folder is found by dynamic time warping. Counted is how often it is
-the same word, said by another speaker or over another channel.
+--words FOLDER: FOLDER/GROUP/WORD.flac, groups being speakers or channels. For every recording the nearest of another
+group is looked up, by dynamic time warping; counted is how often it is of the same word.
+
+--classes FOLDER: FOLDER/CLASS/GROUP/NAME.flac, for example languages and their speakers: the classes of one group's
+recordings are told by what the other groups teach. Or FOLDER/CLASS/NAME.flac, for example speakers of the same prompts:
+the classes of one half of the names are told by what the other half teaches. "linear" is ridge regression and
+"centroid" the nearest centroid, both on the mean of a recording's frames; classes have equal weight.
 """
 
 EPILOG = """\
 examples:
-  distiller/probes/prompt_pairs.sh pairs
-  python distiller/probe.py bundled exp/star/student --words pairs/fr
+  distiller/probes/prompt_pairs.sh pairs          # real prompts, each by two speakers, in three languages
+  python distiller/probe.py bundled exp/star/student --words pairs/fr --words pairs/it --classes pairs
+  python distiller/probe.py microsoft/wavlm-base-plus --classes speakers --output exp/speakers.csv
+
+Any format that libsndfile reads is taken. The silence at both ends is cut off, and of what is longer than 10 s the
+first 10 s are used. What cannot be used is listed beside the table, in NAME.skipped.csv.
 """
 
 
 def parser() -> Parser:
     built = Parser(prog="distiller/probe.py", description=DESCRIPTION, epilog=EPILOG)
-    built.add_argument("models", metavar="MODEL", nargs="+", help="bundled, a hub name, a folder or file")
-    words = {"type": Path, "action": "append", "default": [], "metavar": "FOLDER", "required": True}
-    built.add_argument("--words", **words, help="has GROUP/WORD.flac; may be given again")
+    models = "bundled, a hub name, a student folder or any checkpoint that upstream.checkpoint.load opens"
+    built.add_argument("models", metavar="MODEL", nargs="+", help=models)
+    folder = {"type": Path, "action": "append", "default": [], "metavar": "FOLDER"}
+    built.add_argument("--words", **folder, help="recordings of the same words by several speakers")
+    built.add_argument("--classes", **folder, help="recordings of several speakers, languages, ...")
     table = "the table (default: exp/probe.csv)"
     built.add_argument("--output", type=Path, default=Path("exp/probe.csv"), metavar="CSV", help=table)
     return built
@@ -42,12 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> None:
+    if not (options.words or options.classes):
+        raise UserError("give --words FOLDER, --classes FOLDER or both")
+    require(
+        options.output.suffix == ".csv" and not options.output.is_dir(), "--output", str(options.output), "a .csv file"
+    )
     check_writable(options.output.parent)
     from distiller.distillation.teacher import load_teacher  # takes seconds
     from distiller.probes.evaluate import evaluate
 
-    evaluate({name: load_teacher(name) for name in options.models}, options.words, options.output)
-    print(options.output)
+    encoders = {name: load_teacher(name) for name in options.models}
+    evaluate(encoders, options.words, options.classes, options.output)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from upstream.encoder import SpeechEncoder
 
 CONTEXT = 12  # frames to either side of the stacked filterbank
 MELS = 40
+FRAME, HOP = 400, 320  # samples; those of the encoders
 BATCH = 8
 
 Layers = list[Tensor]  # per layer (frame, channel) of one utterance
@@ -34,7 +35,7 @@ def encoder_layers(encoder: SpeechEncoder) -> Representation:
 
 def filterbank(context: int = 0) -> Representation:
     """Log-mel energies on the encoders' frames (400 samples every 320), optionally stacked over +-`context` frames."""
-    mel = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, n_fft=400, hop_length=320, n_mels=MELS, center=False)
+    mel = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, n_fft=FRAME, hop_length=HOP, n_mels=MELS, center=False)
 
     def represent(waveforms: list[Tensor]) -> Iterator[Layers]:
         for waveform in waveforms:

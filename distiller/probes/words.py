@@ -12,32 +12,33 @@ from torch.nn import functional as F
 
 from distiller.audio.skipped import Skipped
 from distiller.probes.dtw import dtw_distances
-from distiller.probes.recordings import Recordings, load_recordings
-from distiller.probes.representations import Representation, represented
-from upstream.config import SAMPLE_RATE
+from distiller.probes.recordings import load_recordings
+from distiller.probes.representations import FRAME, Representation, represented
 from upstream.errors import UserError
-
-MIN_SAMPLES = SAMPLE_RATE // 40
-LONGEST = 10.0  # seconds of a word or a phrase; an alignment costs time by its square
 
 
 @dataclass
 class Words:
     """Recordings of the same words by several groups: other speakers, other channels."""
 
-    groups: Recordings
+    groups: dict[str, dict[str, Tensor]]  # by group and word: (sample,)
     skipped: list[Skipped] = field(default_factory=list)
 
     @classmethod
-    def load(cls, folder: Path, min_samples: int = MIN_SAMPLES) -> "Words":
-        """The recordings FOLDER/GROUP/WORD.flac.
+    def load(cls, folder: Path, min_samples: int = FRAME) -> "Words":
+        """The recordings FOLDER/GROUP/WORD.flac, or any other audio.
 
         Raises:
-            UserError: there are fewer than two groups, or no word is in two of them.
+            UserError: the folder cannot be read, or no word is in two of its groups.
         """
-        groups, skipped = load_recordings(folder, min_samples, LONGEST)
+        recordings, skipped = load_recordings(folder, min_samples)
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, waveform in recordings.items():
+            group, _, word = name.partition("/")
+            if word:  # what lies beside the groups is in none
+                groups.setdefault(group, {})[word] = waveform
         if not any(first.keys() & second.keys() for first, second in combinations(groups.values(), 2)):
-            raise UserError(f"no two folders of {folder} ({', '.join(groups)}) have a recording of the same name")
+            raise UserError(f"{folder} must have GROUP/WORD.flac of the same WORD in two folders GROUP, but has none")
         return cls(groups, skipped)
 
     def run(self, represent: Representation, name: str = "") -> dict[str, object]:
