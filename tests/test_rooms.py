@@ -24,6 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "distiller.corpora": {"distiller.audio", "distiller.augmentation.config", "distiller.synthesis"},
     "distiller.preparation": {"distiller.audio", "distiller.corpora"},
     "distiller.units": {"distiller.audio"},
+    "distiller.probes": {"distiller.audio", "distiller.synthesis", "distiller.corpora"},
     "distiller.training": {"distiller.audio", "distiller.objectives.base"},
     "distiller.clustering": {"distiller.audio", "distiller.corpora", "distiller.objectives"},
     "distiller.recipes": {
@@ -31,12 +32,12 @@ ROOMS: dict[str, set[str]] = {
         "distiller.objectives.config", "distiller.objectives.registry", "distiller.students.config",
     },
     "distiller.reports": {
-        "distiller.audio", "distiller.synthesis", "distiller.objectives", "distiller.clustering", "distiller.recipes",
+        "distiller.audio", "distiller.probes", "distiller.objectives", "distiller.clustering", "distiller.recipes",
     },
     "distiller.distillation": {
         "distiller.audio", "distiller.augmentation", "distiller.synthesis", "distiller.corpora",
         "distiller.objectives", "distiller.students", "distiller.training", "distiller.clustering", "distiller.units",
-        "distiller.recipes", "distiller.reports",
+        "distiller.probes", "distiller.recipes", "distiller.reports",
     },
     "distiller.benchmarks": {
         "distiller.audio", "distiller.synthesis", "distiller.corpora", "distiller.preparation", "distiller.students",

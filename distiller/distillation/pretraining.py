@@ -19,7 +19,8 @@ from distiller.audio.sampler import StepBatchSampler
 from distiller.corpora.corpus import hours
 from distiller.objectives.base import Term
 from distiller.objectives.units import span_mask
-from distiller.reports.probe import CONTEXT, Probe, encoder_layers, filterbank
+from distiller.probes.phones import Probe
+from distiller.probes.representations import CONTEXT, encoder_layers, filterbank
 from distiller.synthesis.espeak import PHONES
 from distiller.synthesis.splits import load_split, phone_targets, speaker_of
 from distiller.training.config import OptimizerConfig, TrainerConfig

@@ -14,9 +14,10 @@ from rich.table import Column, Table
 from distiller.audio.inventory import Inventory
 from distiller.common.files import read_columns, write_json
 from distiller.common.provenance import TEN_SECONDS, command_line, commit, machine, parameter_count, peak_memory_mb
+from distiller.probes.phones import Probe, retention
+from distiller.probes.representations import CONTEXT, encoder_layers, filterbank
 from distiller.recipes.recipe import Recipe, to_dict
 from distiller.reports.figures import FIGURES, TERM
-from distiller.reports.probe import CONTEXT, Probe, encoder_layers, filterbank, retention
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
 

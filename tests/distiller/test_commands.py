@@ -20,6 +20,7 @@ WORK = [
     ("benchmark", "--train=star --output=out", "distiller.steps.training.benchmark_training"),
     ("benchmark", "--train=star --loop=1 --output=out", "distiller.steps.loop.benchmark_loop"),
     ("grid", "--output=out --table=out/t.csv", "distiller.grid.run_grid"),
+    ("probe", "bundled --words=speech --output=out/t.csv", "distiller.distillation.teacher.load_teacher"),
     ("corpus", "prepare corpus --output=out", "distiller.preparation.prepare.prepare"),
     ("corpus", "verify out", "distiller.preparation.prepare.verify"),
     ("corpus", "benchmark", "distiller.benchmarks.reading.benchmark"),
@@ -34,6 +35,7 @@ REFUSED = [
     ("benchmark", "student --rounds=0 --output=out"),
     ("grid", "--output=out --table=out/t.csv trainer.step=1"),
     ("corpus", "prepare nowhere --output=out"),
+    ("probe", "bundled --words=nowhere --output=out/t.csv"),
     ("results", "nowhere --table=out/t.csv"),
 ]
 

@@ -14,8 +14,9 @@ from distiller.benchmarks.encoders import open_target
 from distiller.distillation.distillation_module import Distillation
 from distiller.distillation.plan import costs, teacher_shape
 from distiller.objectives.registry import build
+from distiller.probes.phones import Probe
+from distiller.probes.representations import encoder_layers
 from distiller.recipes.recipe import load_recipe
-from distiller.reports.probe import Probe, encoder_layers
 from distiller.steps.peer import Peer
 from distiller.students.build import build_student
 from upstream.checkpoint import load, save

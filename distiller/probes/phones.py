@@ -8,80 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torchaudio
 from lhotse.cut import Cut
 from torch import Tensor
-from torch.nn import functional as F
 
-from distiller.common.progress import progress
+from distiller.probes.representations import Layers, Representation, represented
+from distiller.probes.ridge import Ridge, accuracy
 from distiller.synthesis.espeak import PHONES
 from distiller.synthesis.splits import load_split, phone_targets, speaker_of
-from upstream.config import SAMPLE_RATE
-from upstream.encoder import SpeechEncoder
-
-RIDGE = 1e-3  # relative to the mean variance of the inputs
-CONTEXT = 12  # frames to either side of the stacked filterbank
-MELS = 40
-BATCH = 8
-
-Layers = list[Tensor]  # per layer (frame, channel) of one utterance
-Representation = Callable[[list[Tensor]], Iterator[Layers]]  # waveforms -> one entry per utterance
-
-
-def encoder_layers(encoder: SpeechEncoder) -> Representation:
-    """F^1..F^L of an encoder."""
-
-    @torch.inference_mode()
-    def represent(waveforms: list[Tensor]) -> Iterator[Layers]:
-        lengths = torch.tensor([len(waveform) for waveform in waveforms])
-        output = encoder(torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True), lengths)
-        for index, frames in enumerate(output.frame_lengths.tolist()):
-            yield [state[index, :frames] for state in output.hidden_states[1:]]
-
-    return represent
-
-
-def filterbank(context: int = 0) -> Representation:
-    """Log-mel energies on the encoders' frames (400 samples every 320), optionally stacked over +-`context` frames."""
-    mel = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, n_fft=400, hop_length=320, n_mels=MELS, center=False)
-
-    def represent(waveforms: list[Tensor]) -> Iterator[Layers]:
-        for waveform in waveforms:
-            energies = torch.log(mel(waveform) + 1e-6).T  # (frame, mel)
-            padded = F.pad(energies.T, (context, context), mode="replicate").T if context else energies
-            yield [torch.cat([padded[shift : shift + len(energies)] for shift in range(2 * context + 1)], dim=1)]
-
-    return represent
-
-
-class Ridge:
-    """Ridge regression onto one-hot classes from streamed sums: memory does not grow with the data."""
-
-    def __init__(self, width: int, classes: int) -> None:
-        self.inputs = torch.zeros(width + 1, width + 1, dtype=torch.float64)  # sum of x x', x extended by a constant 1
-        self.outputs = torch.zeros(width + 1, classes, dtype=torch.float64)  # sum of x y'
-
-    def add(self, inputs: Tensor, classes: Tensor) -> None:
-        """inputs (example, channel), classes (example,)."""
-        extended = F.pad(inputs.double(), (0, 1), value=1.0)
-        self.inputs += extended.T @ extended
-        self.outputs.T.index_add_(0, classes, extended)
-
-    def solve(self) -> Tensor:
-        """(channel + 1, class), the constant unpenalised and inputs on their own scale."""
-        count = self.inputs[-1, -1]
-        mean = self.inputs[-1] / count
-        spread = (self.inputs.diagonal() / count - mean.square()).clamp(min=0.0)
-        scale = spread[:-1].mean().clamp(min=1e-12)
-        penalty = torch.full_like(mean, float(RIDGE * scale * count))
-        penalty[-1] = 1e-9 * count
-        return torch.linalg.solve(self.inputs + penalty.diag(), self.outputs)
-
-
-def accuracy(weights: Tensor, inputs: Tensor, classes: Tensor) -> tuple[int, int]:
-    """Number of correct examples, and of all."""
-    scores = inputs.double() @ weights[:-1] + weights[-1]
-    return int((scores.argmax(dim=1) == classes).sum()), len(classes)
 
 
 @dataclass
@@ -129,13 +62,12 @@ class Probe:
 
     def _stream(self, represent: Representation, split: str, name: str) -> Iterator[tuple[Layers, Tensor, int]]:
         """Every utterance's layers, phones and speaker; similar lengths together."""
-        examples = sorted(self.splits[split], key=lambda example: len(example[0]))
-        for start in progress(range(0, len(examples), BATCH), f"Probing {name}, {split}"):
-            batch = examples[start : start + BATCH]
-            outputs = represent([waveform for waveform, _, _ in batch])
-            for layers, (_, phones, speaker) in zip(outputs, batch, strict=True):
-                frames = min(len(layers[0]), len(phones))  # Whisper has a frame or two more
-                yield [layer[:frames] for layer in layers], phones[:frames], speaker
+        examples = self.splits[split]
+        waveforms = [waveform for waveform, _, _ in examples]
+        for index, layers in represented(represent, waveforms, f"Probing {name}, {split}"):
+            _, phones, speaker = examples[index]
+            frames = min(len(layers[0]), len(phones))  # Whisper has a frame or two more
+            yield [layer[:frames] for layer in layers], phones[:frames], speaker
 
 
 def _example(cut: Cut, speakers: list[str], frame_count: Callable[[int], int]) -> tuple[Tensor, Tensor, int]:

@@ -19,7 +19,7 @@ from distiller.common.files import lock_folder, read_csv, sweep, write_csv, writ
 from distiller.common.progress import progress
 from distiller.common.values import difference
 from distiller.corpora.corpus import open_audio
-from distiller.corpora.shards import at_speed
+from distiller.preparation.shards import at_speed
 from upstream.config import SAMPLE_RATE
 from upstream.errors import UserError
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distiller.reports.probe import Probe, Ridge, accuracy, encoder_layers, filterbank, retention
+from distiller.probes.phones import Probe, retention
+from distiller.probes.representations import encoder_layers, filterbank
+from distiller.probes.ridge import Ridge, accuracy
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
 

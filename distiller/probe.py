@@ -1,0 +1,72 @@
+#!/usr/bin/env python
+"""The command distiller/probe.py: what can be read from the layers of encoders on real recordings."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # runs uninstalled and from any directory
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+from collections.abc import Sequence
+
+from distiller.common.command import Parser, run_command
+from distiller.common.files import check_writable
+from upstream.errors import UserError, require
+
+DESCRIPTION = """\
+Probe every layer of encoders on recordings of people, with log-mel energies beside them; the last and best layers are
+printed, and all of them written to a table. At least one of --words and --classes is needed; each may be given again.
+
+--words FOLDER: FOLDER/GROUP/WORD.flac, groups being speakers or channels. For every recording the nearest of another
+group is looked up, by dynamic time warping; counted is how often it is of the same word.
+
+--classes FOLDER: FOLDER/CLASS/GROUP/NAME.flac, for example languages and their speakers: the classes of one group's
+recordings are told by what the other groups teach. Or FOLDER/CLASS/NAME.flac, for example speakers of the same prompts:
+the classes of one half of the names are told by what the other half teaches. "linear" is ridge regression and
+"centroid" the nearest centroid, both on the mean of a recording's frames; classes have equal weight.
+"""
+
+EPILOG = """\
+examples:
+  distiller/probes/prompt_pairs.sh pairs          # real prompts, each by two speakers, in three languages
+  python distiller/probe.py bundled exp/star/student --words pairs/fr --words pairs/it --classes pairs
+  python distiller/probe.py microsoft/wavlm-base-plus --classes speakers --output exp/speakers.csv
+
+Any format that libsndfile reads is taken. The silence at both ends is cut off, and of what is longer than 10 s the
+first 10 s are used. What cannot be used is listed beside the table, in NAME.skipped.csv.
+"""
+
+
+def parser() -> Parser:
+    built = Parser(prog="distiller/probe.py", description=DESCRIPTION, epilog=EPILOG)
+    models = "bundled, a hub name, a student folder or any checkpoint that upstream.checkpoint.load opens"
+    built.add_argument("models", metavar="MODEL", nargs="+", help=models)
+    folder = {"type": Path, "action": "append", "default": [], "metavar": "FOLDER"}
+    built.add_argument("--words", **folder, help="recordings of the same words by several speakers")
+    built.add_argument("--classes", **folder, help="recordings of several speakers, languages, ...")
+    table = "the table (default: exp/probe.csv)"
+    built.add_argument("--output", type=Path, default=Path("exp/probe.csv"), metavar="CSV", help=table)
+    return built
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(lambda: _main(parser().parse_args(argv)), "run the same command to start again")
+
+
+def _main(options: argparse.Namespace) -> None:
+    if not (options.words or options.classes):
+        raise UserError("give --words FOLDER, --classes FOLDER or both")
+    require(
+        options.output.suffix == ".csv" and not options.output.is_dir(), "--output", str(options.output), "a .csv file"
+    )
+    check_writable(options.output.parent)
+    from distiller.distillation.teacher import load_teacher  # takes seconds
+    from distiller.probes.evaluate import evaluate
+
+    encoders = {name: load_teacher(name) for name in options.models}
+    evaluate(encoders, options.words, options.classes, options.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The command distiller/probe.py: its table, and one line per mistake."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from distiller import probe
+from distiller.common.files import read_csv
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two groups with the same three words."""
+    random = np.random.default_rng(0)
+    for group in ("studio", "telephone"):
+        (tmp_path / "pairs" / group).mkdir(parents=True)
+        for word in ("one", "two", "three"):
+            soundfile.write(tmp_path / "pairs" / group / f"{word}.wav", 0.1 * random.standard_normal(4000), 16_000)
+    return tmp_path / "pairs"
+
+
+def test_every_layer_and_both_filterbanks_are_in_the_table(folder, tiny_teacher, tmp_path, capsys):
+    (folder / "studio" / "broken.wav").write_bytes(b"RIFF....")
+    output = tmp_path / "exp" / "table.csv"
+    arguments = [str(tiny_teacher), "--words", str(folder), "--classes", str(folder), "--output", str(output)]
+    assert probe.main(arguments) == 0
+    rows = read_csv(output)
+    measures = {"word", "studio to telephone", "telephone to studio", "linear", "centroid"}
+    assert {row["measure"] for row in rows} == measures
+    layers = {
+        model: {row["layer"] for row in rows if row["model"] == model} for model in {row["model"] for row in rows}
+    }
+    assert layers == {"log-mel": {"1"}, "log-mel, ±12 frames": {"1"}, str(tiny_teacher): {"1", "2"}}
+    assert len(rows) == len(measures) * 4
+    assert [Path(row["path"]).name for row in read_csv(output.with_suffix(".skipped.csv"))] == ["broken.wav"]
+    assert "1 file set aside" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["bundled"], "give --words FOLDER, --classes FOLDER or both"),
+        (["--words", "pairs"], "the following arguments are required: MODEL (see --help)"),
+        (["bundled", "--words", "nowhere"], "nowhere does not exist"),
+        (["bundled", "--words", "pairs/studio"], "pairs/studio must have GROUP/WORD.flac of the same WORD in two"),
+        (["bundled", "--classes", "pairs/studio"], "pairs/studio must have CLASS/NAME.flac or CLASS/GROUP/NAME.flac"),
+        (["bundled", "--words", "empty"], "empty holds no audio"),
+        (["./nowhere", "--words", "pairs"], "nowhere"),
+        (["bundled", "--words", "pairs", "--output", "out"], "--output is 'out', but it must be a .csv file"),
+        (["bundled", "--word", "pairs"], "option --word does not exist; did you mean --words?"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, line, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder.parent)
+    Path("empty").mkdir()
+    assert probe.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert line in error
+    assert error.count("\n") == 1
+    assert not Path("exp").exists()
