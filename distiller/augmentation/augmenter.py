@@ -61,27 +61,27 @@ class Augmenter:
         if others and voices.random() < config.speech.probability:
             speech = self._with_voices(speech, others, voices)
         if noise.random() < config.noise.probability:
-            added = effects.at_snr(self._noise(len(speech), noise), speech, noise.uniform(*config.noise.snr))
+            added = effects.at_snr(self._noise(len(speech), noise), speech, between(noise, config.noise.snr))
             speech = speech + np.resize(added, len(speech))
         if room.random() < config.reverberation.probability:
             speech = effects.reverberated(speech, self._response(room))
         if band.random() < config.band.probability:
-            lowest, highest = (band.uniform(*limits) for limits in (config.band.lowest, config.band.highest))
+            lowest, highest = (between(band, limits) for limits in (config.band.lowest, config.band.highest))
             speech = effects.band_limited(speech, lowest, highest)
         if telephone.random() < config.telephone.probability:
             speech = effects.telephoned(speech, str(telephone.choice(config.telephone.codecs)))
         if gain.random() < config.gain.probability:
-            speech = effects.amplified(speech, gain.uniform(*config.gain.decibels), config.gain.clip)
+            speech = effects.amplified(speech, between(gain, config.gain.decibels), config.gain.clip)
         return speech
 
     def _with_voices(self, speech: Samples, others: Sequence[Samples], random: np.random.Generator) -> Samples:
         """Parts of other utterances at random places; the level of each is that of its whole utterance."""
         result, half = speech.copy(), max(1, len(speech) // 2)
         for _ in range(random.integers(1, self.config.speech.voices + 1)):
-            other = others[random.integers(len(others))]
+            other = others[int(random.integers(len(others)))]
             count = min(len(other), int(random.integers(half // SHORTEST_PART, half + 1)))
             first, start = random.integers(len(other) - count + 1), random.integers(len(speech) - count + 1)
-            voice = effects.at_snr(other, speech, random.uniform(*self.config.speech.snr))
+            voice = effects.at_snr(other, speech, between(random, self.config.speech.snr))
             result[start : start + count] += voice[first : first + count]
         return result
 
@@ -89,7 +89,7 @@ class Augmenter:
         """So much synthesised noise, or what a recording has from somewhere on, to be repeated if it is shorter."""
         recorded = _drawn(self.noises, random)
         if recorded is None:
-            return effects.coloured_noise(random, samples, random.uniform(*self.config.noise.colour))
+            return effects.coloured_noise(random, samples, between(random, self.config.noise.colour))
         return np.roll(recorded, -random.integers(len(recorded)))
 
     def _response(self, random: np.random.Generator) -> Samples:
@@ -97,7 +97,7 @@ class Augmenter:
         if recorded is not None:
             return effects.from_direct_sound(recorded)
         config = self.config.reverberation
-        return effects.decaying_response(random, random.uniform(*config.seconds), random.uniform(*config.direct))
+        return effects.decaying_response(random, between(random, config.seconds), between(random, config.direct))
 
 
 def open_augmenter(
@@ -117,11 +117,17 @@ def open_augmenter(
     return Augmenter(config, seed, noise, reverberation)
 
 
+def between(random: np.random.Generator, limits: Sequence[float]) -> float:
+    """A number drawn uniformly from a range of the recipe."""
+    low, high = limits
+    return float(random.uniform(low, high))
+
+
 def _drawn(cuts: Sequence[DataCut], random: np.random.Generator) -> Samples | None:
     """The samples of one of the cuts; None if there are none, or if those that were tried cannot be decoded."""
     for _ in range(ATTEMPTS if cuts else 0):
         try:
-            return SOUNDS.decode(cuts[random.integers(len(cuts))]).numpy()
+            return SOUNDS.decode(cuts[int(random.integers(len(cuts)))]).numpy()
         except Undecodable:
             continue
     return None

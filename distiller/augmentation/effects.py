@@ -4,6 +4,7 @@ All are (sample,) float32 at 16 kHz. Filters have no delay, and an impulse respo
 """
 
 import io
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -14,6 +15,7 @@ from scipy.signal import oaconvolve
 from upstream.config import SAMPLE_RATE
 
 Samples = NDArray[np.float32]
+FFT: Any = scipy.fft  # it keeps float32, and declares no types
 RUMBLE = 50.0  # Hz, below which coloured noise is flat; else most of its power would be inaudible
 FIRST_ECHO = 0.002  # seconds after the direct sound
 LONGEST_RESPONSE = 2.0  # seconds of a recorded impulse response that are used
@@ -37,12 +39,12 @@ def at_snr(other: Samples, speech: Samples, snr: float) -> Samples:
 
 def coloured_noise(random: np.random.Generator, samples: int, colour: float) -> Samples:
     """Gaussian noise whose power falls as 1 / frequency^colour."""
-    total = scipy.fft.next_fast_len(max(2, samples), real=True)
+    total = FFT.next_fast_len(max(2, samples), real=True)
     bins = total // 2 + 1
     spectrum = random.standard_normal(2 * bins, dtype=np.float32).view(np.complex64)
     frequencies = np.maximum(np.arange(bins, dtype=np.float32), np.float32(RUMBLE * total / SAMPLE_RATE))
     spectrum *= frequencies ** np.float32(-colour / 2)
-    return scipy.fft.irfft(spectrum, total)[:samples]
+    return FFT.irfft(spectrum, total)[:samples]
 
 
 def decaying_response(random: np.random.Generator, seconds: float, direct: float) -> Samples:
@@ -57,7 +59,7 @@ def decaying_response(random: np.random.Generator, seconds: float, direct: float
     response[: min(count - 1, int(FIRST_ECHO * SAMPLE_RATE))] = 0.0
     response *= 10 ** (-direct / 20) / np.linalg.norm(response)
     response[0] = 1.0
-    return response / np.linalg.norm(response)
+    return response / np.float32(np.linalg.norm(response))
 
 
 def from_direct_sound(recorded: Samples) -> Samples:
@@ -74,23 +76,21 @@ def reverberated(speech: Samples, response: Samples) -> Samples:
 
 def band_limited(speech: Samples, lowest: float, highest: float) -> Samples:
     """Without what is below `lowest` and above `highest`, in Hz."""
-    total = scipy.fft.next_fast_len(len(speech) + RINGING, real=True)
-    spectrum = scipy.fft.rfft(speech, total)
-    return scipy.fft.irfft(spectrum * _passed(len(spectrum), SAMPLE_RATE / total, lowest, highest), total)[
-        : len(speech)
-    ]
+    total = FFT.next_fast_len(len(speech) + RINGING, real=True)
+    spectrum = FFT.rfft(speech, total)
+    return FFT.irfft(spectrum * _passed(len(spectrum), SAMPLE_RATE / total, lowest, highest), total)[: len(speech)]
 
 
 def telephoned(speech: Samples, codec: str) -> Samples:
     """300 to 3,400 Hz at 8 kHz, through a codec: one of CODECS, or `linear`, which changes nothing more."""
-    total = 4 * scipy.fft.next_fast_len((len(speech) + RINGING + 3) // 4, real=True)
+    total = 4 * FFT.next_fast_len((len(speech) + RINGING + 3) // 4, real=True)
     narrow, bins = total // 2, total // 4 + 1  # samples at 8 kHz, and frequencies up to 4 kHz
-    spectrum = scipy.fft.rfft(speech, total)[:bins] * _passed(bins, SAMPLE_RATE / total, *TELEPHONE)
-    heard = scipy.fft.irfft(spectrum, narrow)  # twice as loud, until it has as many samples again
+    spectrum = FFT.rfft(speech, total)[:bins] * _passed(bins, SAMPLE_RATE / total, *TELEPHONE)
+    heard = FFT.irfft(spectrum, narrow)  # twice as loud, until it has as many samples again
     peak = float(np.abs(heard).max())
     if codec in CODECS and peak > 0:
         heard = _coded(heard * np.float32(FULL_LEVEL / peak), CODECS[codec]) * np.float32(peak / FULL_LEVEL)
-    return scipy.fft.irfft(scipy.fft.rfft(heard, narrow), total)[: len(speech)]
+    return FFT.irfft(FFT.rfft(heard, narrow), total)[: len(speech)]
 
 
 def amplified(speech: Samples, decibels: float, clip: bool) -> Samples:
@@ -111,4 +111,5 @@ def _coded(samples: Samples, subtype: str) -> Samples:
     file = io.BytesIO()
     soundfile.write(file, samples, SAMPLE_RATE // 2, format="WAV", subtype=subtype)
     file.seek(0)
-    return soundfile.read(file, dtype="float32")[0][: len(samples)]
+    decoded: Samples = soundfile.read(file, dtype="float32")[0]
+    return decoded[: len(samples)]
