@@ -23,6 +23,7 @@ WORK = [
     ("corpus", "prepare corpus --output=out", "distiller.preparation.prepare.prepare"),
     ("corpus", "verify out", "distiller.preparation.prepare.verify"),
     ("corpus", "benchmark", "distiller.benchmarks.reading.benchmark"),
+    ("synthesise", "--hours=1 --output=out", "distiller.voices.make.make_speech"),
     ("pretraining", "--output=out", "distiller.distillation.pretraining.pretrain"),
     ("results", "out --table=out/t.csv", "distiller.results.collect"),
 ]
@@ -35,6 +36,7 @@ REFUSED = [
     ("grid", "--output=out --table=out/t.csv trainer.step=1"),
     ("corpus", "prepare nowhere --output=out"),
     ("results", "nowhere --table=out/t.csv"),
+    ("synthesise", "--hours=1 --languages=klingon --output=out"),
 ]
 
 
