@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> None:
-    require(0 < options.hours < float("inf"), "--hours", options.hours, "a number above 0")
+    require(0 < options.hours <= 1e5, "--hours", options.hours, "a number above 0, at most 100000")
     require(options.seed >= 0, "--seed", options.seed, "an integer of at least 0")
     require(options.workers >= 1, "--workers", options.workers, "an integer of at least 1")
     from distiller.voices.languages import chosen  # scipy takes a second

@@ -30,7 +30,7 @@ def chosen(languages: list[str], without: list[str]) -> list[str]:
     for option, names in (("--languages", [name for name in languages if name != ALL]), ("--without", without)):
         for name in names:
             if name not in ACCENTS:
-                raise no_such(f"{option} {name}", name, ACCENTS)
+                raise no_such(f"the language {name!r} of {option}", name, ACCENTS)
     left = [name for name in ACCENTS if (ALL in languages or name in languages) and name not in without]
-    require(bool(left), "--languages", languages, f"{ALL}, or some of {', '.join(ACCENTS)}")
+    require(bool(left), "--without", without, "fewer languages than --languages")
     return left

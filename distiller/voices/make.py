@@ -4,6 +4,7 @@ Speaker by speaker, each written atomically and determined by the seed, the lang
 command again continues an interrupted one, and more hours or languages extend fewer.
 """
 
+import io
 import json
 import os
 import zlib
@@ -111,7 +112,9 @@ def _write_speaker(folder: Path, speaker: tuple[str, int], seed: int, synthesize
     with writing_folder(folder) as temporary:
         for text, samples in _utterances(*speaker, seed, synthesizer):
             name, seconds = f"{folder.name}-{len(rows):03d}", samples.size / SAMPLE_RATE
-            soundfile.write(temporary / f"{name}.flac", samples, SAMPLE_RATE, subtype="PCM_16")
+            file = io.BytesIO()  # soundfile itself reports a full disk poorly
+            soundfile.write(file, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+            (temporary / f"{name}.flac").write_bytes(file.getvalue())
             rows.append({"id": name, "seconds": round(seconds, 4), "text": text})
             spoken += seconds
             if spoken >= SPEAKER_SECONDS:

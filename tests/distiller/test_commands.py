@@ -24,6 +24,7 @@ WORK = [
     ("corpus", "prepare corpus --output=out", "distiller.preparation.prepare.prepare"),
     ("corpus", "verify out", "distiller.preparation.prepare.verify"),
     ("corpus", "benchmark", "distiller.benchmarks.reading.benchmark"),
+    ("synthesise", "--hours=1 --output=out", "distiller.voices.make.make_speech"),
     ("pretraining", "--output=out", "distiller.distillation.pretraining.pretrain"),
     ("results", "out --table=out/t.csv", "distiller.results.collect"),
 ]
@@ -37,6 +38,7 @@ REFUSED = [
     ("corpus", "prepare nowhere --output=out"),
     ("probe", "bundled --words=nowhere --output=out/t.csv"),
     ("results", "nowhere --table=out/t.csv"),
+    ("synthesise", "--hours=1 --languages=klingon --output=out"),
 ]
 
 
