@@ -111,5 +111,5 @@ def _coded(samples: Samples, subtype: str) -> Samples:
     file = io.BytesIO()
     soundfile.write(file, samples, SAMPLE_RATE // 2, format="WAV", subtype=subtype)
     file.seek(0)
-    decoded: Samples = soundfile.read(file, dtype="float32")[0]
+    decoded = np.asarray(soundfile.read(file, dtype="float32")[0], dtype=np.float32)
     return decoded[: len(samples)]

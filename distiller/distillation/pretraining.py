@@ -4,6 +4,7 @@ HuBERT's masked prediction on the synthetic corpus, with the synthesiser's phone
 units, and a speaker term on a middle layer so that the lower half keeps speaker information.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,7 @@ TEACHER = EncoderConfig(
     conv_layers=((32, 10, 5), (32, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2), (96, 2, 2), (128, 2, 2)),
 )
 SPAN, STARTS = 10, 0.065  # frames of a mask, share of frames that one starts at
-UNMASKED_WEIGHT = 0.5
-SPEAKER_LAYER, SPEAKER_WEIGHT = 2, 0.2
+SPEAKER_LAYER, SPEAKER_WEIGHT, UNMASKED_WEIGHT = 2, 0.2, 0.5
 
 
 class PhonePretraining(TrainingModule):
@@ -68,14 +68,12 @@ class PhonePretraining(TrainingModule):
         targets = torch.full(valid.shape, -100, device=valid.device)
         for row, (name, frames) in enumerate(zip(batch.ids, lengths.tolist(), strict=True)):
             targets[row, :frames] = torch.from_numpy(phone_targets(self.cuts[name], frames)).to(targets.device)
-        scores = self.phone_head(output.hidden_states[-1])
-        phones = F.cross_entropy(scores.transpose(1, 2), targets, reduction="none")  # (batch, frame), 0 where padded
+        scores = self.phone_head(output.hidden_states[-1]).transpose(1, 2)
+        phones = F.cross_entropy(scores, targets, reduction="none")  # (batch, frame), 0 where padded
         states = output.hidden_states[SPEAKER_LAYER] * valid[..., None]
         means = states.sum(dim=1) / lengths[:, None].to(states.device)  # (batch, channel)
-        speakers = [self.speakers.index(speaker_of(self.cuts[name])) for name in batch.ids]
-        speaker = F.cross_entropy(
-            self.speaker_head(means), torch.tensor(speakers, device=means.device), reduction="sum"
-        )
+        speakers = torch.tensor([self.speakers.index(speaker_of(self.cuts[name])) for name in batch.ids])
+        speaker = F.cross_entropy(self.speaker_head(means), speakers.to(means.device), reduction="sum")
         return [
             Term("masked", (phones * masked).sum(), "frame"),
             Term("unmasked", (phones * ~masked).sum(), "frame", UNMASKED_WEIGHT),
@@ -127,19 +125,14 @@ def pretrain(output: Path, steps: int, batch_seconds: float, lr: float, seed: in
     cuts = load_split("pretrain")
     optimizer = OptimizerConfig(lr=lr, weight_decay=0.01, warmup=0.08, clip=1.0)
     module = PhonePretraining(SpeechEncoder(TEACHER), cuts, optimizer, seed)
-
-    def sampler(rank: int, world_size: int) -> StepBatchSampler:
-        return StepBatchSampler(cuts, batch_seconds, 10, seed, rank, world_size, accumulate=1)
-
+    sampler = partial(StepBatchSampler, cuts, batch_seconds, 10, seed, accumulate=1)
     trainer = TrainerConfig(steps=steps, accelerator=accelerator, checkpoint_every=200)  # type: ignore[arg-type]
     dataset = AudioDataset(cuts, Decoder(TEACHER.min_samples), seed)
     if Training(module, dataset, sampler, trainer, output).fit():
         labelled = Probe.synthetic(TEACHER.frame_count)
-        represent = encoder_layers(module.kept_student().eval())
-        rows = {
-            "stacked_filterbank": labelled.run(filterbank(CONTEXT), "stacked_filterbank"),
-            "teacher": labelled.run(represent, "teacher"),
-        }
+        teacher = encoder_layers(module.kept_student().eval())
+        compared = {"stacked_filterbank": filterbank(CONTEXT), "teacher": teacher}
+        rows = {name: labelled.run(represent, name) for name, represent in compared.items()}
         card = teacher_card(steps, module.progress.elapsed, hours(cuts), rows)
         save(module.kept_student(), output / "teacher", {"README.md": card}, dtype=torch.float16)
         print(f"wrote {output / 'teacher'}")

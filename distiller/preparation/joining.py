@@ -43,7 +43,9 @@ class Joined:
     unusable: int
 
     def __str__(self) -> str:
-        text = f"{self.folder}: {self.clips:,} clips as {self.utterances:,} utterances, {self.seconds / 3600:,.2f} hours"
+        text = (
+            f"{self.folder}: {self.clips:,} clips as {self.utterances:,} utterances, {self.seconds / 3600:,.2f} hours"
+        )
         return text + (f"; {self.unusable:,} clips are silent, too short or cannot be decoded" if self.unusable else "")
 
 

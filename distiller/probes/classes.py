@@ -71,7 +71,8 @@ class Classes:
         rows = [self._accuracies(torch.stack(layer)) for layer in zip(*means, strict=True)]
         layers = {kind: [row[kind] for row in rows] for kind in ("linear", "centroid")}
         best = {f"{kind}_best": max(values) for kind, values in layers.items()}
-        return {kind: values[-1] for kind, values in layers.items()} | best | {"layers": layers}
+        row: dict[str, object] = {kind: values[-1] for kind, values in layers.items()}
+        return row | best | {"layers": layers}
 
     def _accuracies(self, means: Tensor) -> dict[str, float]:
         """means (recording, channel)."""
@@ -91,7 +92,7 @@ class Classes:
 
 
 def _fold(path: tuple[str, ...]) -> str:
-    return path[1] if len(path) > 2 else f"half {zlib.crc32(path[-1].encode()) % 2}"
+    return path[1] if len(path) > 2 else f"half {zlib.crc32(Path(*path).name.encode()) % 2}"
 
 
 def recall(guesses: Tensor, labels: Tensor) -> float:
