@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from lhotse.cut.data import DataCut
 from numpy.typing import NDArray
 
@@ -19,13 +18,13 @@ from distiller.common.files import lock_folder, read_csv, sweep, write_csv, writ
 from distiller.common.progress import progress
 from distiller.common.values import difference
 from distiller.corpora.corpus import open_audio
-from distiller.preparation.shards import at_speed
+from distiller.preparation.shards import at_speed, encode
 from upstream.config import SAMPLE_RATE
 from upstream.errors import UserError
 
 Samples = NDArray[np.float32]
 SETTINGS, TABLE, COLUMNS = "joined.json", "joined.csv", ("utterance", "clip", "start", "seconds")
-SHORTEST_CLIP, SHORTEST_UTTERANCE = 0.2, 1.0  # seconds
+SHORTEST_CLIP = 0.2  # seconds
 HOP = SAMPLE_RATE // 100  # samples of which the level is taken
 SILENT = 40.0  # dB below the loudest hop of a clip
 MARGIN = 0.15  # seconds of silence that are kept before and after a clip
@@ -105,8 +104,9 @@ def _write(
     """Writes the utterances of one speed; gives what clip is where in them."""
     random = np.random.default_rng([seed, zlib.crc32(name.encode()), round(100 * speed)])
     for index, clips in enumerate(_utterances(cuts, seconds, speed, random)):
-        file, start = f"{speed:g}-{index:05d}.flac", 0.0
-        soundfile.write(folder / file, np.concatenate([samples for _, samples in clips]), SAMPLE_RATE)
+        ending, audio = encode(np.concatenate([samples for _, samples in clips]), "flac")
+        file, start = f"{speed:g}-{index:05d}.{ending}", 0.0
+        (folder / file).write_bytes(audio)
         for cut, samples in clips:
             length = samples.size / SAMPLE_RATE
             row = (f"{name}/{file}", cut.id, f"{start:.3f}", f"{length:.3f}")
@@ -117,7 +117,7 @@ def _write(
 def _utterances(
     cuts: list[DataCut], seconds: tuple[float, float], speed: float, random: np.random.Generator
 ) -> Iterator[list[tuple[DataCut, Samples]]]:
-    """Groups of clips, each of which makes an utterance; what is left at the end is one if it is long enough."""
+    """Groups of clips, each of which makes an utterance; what is left at the end is one, too."""
     clips: list[tuple[DataCut, Samples]] = []
     filled, length = 0.0, random.uniform(*seconds)
     for index in random.permutation(len(cuts)):
@@ -132,7 +132,7 @@ def _utterances(
         if filled >= length:
             yield clips
             clips, filled, length = [], 0.0, random.uniform(*seconds)
-    if filled >= SHORTEST_UTTERANCE:
+    if clips:
         yield clips
 
 

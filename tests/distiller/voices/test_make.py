@@ -114,7 +114,7 @@ def test_languages_are_chosen_in_a_fixed_order() -> None:
     [
         ("--hours 0", "--hours is 0.0, but it must be a number above 0, at most 100000"),
         ("--hours nan", "--hours is nan"),
-        ("--hours 1 --languages itt", "the language 'itt' of --languages does not exist; did you mean it?"),
+        ("--hours 1 --languages itt", "the language 'itt' of --languages does not exist; did you mean tt?"),
         ("--hours 1 --languages en,", "the language '' of --languages does not exist"),
         ("--hours 1 --without xx", "the language 'xx' of --without does not exist"),
         ("--hours 1 --languages it --without it", "--without is ['it'], but it must be fewer languages than"),
