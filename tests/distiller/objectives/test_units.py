@@ -11,7 +11,7 @@ from torchaudio.models.wav2vec2.components import LogitGenerator
 
 from distiller.audio.batch import Batch
 from distiller.common.files import write_json
-from distiller.distillation.distillation_module import UnitDistillation
+from distiller.distillation.distillation_module import Distillation
 from distiller.distillation.plan import costs
 from distiller.objectives.base import Term
 from distiller.objectives.config import UnitsObjectiveConfig
@@ -176,7 +176,7 @@ def test_frames_that_only_whisper_has_are_left_out(folder: Path) -> None:
 def test_the_student_hears_the_degraded_batch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     student, (clean, lengths) = SpeechEncoder(SHAPE), batch()
     recipe = load_recipe("star", ["objective=units", f"objective.targets={folder}"])
-    module = UnitDistillation(SpeechEncoder(SHAPE), student, objective(folder), recipe)
+    module = Distillation(SpeechEncoder(SHAPE), student, objective(folder), recipe)
     heard, convolve = [], student.convolve
     monkeypatch.setattr(student, "convolve", lambda *inputs: (heard.append(inputs[0]), convolve(*inputs))[1])
     module.losses(Batch(clean, lengths, ["a", "b"], [], [], degraded=clean.flip(0)))
