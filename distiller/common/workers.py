@@ -5,6 +5,8 @@ A worker hands its batches over in shared memory, of which a container has 64 MB
 
 import os
 import re
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import queues
@@ -97,7 +99,8 @@ def lost_workers(key: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, EOFError) as error:
-        text = f"{error} {error.__cause__}"  # other errors are "caught in DataLoader worker process"
+        # other errors are "caught in DataLoader worker process"
+        text = f"{error} {error.__cause__} {_end_while_handing_over(error)}"
         again = "run the same command again to continue"
         if re.search(rf"DataLoader worker.*(exit code {FULL}\b|Bus error)", text):
             remedy = f"shared memory ({SHARED_MEMORY}) is full: {LARGER.format(key=key)}; {again}"
@@ -105,10 +108,21 @@ def lost_workers(key: str) -> Iterator[None]:
             remedy = (
                 f"no worker process has had a batch ready for {TIMEOUT / 60:.0f} minutes: is the disk there? {again}"
             )
-        elif "DataLoader worker (pid" in text or (
-            isinstance(error, (ConnectionError, FileNotFoundError, EOFError)) and "pin memory thread" in text
-        ):
+        elif "DataLoader worker (pid" in text:
             remedy = f"a worker process was killed, perhaps because memory ran out; {again}, with fewer {key}"
         else:
             raise
         raise UserError(remedy) from error
+
+
+def _end_while_handing_over(error: Exception) -> str:
+    """What DataLoader says of a worker whose connection broke; nothing of any other error."""
+    frames = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    reading = "pin memory thread" in str(error) or "_try_get_data" in frames  # what a worker raises comes another way
+    if not reading or not isinstance(error, (ConnectionError, FileNotFoundError, EOFError)):
+        return ""
+    try:
+        time.sleep(1.0)  # its signal handler raises, at whatever line the news of the worker's end finds: better here
+    except RuntimeError as end:
+        return str(end)
+    return "DataLoader worker (pid unknown) ended"

@@ -1,9 +1,11 @@
 """As many workers as shared memory holds the batches of; one line when a worker or a batch is lost."""
 
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing import resource_sharer
 
 import pytest
 import torch
@@ -105,6 +107,21 @@ def test_a_lost_worker_is_one_line(act: Callable, said: str, monkeypatch: pytest
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # also the wait for a worker's end
     with pytest.raises(UserError, match=said):
         read(act)
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_worker_that_ends_while_it_hands_a_batch_over_is_one_line(
+    arrives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def detach(self: resource_sharer.DupFd) -> int:
+        if arrives:  # with the signal that tells of its end
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid or 0, signal.SIGKILL)
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(resource_sharer.DupFd, "detach", detach)
+    with pytest.raises(UserError, match="a worker process was killed, perhaps because memory ran out"):
+        read(lambda: None)
 
 
 def test_a_batch_that_cannot_be_handed_over_ends_the_loader(capfd: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ def test_from_the_teachers_lowest_layers() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"size": "XL"}, "student.size is 'XL', but it must be one of base, L, S, XS, dice, synthetic, teacher"),
+        ({"size": "XL"}, "student.size is 'XL', but it must be one of base, L, S, XS, dice, bundled"),
         ({"initialization": "teacher"}, "student.size is 'base', but it must be teacher"),
         ({"initialization": "zero"}, "student.initialization is 'zero', but it must be one of random, teacher"),
         ({"dropout": 1.0}, r"student.dropout is 1.0"),
