@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The command distiller/grid.py: pruning to several sizes by several methods, with seeds."""
+"""The command distiller/grid.py: several methods, with seeds and where they prune to several sizes."""
 
 import sys
 from pathlib import Path
@@ -8,15 +8,18 @@ if __name__ == "__main__":  # runs uninstalled and from any directory
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import re
+import shlex
 from collections.abc import Sequence
 
-from distiller.benchmarks.grid import METHODS, cells_of, run_grid
+from distiller.benchmarks.grid import METHODS, PRUNING, Method, cells_of, run_grid
 from distiller.common.command import Parser, comma_separated, run_command
 from distiller.common.files import check_writable
 from upstream.errors import one_of, require
 
 DESCRIPTION = """\
-Prune to several sizes by several methods, with seeds: every run, a table of them, and what differs by how much.
+Several methods, with seeds and where they prune to several sizes: every run, a table of them, and what differs by how
+much.
 """
 
 EPILOG = """\
@@ -25,10 +28,12 @@ examples:
   python distiller/grid.py --output exp/grid --table docs/results/skill.csv --jobs 2 trainer.steps=200
   python distiller/grid.py --output exp/grid --table exp/grid/half.csv --targets 0.5 --seeds 1,2,3 --paired 0.5
   python distiller/grid.py --output exp/grid --table docs/results/skill.csv --report
+  python distiller/grid.py --output exp/grid --table exp/grid/narrow.csv --methods star,distilhubert \\
+      --also "units star objective=units objective.targets=exp/units" probe.words=[pairs/fr]
 
-The first of --seeds is run at all --targets, the others at --paired alone. Each run is one of distiller/run.py, and
-key=value changes its recipe. The same command again continues unfinished runs and keeps finished ones. A summary (.md)
-and a figure (.png) are written beside the table.
+The first of --seeds is run at all --targets, the others at --paired alone; star and distilhubert do not prune and have
+one size. Each run is one of distiller/run.py, and key=value changes its recipe. The same command again continues
+unfinished runs and keeps finished ones. A summary (.md) and a figure (.png) are written beside the table.
 """
 
 
@@ -36,8 +41,12 @@ def parser() -> Parser:
     built = Parser(prog="distiller/grid.py", description=DESCRIPTION, epilog=EPILOG)
     built.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder for all runs")
     built.add_argument("--table", type=Path, required=True, metavar="CSV", help="gets a row for each run")
-    texts, numbers, integers = (comma_separated(kind) for kind in (str, float, int))
-    built.add_argument("--methods", type=texts, default=list(METHODS), help=f"(default: {','.join(METHODS)})")
+    texts, numbers, integers, words = *(comma_separated(kind) for kind in (str, float, int)), shlex.split
+    built.add_argument(
+        "--methods", type=texts, default=list(PRUNING), help=f"of {','.join(METHODS)} (default: {','.join(PRUNING)})"
+    )
+    also = {"type": words, "action": "append", "default": [], "metavar": '"NAME METHOD key=value ..."'}
+    built.add_argument("--also", **also, help="a method of run.py with changes of its own, under a name")
     built.add_argument("--targets", type=numbers, default=[0.5, 0.75, 0.85], help="sparsities (default: 0.5,0.75,0.85)")
     built.add_argument("--paired", type=float, default=0.75, help="target at which seeds are repeated (default: 0.75)")
     built.add_argument("--seeds", type=integers, default=[1, 2, 3, 4, 5], help="(default: 1,2,3,4,5)")
@@ -55,6 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace) -> int:
     for method in options.methods:
         require(method in METHODS, "--methods", method, one_of(method, list(METHODS)))
+    methods = [METHODS[method] for method in options.methods]
+    for words in options.also:
+        require(len(words) >= 2, "--also", shlex.join(words), 'at least "NAME METHOD"')
+        require(bool(re.fullmatch(r"[\w.+-]+", words[0])), "--also", words[0], "a name that a file can have")
+        methods.append(Method(words[0], words[1], tuple(words[2:])))
+    require(len({method.name for method in methods}) == len(methods), "--also", methods[-1].name, "a name of its own")
     for name, targets in (("--targets", options.targets), ("--paired", [options.paired])):
         for target in targets:
             require(0 < target < 1, name, target, "a share between 0 and 1")
@@ -63,7 +78,7 @@ def _main(options: argparse.Namespace) -> int:
     require(options.jobs >= 1, "--jobs", options.jobs, "an integer of at least 1")
     for folder in (options.output, options.table.parent):
         check_writable(folder)
-    cells = cells_of(options.methods, options.targets, options.paired, options.seeds)
+    cells = cells_of(methods, options.targets, options.paired, options.seeds)
     settings = {key: getattr(options, key) for key in ("output", "table", "paired", "jobs", "overrides", "report")}
     return 0 if run_grid(cells, **settings) else 1
 

@@ -1,4 +1,4 @@
-"""Pruning to several sizes by several methods, with seeds: every run, a table of them, and what differs by how much."""
+"""Several methods, with seeds and where they prune to several sizes: every run, a table, and what differs how much."""
 
 import json
 import os
@@ -19,46 +19,68 @@ from distiller.reports.results import append, row
 from upstream.errors import UserError
 
 RUN = Path(__file__).parents[1] / "run.py"
-METHODS: dict[str, tuple[str, ...]] = {  # --method of distiller/run.py, and overrides
-    "skill": ("skill",),
-    "dphubert": ("dphubert",),
-    "star-pruned": ("skill", "objective=star"),
-}
 POLL = 0.2  # seconds between looks at the runs
 SPEEDS = "speeds.json"  # below the output: what was measured for each run's student
 say = partial(print, flush=True)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of the grid."""
+class Method:
+    """A method of distiller/run.py with overrides, under a name of its own."""
 
+    name: str
     method: str
-    target: float
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def prunes(self) -> bool:
+        return resolve(self.method, overrides=self.overrides).pruning is not None
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("skill", "skill"),
+        Method("dphubert", "dphubert"),
+        Method("star-pruned", "skill", ("objective=star",)),
+        Method("star", "star"),
+        Method("distilhubert", "distilhubert"),
+    )
+}
+PRUNING = ("skill", "dphubert", "star-pruned")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid; `target` is None where the method does not prune."""
+
+    method: Method
+    target: float | None
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.method}-{self.target:g}-{self.seed}"
+        return f"{self.method.name}-{'' if self.target is None else f'{self.target:g}-'}{self.seed}"
 
     @property
     def overrides(self) -> list[str]:
-        return [*METHODS[self.method][1:], f"pruning.target={self.target:g}", f"seed={self.seed}"]
+        target = [] if self.target is None else [f"pruning.target={self.target:g}"]
+        return [*self.method.overrides, *target, f"seed={self.seed}"]
 
     def recipe(self, more: Sequence[str]) -> Recipe:
         """What distiller/run.py makes of the cell and `more` overrides."""
-        return with_absolute_paths(resolve(METHODS[self.method][0], overrides=[*self.overrides, *more]))
+        return with_absolute_paths(resolve(self.method.method, overrides=[*self.overrides, *more]))
 
     def argv(self, output: Path, more: Sequence[str]) -> list[str]:
         """Arguments of distiller/run.py."""
-        method = METHODS[self.method][0]
-        return ["--method", method, "--output", str(output / self.name), *self.overrides, *more]
+        return ["--method", self.method.method, "--output", str(output / self.name), *self.overrides, *more]
 
 
-def cells_of(methods: Sequence[str], targets: Sequence[float], paired: float, seeds: Sequence[int]) -> list[Cell]:
+def cells_of(methods: Sequence[Method], targets: Sequence[float], paired: float, seeds: Sequence[int]) -> list[Cell]:
     """The first seed at every target, then the other seeds at the paired one, all methods of a seed together."""
-    cells = [Cell(method, target, seeds[0]) for target in (paired, *targets) for method in methods]
-    cells += [Cell(method, paired, seed) for seed in seeds[1:] for method in methods]
+    prunes = {method: method.prunes for method in methods}
+    rounds = [(target, seeds[0]) for target in (paired, *targets)] + [(paired, seed) for seed in seeds[1:]]
+    cells = [Cell(method, target if prunes[method] else None, seed) for target, seed in rounds for method in methods]
     return list(dict.fromkeys(cells))
 
 
@@ -83,9 +105,8 @@ def run_grid(
     if not finished:
         raise UserError(f"{output} contains no finished run, so there is nothing to report")
     measured = speeds(finished, output, recipes[cells[0]].teacher)
-    rows = [
-        {"cell": cell.name, "method": cell.method} | row(output / cell.name) | measured[cell.name] for cell in finished
-    ]
+    names = [{"cell": cell.name, "method": cell.method.name} for cell in finished]
+    rows = [name | row(output / name["cell"]) | measured[name["cell"]] for name in names]
     say(f"{append(table, rows)} rows added to {table}")
     missing = {cell.name: failed.get(cell, "not finished") for cell in cells if cell not in finished}
 

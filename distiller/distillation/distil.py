@@ -46,6 +46,7 @@ def distil(recipe: Recipe, output: Path) -> None:
     started = time.perf_counter()
     run = open_run(recipe, output)
     recipe = run.recipe
+    words = report.load_words(recipe.probe, run.teacher)
     torch.manual_seed(recipe.seed)
     distilled = stages.distil(run)
     if distilled is None:  # not the first rank
@@ -56,14 +57,15 @@ def distil(recipe: Recipe, output: Path) -> None:
     distance_curves(output)
     if recipe.pruning is not None:
         remaining_units(output, run.teacher.config, student.config, distilled.folders[0])
-    probe = report.probe_all(run.teacher, distilled.untrained, student) if recipe.probe.enabled else None
+    encoders = {"random": distilled.untrained, "teacher": run.teacher, "student": student}
+    probe = report.probe_all(encoders, student.config.frame_count if recipe.probe.enabled else None, words)
     seconds = distilled.seconds + time.perf_counter() - started
     skipped = skipped_count(output / "skipped.csv")
     result = report.summary(recipe, distilled.folders[-1], student, probe, skipped, seconds)
     result["corpus"] = run.corpus.inventory.to_dict()
     if distilled.pruning is not None:
         result["pruning"] = distilled.pruning
-    if probe is not None:
+    if recipe.probe.enabled:
         phone_accuracy(output, probe)
     save(student, output / "student", extra_files=card.files(output, result))
     report.write_report(output, result)

@@ -47,8 +47,13 @@ def with_absolute_paths(
         if sounds is None and effect.path is not None and not dry_run:
             raise _missing(f"corpus.augment.{name}.path", effect.path, SYNTHETIC, "a manifest")
         augment = replace(augment, **{name: replace(effect, path=sounds or effect.path)})
+    words = [_absolute(folder, "") or folder for folder in recipe.probe.words]
+    for folder in words:
+        if not dry_run and not os.path.isdir(folder):
+            raise UserError(f"probe.words {folder} is not a folder; it must be one that holds GROUP/WORD.flac")
+    probe = replace(recipe.probe, words=words)
     paths = replace(recipe.corpus, path=corpus or recipe.corpus.path, augment=augment)
-    recipe = replace(recipe, teacher=teacher or recipe.teacher, corpus=paths)
+    recipe = replace(recipe, teacher=teacher or recipe.teacher, corpus=paths, probe=probe)
 
     def located(section: ObjectiveConfig) -> ObjectiveConfig:
         if not isinstance(section, UnitsObjectiveConfig) or section.targets is None:

@@ -9,7 +9,7 @@ Nothing here imports torch.
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from distiller.augmentation.config import AugmentConfig
 from distiller.common.files import write_text
-from distiller.common.strict import STRICT, UNSET, Text, typed, unknown_key
+from distiller.common.strict import STRICT, UNSET, Text, check, typed, unknown_key
 from distiller.common.values import difference, flatten
 from distiller.corpora.config import CorpusConfig
 from distiller.objectives.config import ObjectiveConfig, UnitsObjectiveConfig
@@ -37,9 +37,15 @@ RESUMABLE = frozenset({"corpus.workers", "corpus.max_skipped", "corpus.step_seco
 
 @dataclass(config=STRICT)
 class ProbeConfig:
-    """Phone and speaker probes after training; they need the synthetic corpus's labels."""
+    """Probes after training: of phones and speakers, on the synthetic corpus, and of words in recordings of people."""
 
-    enabled: bool = False
+    enabled: bool = False  # the former
+    # folders GROUP/WORD.flac, for `distiller.probes.words.Words`; their names become columns
+    words: Annotated[
+        list[Text],
+        check(lambda folders: len({Path(folder).name for folder in folders}) == len(folders)),
+        Field(description="folders of different names"),
+    ] = field(default_factory=list)
 
 
 @dataclass(config=STRICT, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from distiller.common.provenance import ORIGIN, public, teacher_licence
 from distiller.reports.figures import FIGURES
-from distiller.reports.report import audio_lines, pruning_summary
+from distiller.reports.report import audio_lines, columns, pruning_summary
 
 CARD = """\
 # {recipe[method]} student of {teacher}
@@ -32,11 +32,11 @@ out.hidden_states                          # F^0..F^L, each (batch, frame, chann
 | training | {losses[train][step]:.0f} steps, {seconds:.0f} s |
 """
 PROBE = """
-Linear probe on synthetic speech, accuracy in percent, last layer (evidence about nothing else):
+Accuracy in percent, last layer: a linear probe on synthetic speech (evidence about nothing else), and words by their
+nearest recording.
 
-| | phones | phones, unseen speakers | speakers |
-|---|---|---|---|
 """
+PROBED = {"phone": "phones", "phone_unseen": "phones, unseen speakers", "speaker": "speakers"}
 
 
 def files(output: Path, result: dict[str, Any]) -> dict[str, bytes | str]:
@@ -59,8 +59,9 @@ def model_card(result: dict[str, Any], figures: list[str]) -> str:
     if "held_out" in result["losses"]:
         card += f"| held-out loss | {result['losses']['held_out']['loss']:.4g} |\n"
     if "probe" in result:
-        card += PROBE
-    for name, row in result.get("probe", {}).items():
-        cells = " | ".join(f"{row[key]:.1f}" for key in ("phone", "phone_unseen", "speaker"))
-        card += f"| {name.replace('_', ' ')} | {cells} |\n"
+        titles = columns(result["probe"]["student"])
+        shown = {key: PROBED.get(key, title) for key, title in titles.items() if "_best" not in key}
+        card += PROBE + f"| | {' | '.join(shown.values())} |\n{'|---' * (1 + len(shown))}|\n"
+        for name, row in result["probe"].items():
+            card += f"| {name.replace('_', ' ')} | {' | '.join(f'{row[key]:.1f}' for key in shown)} |\n"
     return card + "\n" + "".join(f"![{name}]({name})\n" for name in figures)

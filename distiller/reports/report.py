@@ -3,7 +3,7 @@
 import json
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from distiller.audio.inventory import Inventory
 from distiller.common.files import read_columns, write_json
 from distiller.common.provenance import TEN_SECONDS, command_line, commit, machine, parameter_count, peak_memory_mb
 from distiller.probes.phones import Probe, retention
-from distiller.probes.representations import CONTEXT, encoder_layers, filterbank
-from distiller.recipes.recipe import Recipe, to_dict
+from distiller.probes.representations import CONTEXT, FRAME, encoder_layers, filterbank
+from distiller.probes.words import Words
+from distiller.recipes.recipe import ProbeConfig, Recipe, to_dict
 from distiller.reports.figures import FIGURES, TERM
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
@@ -29,7 +30,7 @@ ROWS = {
     "student": "{method} student",
 }
 METHODS = {"star": "STaR", "clusters": "SKILL", "layers": "DPHuBERT", "predictions": "DistilHuBERT"}  # by objective
-COLUMNS = {  # accuracies in percent
+COLUMNS = {  # accuracies in percent; words in recordings, if they were probed, have more
     "phone": "phones",
     "phone_unseen": "unseen speakers",
     "phone_best": "best layer",
@@ -38,20 +39,58 @@ COLUMNS = {  # accuracies in percent
 }
 
 
-def probe_all(teacher: SpeechEncoder, random: SpeechEncoder, student: SpeechEncoder) -> dict[str, dict[str, Any]]:
-    """Both filterbanks, the untrained student, the teacher and the student through the same probe."""
-    probe = Probe.synthetic(student.config.frame_count)
-    encoders = {"random": random, "teacher": teacher, "student": student}
-    rows = {"filterbank": filterbank(), "stacked_filterbank": filterbank(CONTEXT)}
-    rows |= {name: encoder_layers(encoder.cpu().eval()) for name, encoder in encoders.items()}
-    return {name: probe.run(represent, name) for name, represent in rows.items()}
+def load_words(config: ProbeConfig, teacher: SpeechEncoder) -> dict[str, Words]:
+    """The recordings of the recipe's folders, by the name of the folder.
+
+    Raises:
+        UserError: a folder cannot be used.
+    """
+    shortest = max(FRAME, teacher.config.min_samples)
+    words = {(folder := Path(path)).name: Words.load(folder, shortest) for path in config.words}
+    for name, probe in words.items():
+        if probe.skipped:
+            print(f"{name}: {len(probe.skipped)} recordings cannot be used, such as {probe.skipped[0]}")
+    return words
+
+
+def probe_all(
+    encoders: Mapping[str, SpeechEncoder], frame_count: Callable[[int], int] | None, words: Mapping[str, Words]
+) -> dict[str, dict[str, Any]]:
+    """Both filterbanks and the encoders through the same probes: a row each, or nothing without any probe.
+
+    Args:
+        encoders: by the name of their row.
+        frame_count: of an utterance, for phones and speakers; left out, they are not probed.
+        words: of `load_words`.
+    """
+    represented = {"filterbank": filterbank(), "stacked_filterbank": filterbank(CONTEXT)}
+    represented |= {name: encoder_layers(encoder.cpu().eval()) for name, encoder in encoders.items()}
+    probes: dict[str, Probe | Words] = {} if frame_count is None else {"": Probe.synthetic(frame_count)}
+    probes |= {f"_{name}": probe for name, probe in words.items()}
+    rows: dict[str, dict[str, Any]] = {name: {"layers": {}} for name in represented} if probes else {}
+    for ending, probe in probes.items():
+        for name, represent in represented.items():
+            result = probe.run(represent, name)
+            rows[name]["layers"] |= {f"{key}{ending}": values for key, values in result.pop("layers").items()}
+            rows[name] |= {f"{key}{ending}": value for key, value in result.items()}
+    return rows
+
+
+def columns(row: Mapping[str, Any]) -> dict[str, str]:
+    """The columns of a probe's row in tables, and their titles."""
+    shown = {key: title for key, title in COLUMNS.items() if key in row}
+    for key in row:
+        if key.startswith("word_") and not key.startswith("word_best_"):
+            name = key.removeprefix("word_")
+            shown |= {key: f"words, {name}", f"word_best_{name}": "best layer"}
+    return shown
 
 
 def summary(
     recipe: Recipe,
     folder: Path,
     student: SpeechEncoder,
-    probe: dict[str, dict[str, Any]] | None,
+    probe: dict[str, dict[str, Any]],
     skipped: int,
     seconds: float,
 ) -> dict[str, Any]:
@@ -59,6 +98,7 @@ def summary(
 
     Args:
         folder: of the last stage, for its losses.
+        probe: rows of `probe_all`.
         seconds: of the whole run.
     """
     steps, held_out = read_columns(folder / "metrics.csv"), read_columns(folder / "held_out.csv")
@@ -79,9 +119,10 @@ def summary(
         "losses": losses,
         "skipped": skipped,
     }
-    if probe is not None:
+    if probe:
         result["probe"] = probe
-        result["retention"] = {key: retention(probe, key) for key in ("phone", "phone_unseen", "phone_best")}
+        kept = [key for key in columns(probe["student"]) if not key.startswith("speaker")]
+        result["retention"] = {key: retention(probe, key) for key in kept}
     return result
 
 
@@ -147,14 +188,15 @@ def _variant(recipe: dict[str, Any]) -> tuple[str, str]:
 
 
 def _probe_table(result: dict[str, Any]) -> Table:
-    accuracies = (Column(title, justify="right") for title in COLUMNS.values())
-    heading = "Linear probe, accuracy in percent; last layer unless stated"
+    shown = columns(result["probe"]["student"])
+    accuracies = (Column(title, justify="right") for title in shown.values())
+    heading = f"{'Linear probe, a' if 'phone' in shown else 'A'}ccuracy in percent; last layer unless stated"
     table = Table("", *accuracies, title=heading, box=box.SIMPLE_HEAD)
     method = " + ".join(METHODS.get(part, part) for part in str(result["recipe"]["objective"]["name"]).split("+"))
     for key, row in result["probe"].items():
         title = ROWS[key].format(method=method)
-        table.add_row(title, *(f"{row[column]:.1f}" for column in COLUMNS))
-    shares = (result["retention"].get(column) for column in COLUMNS)
+        table.add_row(title, *(f"{row[column]:.1f}" for column in shown))
+    shares = (result["retention"].get(column) for column in shown)
     table.add_section()
     table.add_row("retention", *("" if share is None else f"{share:.2f}" for share in shares))
     return table

@@ -12,7 +12,6 @@ from upstream.errors import UserError
 IDENTITY = ("command", "commit", "finished")
 COSTS = ("seconds", "peak_rss_mb", "parameters", "macs_10s", "skipped")
 PRUNING = ("target", "sparsity", "met")
-PROBE = ("phone", "phone_unseen", "phone_best", "speaker", "speaker_best")
 
 Row = dict[str, Any]
 
@@ -41,7 +40,7 @@ def row(output: Path) -> Row:
     values["steps"] = int(report["losses"]["train"]["step"])
     values["held_out_loss"] = report["losses"].get("held_out", {}).get("loss")
     for name, accuracies in report.get("probe", {}).items():
-        values |= {f"{name}_{key}": accuracies[key] for key in PROBE}
+        values |= {f"{name}_{key}": percent for key, percent in accuracies.items() if key != "layers"}
     for key, share in report.get("retention", {}).items():
         values[f"retention_{key}"] = None if share is None else round(share, 3)
     if "pruning" in report:

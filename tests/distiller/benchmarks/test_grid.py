@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from distiller import grid, run
-from distiller.benchmarks.grid import Cell, cells_of, run_cells
+from distiller.benchmarks.grid import METHODS, Cell, Method, cells_of, run_cells
 from distiller.common.files import read_csv
 from distiller.recipes.command_line import recipe_of
 
@@ -31,16 +31,25 @@ if "pruning.target=0.9" in sys.argv:
 
 
 def test_the_first_seed_goes_through_all_targets_and_the_others_through_one() -> None:
-    cells = cells_of(["skill", "dphubert", "star-pruned"], [0.5, 0.75, 0.85], 0.75, [1, 2, 3, 4, 5])
+    skill, dphubert, star = (METHODS[name] for name in ("skill", "dphubert", "star-pruned"))
+    cells = cells_of([skill, dphubert, star], [0.5, 0.75, 0.85], 0.75, [1, 2, 3, 4, 5])
     assert len(cells) == len(set(cells)) == 9 + 12
-    assert cells[:3] == [Cell(method, 0.75, 1) for method in ("skill", "dphubert", "star-pruned")]
+    assert cells[:3] == [Cell(method, 0.75, 1) for method in (skill, dphubert, star)]
     assert {cell.target for cell in cells if cell.seed > 1} == {0.75}
-    assert cells_of(["skill"], [0.5], 0.75, [2]) == [Cell("skill", 0.75, 2), Cell("skill", 0.5, 2)]
-    argv = Cell("star-pruned", 0.5, 3).argv(Path("exp"), ["trainer.steps=7"])
+    assert cells_of([skill], [0.5], 0.75, [2]) == [Cell(skill, 0.75, 2), Cell(skill, 0.5, 2)]
+    argv = Cell(star, 0.5, 3).argv(Path("exp"), ["trainer.steps=7"])
     recipe = recipe_of(run.parser().parse_intermixed_args(argv))
     assert (recipe.objective.name, recipe.student.name, recipe.seed) == ("star", "pruned", 3)
     assert (recipe.pruning.target, recipe.trainer.steps) == (0.5, 7)
     assert argv[argv.index("--output") + 1] == "exp/star-pruned-0.5-3"
+
+
+def test_a_method_that_does_not_prune_has_a_run_for_each_seed() -> None:
+    raw = Method("raw", "star", ("objective.scaling=none",))
+    cells = cells_of([METHODS["star"], raw], [0.5, 0.75], 0.75, [1, 2])
+    assert [cell.name for cell in cells] == ["star-1", "raw-1", "star-2", "raw-2"]
+    recipe = cells[1].recipe(["trainer.steps=7"])
+    assert (recipe.objective.scaling, recipe.pruning, recipe.seed, recipe.trainer.steps) == ("none", None, 1, 7)
 
 
 def test_every_run_happens_once_and_a_failing_one_stops_no_other(
@@ -48,9 +57,10 @@ def test_every_run_happens_once_and_a_failing_one_stops_no_other(
 ) -> None:
     (tmp_path / "stub.py").write_text(STUB)
     monkeypatch.setattr("distiller.benchmarks.grid.RUN", tmp_path / "stub.py")
-    cells = cells_of(["skill", "dphubert"], [0.5, 0.9], 0.9, [1])
+    methods = [METHODS["skill"], METHODS["dphubert"]]
+    cells = cells_of(methods, [0.5, 0.9], 0.9, [1])
     failed = run_cells(cells, tmp_path / "out", [], jobs=2)
-    assert failed == {Cell(method, 0.9, 1): "error: pruning.target is 0.9," for method in ("skill", "dphubert")}
+    assert failed == {Cell(method, 0.9, 1): "error: pruning.target is 0.9," for method in methods}
     said = capsys.readouterr().out
     assert said.count("failed: error: pruning.target is 0.9,") == 2
     assert said.count("finished after") == 2

@@ -3,11 +3,14 @@ import json
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from distiller.common.provenance import parameter_count
 from distiller.recipes.recipe import load_recipe
 from distiller.reports.report import another_run, print_report, summary
+from distiller.reports.results import row
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
 
@@ -84,7 +87,7 @@ def test_the_report_has_the_last_losses_by_the_names_of_their_terms(tmp_path: Pa
     (tmp_path / "held_out.csv").write_text("step,loss,term/layer_wise\n1,4,3\n2,5,4\n")
     config = EncoderConfig(embed_dim=16, num_heads=1, head_dim=16, attention_heads=((0,),), ffn_dims=(8,))
     student = SpeechEncoder(config)
-    summarised = summary(load_recipe("star"), tmp_path, student, None, skipped=2, seconds=1.26)
+    summarised = summary(load_recipe("star"), tmp_path, student, {}, skipped=2, seconds=1.26)
     assert summarised["losses"] == {
         "train": {"step": 2, "lr": 0.05, "loss": 2.5, "layer_wise": 1.5, "target": 1},
         "held_out": {"step": 2, "loss": 5, "layer_wise": 4},
@@ -96,3 +99,25 @@ def test_the_report_has_the_last_losses_by_the_names_of_their_terms(tmp_path: Pa
         1.3,
     )
     assert "probe" not in summarised
+
+
+def test_words_of_recordings_are_a_column(small_run) -> None:
+    random = np.random.default_rng(1)
+    for word in ("one", "two", "three"):
+        noise = 0.1 * random.standard_normal(5000)
+        for group, gain in (("near", 1.0), ("far", 0.5)):
+            Path("prompts", group).mkdir(parents=True, exist_ok=True)
+            soundfile.write(f"prompts/{group}/{word}.wav", gain * noise, 16_000)
+    report, printed = small_run.completes("probe.words=[prompts]")
+    assert set(report["probe"]) == {"filterbank", "stacked_filterbank", "random", "teacher", "student"}
+    assert all(row["word_prompts"] == 100 for row in report["probe"].values())  # a gain changes no encoder's states
+    assert report["retention"] == {"word_prompts": None, "word_best_prompts": None}
+    assert "words, prompts" in printed
+    assert "| student | 100.0 |" in Path("run/student/README.md").read_text()
+    assert row(Path("run"))["student_word_prompts"] == 100
+
+
+def test_words_must_be_there_before_any_work(small_run) -> None:
+    assert "probe.words nowhere is not a folder" in small_run.refused("probe.words=[nowhere]")
+    Path("empty").mkdir()
+    assert "holds no audio" in small_run.refused("probe.words=[empty]")
