@@ -54,3 +54,19 @@ def test_the_summary_says_what_came_out_and_what_is_missing(tmp_path: Path) -> N
     unprobed = [{key: value for key, value in one.items() if "phone" not in key} for one in rows]
     assert summarise(table, unprobed, 0.75, "", {}) == [tmp_path / "skill.md"]
     assert "phones" not in (tmp_path / "skill.md").read_text()
+
+
+def test_runs_that_do_not_prune_are_compared_and_recordings_have_their_measure(tmp_path: Path) -> None:
+    def narrow(seed: int, words: float) -> dict[str, Any]:
+        pruning = ("target", "met", "sparsity")
+        return {key: value for key, value in row("star", seed, 70.0).items() if key not in pruning} | more(words)
+
+    def more(words: float) -> dict[str, Any]:
+        return {"student_word_it": words, "student_word_best_it": 99.0}
+
+    rows = [narrow(1, 50.0), narrow(2, 52.0), row("skill", 1, 60.0, **more(40.0)), row("skill", 2, 60.0, **more(43.0))]
+    assert paired_differences(rows, 0.75, "student_word_it") == [("star", "skill", [10.0, 9.0])]
+    text = summarise(tmp_path / "both.csv", rows, 0.75, "", {})[0].read_text()
+    assert "| star | words, it, % | 51.0 | 38.3 to 63.7 | 2 |" in text
+    assert "| star | skill | words, it, % | +9.5 | +3.1 to +15.9 | 2 |" in text
+    assert "99.0" not in text
