@@ -21,7 +21,7 @@ def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
     """(script, its arguments) of every command line that runs a script of ours, in code blocks and in sentences."""
     text = page.read_text()
     blocks = re.findall(r"```(?:bash|console)\n(.*?)```", text, flags=re.DOTALL)
-    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += [span for span in code_spans(page) if not span.endswith(".py")]  # a script's name alone is not a command
     for name, value in re.findall(r'(\w+)="(python [^"]+)"', text):  # R="python distiller/run.py ..."
         lines = [line.replace(f"${name} ", f"{value} ") for line in lines]
