@@ -5,6 +5,7 @@ Phones: a linear map per layer from a frame to its phone. Speakers: one from an 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Probe:
         speakers = sorted({speaker_of(cut) for part in cuts.values() for cut in part})
         return cls({split: [_example(cut, speakers, frame_count) for cut in part] for split, part in cuts.items()})
 
-    def run(self, represent: Representation, name: str = "") -> dict[str, object]:
+    def run(self, represent: Representation, name: str = "") -> dict[str, Any]:
         """Accuracies in percent of the last layer and of the best one (on seen speakers), and of every layer."""
         phones, speakers = self._fit(represent, name)
         correct = {key: np.zeros((len(phones), 2)) for key in ("phone", "phone_unseen", "speaker")}
@@ -43,7 +44,7 @@ class Probe:
                         correct["speaker"][index] += accuracy(speakers[index], mean, torch.tensor([speaker]))
         layers = {key: (100 * counts[:, 0] / counts[:, 1]).round(2).tolist() for key, counts in correct.items()}
         best = int(np.argmax(layers["phone"]))
-        row: dict[str, object] = {key: values[-1] for key, values in layers.items()}
+        row: dict[str, Any] = {key: values[-1] for key, values in layers.items()}
         row |= {"phone_best": layers["phone"][best], "phone_unseen_best": layers["phone_unseen"][best]}
         return row | {"speaker_best": max(layers["speaker"]), "layers": layers}
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ class Words:
             raise UserError(f"{folder} must have GROUP/WORD.flac of the same WORD in two folders GROUP, but has none")
         return cls(groups, skipped)
 
-    def run(self, represent: Representation, name: str = "") -> dict[str, object]:
+    def run(self, represent: Representation, name: str = "") -> dict[str, Any]:
         """Percent of the recordings whose nearest in another group is of the same word, over all pairs of groups.
 
         Recordings whose word the other group does not have are no queries; it is sought among all of the other's.
