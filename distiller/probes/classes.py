@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class Classes:
             )
         return cls(names, examples, skipped)
 
-    def run(self, represent: Representation, name: str = "") -> dict[str, object]:
+    def run(self, represent: Representation, name: str = "") -> dict[str, Any]:
         """Percent of the recordings whose class a linear map or the nearest centroid finds, classes of equal weight.
 
         Both see the mean of a recording's frames. "linear" and "centroid" are of the last layer, with _best of the
@@ -71,7 +71,7 @@ class Classes:
         rows = [self._accuracies(torch.stack(layer)) for layer in zip(*means, strict=True)]
         layers = {kind: [row[kind] for row in rows] for kind in ("linear", "centroid")}
         best = {f"{kind}_best": max(values) for kind, values in layers.items()}
-        row: dict[str, object] = {kind: values[-1] for kind, values in layers.items()}
+        row: dict[str, Any] = {kind: values[-1] for kind, values in layers.items()}
         return row | best | {"layers": layers}
 
     def _accuracies(self, means: Tensor) -> dict[str, float]:
