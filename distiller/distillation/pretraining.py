@@ -130,8 +130,7 @@ def pretrain(output: Path, steps: int, batch_seconds: float, lr: float, seed: in
     dataset = AudioDataset(cuts, Decoder(TEACHER.min_samples), seed)
     if Training(module, dataset, sampler, trainer, output).fit():
         labelled = Probe.synthetic(TEACHER.frame_count)
-        teacher = encoder_layers(module.kept_student().eval())
-        compared = {"stacked_filterbank": filterbank(CONTEXT), "teacher": teacher}
+        compared = {"stacked_filterbank": filterbank(CONTEXT), "teacher": encoder_layers(module.kept_student().eval())}
         rows = {name: labelled.run(represent, name) for name, represent in compared.items()}
         card = teacher_card(steps, module.progress.elapsed, hours(cuts), rows)
         save(module.kept_student(), output / "teacher", {"README.md": card}, dtype=torch.float16)
