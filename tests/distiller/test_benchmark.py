@@ -55,7 +55,8 @@ def test_a_wrong_command_is_one_line(argv, line, capsys, tmp_path, monkeypatch) 
     assert [name for name in os.listdir() if name != "exp"] == ["file"]
 
 
-@pytest.mark.parametrize("mode", [[], pytest.param(["--long", "600"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [[], ["--long", "600"]])
 def test_ctrl_c_is_one_line(mode, tiny_teacher, tmp_path) -> None:
     """To the process and to those that it measures in, as from a terminal."""
     argv = [str(tiny_teacher), *mode, "--seconds", "60", "--rounds", "1000", "--output", str(tmp_path / "bench")]

@@ -178,6 +178,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     monkeypatch.setattr(stages, "save", writing)
 
 
+@pytest.mark.slow
 def test_interrupted_in_either_stage_and_between_it_is_the_uninterrupted_run(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +213,7 @@ def test_interrupted_in_either_stage_and_between_it_is_the_uninterrupted_run(
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("objective.safetensors", "pruning.json")),
     ],
 )
-@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("missing", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_damaged_cut_is_made_again(name: str, missing: bool, material: Path, tmp_path: Path) -> None:
     asked = recipe(material, "dphubert", "trainer.steps=2")
     distil(asked, tmp_path)

@@ -120,6 +120,7 @@ def controlled(
     return pruning
 
 
+@pytest.mark.slow
 def test_a_short_run_meets_its_target_from_below():
     pruning = controlled(PruningConfig(target=0.6), steps=150)
     assert pruning.lambda2 > 0
@@ -130,6 +131,7 @@ def test_a_short_run_meets_its_target_against_a_loss():
     assert pruning.lambda1 < 0  # the multiplier has found the loss's slope: it pays for sparsity
 
 
+@pytest.mark.slow
 def test_a_short_run_meets_its_target_from_above():
     controlled(PruningConfig(target=0.3), steps=150, start=0.8)
 

@@ -80,6 +80,7 @@ torch.save(features["hidden_states"], "states.pt")
 """
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_torch_hub_loads_it_without_s3prl_and_without_distiller(tmp_path: Path) -> None:
     left = remove_closed_units(gated_student(HUBERT))

@@ -101,6 +101,7 @@ def test_compiled_layers_share_graphs_between_shapes(encoder: SpeechEncoder) -> 
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_a_recipe_that_asks_for_both_gets_both(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled in training, on padded audio: the same numbers, and a copy goes by its own weights."""
     dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feature_dropout")
