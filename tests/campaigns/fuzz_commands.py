@@ -28,9 +28,9 @@ from distiller.benchmarks import grid as grid_runs
 from distiller.benchmarks import inference, long
 from distiller.benchmarks import reading as preparation_benchmark
 from distiller.clustering import compare
-from distiller.corpora import prepare as preparation
 from distiller.exporters import export as exporting
 from distiller.exporters import onnx as export_onnx
+from distiller.preparation import prepare as preparation
 from distiller.recipes.yaml_files import shipped
 from distiller.steps import loop, training
 from downstream_recipes import corpora, run_downstream, superb

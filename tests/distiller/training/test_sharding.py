@@ -54,6 +54,7 @@ class Stream(torch.utils.data.Dataset):
     """Windows of this rank: its half, or both halves for a process that is alone. Stands for dataset and sampler."""
 
     batch_seconds = 1.0
+    augment = None
 
     def __init__(self, rank: int, world_size: int) -> None:
         self.parts = [rank] if world_size == 2 else [0, 1]
