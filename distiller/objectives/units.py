@@ -20,6 +20,8 @@ from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError, require
 
+EMBEDDING_STD = 0.1
+
 
 @dataclass
 class UnitTargets:
@@ -36,7 +38,9 @@ class UnitHead(nn.Module):
     def __init__(self, channels: int, width: int, sizes: list[int], temperature: float) -> None:
         super().__init__()
         self.projection = nn.Linear(channels, width)
-        self.embeddings = nn.ParameterList(nn.init.uniform_(nn.Parameter(torch.empty(size, width))) for size in sizes)
+        # around 0: with HuBERT's, from 0 to 1, all units begin in one direction, and a short run takes long to leave it
+        starts = (nn.init.normal_(torch.empty(size, width), std=EMBEDDING_STD) for size in sizes)
+        self.embeddings = nn.ParameterList(nn.Parameter(start) for start in starts)
         self.temperature = temperature
 
     def forward(self, states: Tensor) -> list[Tensor]:
