@@ -38,7 +38,7 @@ class UnitHead(nn.Module):
     def __init__(self, channels: int, width: int, sizes: list[int], temperature: float) -> None:
         super().__init__()
         self.projection = nn.Linear(channels, width)
-        # around 0: with HuBERT's, from 0 to 1, all units begin in one direction, and a short run takes long to leave it
+        # around 0: with HuBERT's, from 0 to 1, all units begin in nearly one direction (docs/teacher.md)
         starts = (nn.init.normal_(torch.empty(size, width), std=EMBEDDING_STD) for size in sizes)
         self.embeddings = nn.ParameterList(nn.Parameter(start) for start in starts)
         self.temperature = temperature

@@ -1,7 +1,6 @@
 """The results of a grid of runs: a summary in Markdown and a figure, beside its table."""
 
 import math
-import re
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -14,6 +13,7 @@ from scipy import stats
 
 from distiller.common.files import write_text
 from distiller.common.plotting import save_figure
+from distiller.reports.report import word_columns
 
 Row = dict[str, Any]  # as `results.row`, with cell, method and speeds
 
@@ -27,7 +27,7 @@ MEASURES = {  # column -> (title, decimals)
     "l2_distance": ("relative L2, mean over layers", 3),
     "cosine_distance": ("1 - cosine, mean over layers", 3),
 }
-WORD = re.compile(r"student_word_(?!best_)")
+STUDENT = "student_"  # before the names of a probe's columns
 SHOWN = {  # columns of the table of runs
     "sparsity": ("pruned", "{:.1%}"),
     "student_phone": ("phones", "{:.1f}"),
@@ -46,8 +46,13 @@ SHOWN = {  # columns of the table of runs
 
 def measures(rows: Sequence[Row]) -> dict[str, tuple[str, int]]:
     """MEASURES, and the words of the recordings that the runs were probed on."""
-    words = dict.fromkeys(key.removeprefix("student_word_") for row in rows for key in row if WORD.match(key))
-    return MEASURES | {f"student_word_{name}": (f"words, {name}, %", 1) for name in words}
+    return MEASURES | {column: (f"{title}, %", 1) for column, title in _words(rows).items()}
+
+
+def _words(rows: Sequence[Row]) -> dict[str, str]:
+    """The columns of a student's words, last layer, and their titles."""
+    probed = word_columns([key.removeprefix(STUDENT) for row in rows for key in row if key.startswith(STUDENT)])
+    return {f"{STUDENT}{key}": title for key, title in probed.items()}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -130,7 +135,7 @@ def _at(rows: Sequence[Row], target: float) -> list[Row]:
 
 
 def _runs(rows: Sequence[Row]) -> str:
-    columns = SHOWN | {key: (title, "{:.1f}") for key, (title, _) in measures(rows).items() if WORD.match(key)}
+    columns = SHOWN | {column: (title, "{:.1f}") for column, title in _words(rows).items()}
     shown = [column for column in columns if any(row.get(column) is not None for row in rows)]
     lines = [
         [row["method"], f"{row['target']:g}" if "target" in row else "", str(row["seed"])]

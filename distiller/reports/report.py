@@ -3,7 +3,7 @@
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from distiller.audio.inventory import Inventory
 from distiller.common.files import read_columns, write_json
+from distiller.common.process import rank
 from distiller.common.provenance import TEN_SECONDS, command_line, commit, machine, parameter_count, peak_memory_mb
 from distiller.probes.phones import Probe, retention
 from distiller.probes.representations import CONTEXT, FRAME, encoder_layers, filterbank
@@ -30,6 +31,7 @@ ROWS = {
     "student": "{method} student",
 }
 METHODS = {"star": "STaR", "clusters": "SKILL", "layers": "DPHuBERT", "predictions": "DistilHuBERT"}  # by objective
+WORD = "word_"  # before the name of a folder of recordings
 COLUMNS = {  # accuracies in percent; words in recordings, if they were probed, have more
     "phone": "phones",
     "phone_unseen": "unseen speakers",
@@ -48,8 +50,9 @@ def load_words(config: ProbeConfig, teacher: SpeechEncoder) -> dict[str, Words]:
     shortest = max(FRAME, teacher.config.min_samples)
     words = {(folder := Path(path)).name: Words.load(folder, shortest) for path in config.words}
     for name, probe in words.items():
-        if probe.skipped:
-            print(f"{name}: {len(probe.skipped)} recordings cannot be used, such as {probe.skipped[0]}")
+        if probe.skipped and rank() == 0:
+            first = probe.skipped[0]
+            print(f"probe.words: {name} has {len(probe.skipped)} unusable files, such as {first.path}: {first.reason}")
     return words
 
 
@@ -79,11 +82,19 @@ def probe_all(
 def columns(row: Mapping[str, Any]) -> dict[str, str]:
     """The columns of a probe's row in tables, and their titles."""
     shown = {key: title for key, title in COLUMNS.items() if key in row}
-    for key in row:
-        if key.startswith("word_") and not key.startswith("word_best_"):
-            name = key.removeprefix("word_")
-            shown |= {key: f"words, {name}", f"word_best_{name}": "best layer"}
+    for key, title in word_columns(row).items():
+        shown |= {key: title, _best(key): "best layer"}
     return shown
+
+
+def word_columns(keys: Collection[str]) -> dict[str, str]:
+    """Which of a probe's keys are of words by the last layer, a key for each folder of recordings; and their titles."""
+    known = set(keys)
+    return {key: f"words, {key.removeprefix(WORD)}" for key in keys if key.startswith(WORD) and _best(key) in known}
+
+
+def _best(key: str) -> str:
+    return key.replace(WORD, f"{WORD}best_", 1)
 
 
 def summary(

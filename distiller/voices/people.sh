@@ -4,10 +4,10 @@
 #   distiller/voices/people.sh FOLDER     makes FOLDER/SPEAKER/CLIP.flac, 16 kHz: prompts, words, syllables, letters
 #
 # They come from packages of Debian:
-#   asterisk-core-sounds-{en,es,fr,ru}-g722   telephone prompts by professional speakers (CC-BY-SA 3.0)
+#   asterisk-core-sounds-{en,es,fr,ru}-g722   telephone prompts by professional speakers (CC-BY-SA 3.0; ru: CC-BY 3.0)
 #   hedgewars-data                            voices of a game, without the robot (GFDL 1.3)
 #   ktuberling-data, klettres-data            words; letters and syllables: programs for children (GPL 2 or later)
-#   gcin-voice                                syllables of Mandarin by two speakers (LGPL 3; CC-BY 3.0)
+#   gcin-voice                                syllables of Mandarin by two speakers (GPL 3 or LGPL 3; CC-BY 3.0)
 # Needs apt-get, dpkg, ffmpeg and 1 GB. The same command again makes what is missing.
 set -euo pipefail
 export LC_ALL=C.UTF-8

@@ -17,7 +17,7 @@ from distiller import grid
         (["--also", "raw"], "--also is 'raw', but it must be at least"),
         (["--also", "a/b star"], "--also is 'a/b', but it must be a name that a file can have"),
         (["--also", "skill dphubert"], "--also is 'skill', but it must be a name of its own"),
-        (["--also", "raw str"], "str"),
+        (["--also", "raw str"], "--method str does not exist; it could be one of"),
         (["--seeds=1,x"], "--seeds: invalid int list value: '1,x'"),
         (["--seeds=-1"], "--seeds is -1, but it must be an integer from 0"),
         (["--jobs=0"], "--jobs is 0, but it must be an integer of at least 1"),

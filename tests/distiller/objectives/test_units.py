@@ -15,7 +15,7 @@ from distiller.distillation.distillation_module import Distillation
 from distiller.distillation.plan import costs
 from distiller.objectives.base import Term
 from distiller.objectives.config import UnitsObjectiveConfig
-from distiller.objectives.units import Units, UnitTargets
+from distiller.objectives.units import UnitHead, Units, UnitTargets
 from distiller.recipes.recipe import load_recipe
 from distiller.units.folder import CODEBOOK, SETTINGS, VERSION, shard_path, write_shard
 from upstream.config import EncoderConfig
@@ -126,6 +126,12 @@ def test_masks_are_drawn_anew_in_training_and_fixed_in_validation(folder: Path) 
     units.eval()
     first, second = (encode(units, student, *batch())[0].masked for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_units_begin_in_different_directions() -> None:
+    torch.manual_seed(0)
+    directions = torch.nn.functional.normalize(UnitHead(4, 128, [500], 0.1).embeddings[0].detach(), dim=-1)
+    assert abs(float((directions @ directions.T).mean())) < 0.02  # uniform from 0 to 1: 0.75
 
 
 def test_padding_changes_nothing_without_masks(folder: Path) -> None:

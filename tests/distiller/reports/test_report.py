@@ -108,7 +108,10 @@ def test_words_of_recordings_are_a_column(small_run) -> None:
         for group, gain in (("near", 1.0), ("far", 0.5)):
             Path("prompts", group).mkdir(parents=True, exist_ok=True)
             soundfile.write(f"prompts/{group}/{word}.wav", gain * noise, 16_000)
+    Path("prompts/far/four.wav").write_text("no audio\n" * 500)
     report, printed = small_run.completes("probe.words=[prompts]")
+    assert "probe.words: prompts has 1 unusable files, such as " in printed
+    assert "four.wav: " in printed
     assert set(report["probe"]) == {"filterbank", "stacked_filterbank", "random", "teacher", "student"}
     assert all(row["word_prompts"] == 100 for row in report["probe"].values())  # a gain changes no encoder's states
     assert report["retention"] == {"word_prompts": None, "word_best_prompts": None}
