@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing import resource_sharer
@@ -109,19 +110,24 @@ def test_a_lost_worker_is_one_line(act: Callable, said: str, monkeypatch: pytest
         read(act)
 
 
-@pytest.mark.parametrize("arrives", [True, False])
+@pytest.mark.parametrize("killed", [True, False])
 def test_a_worker_that_ends_while_it_hands_a_batch_over_is_one_line(
-    arrives: bool, monkeypatch: pytest.MonkeyPatch
+    killed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def kill() -> None:
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, signal.SIGKILL)
+
     def detach(self: resource_sharer.DupFd) -> int:
-        if arrives:  # with the signal that tells of its end
-            for worker in multiprocessing.active_children():
-                os.kill(worker.pid or 0, signal.SIGKILL)
+        if killed:  # the signal that tells of its end comes later than the end of the connection
+            threading.Timer(0.2, kill).start()
         raise ConnectionResetError(104, "Connection reset by peer")
 
     monkeypatch.setattr(resource_sharer.DupFd, "detach", detach)
-    with pytest.raises(UserError, match="a worker process was killed, perhaps because memory ran out"):
+    with pytest.raises(UserError, match="a worker process was killed, perhaps because memory ran out") as caught:
         read(lambda: None)
+    time.sleep(0.5)  # nothing comes after the line
+    assert isinstance(caught.value.__cause__, ConnectionResetError)
 
 
 def test_a_batch_that_cannot_be_handed_over_ends_the_loader(capfd: pytest.CaptureFixture[str]) -> None:

@@ -188,6 +188,7 @@ def test_a_recipe_extends_another(tmp_path: Path) -> None:
         ("trainer.devices=[0,1]", "trainer.devices is .*, but it must be an integer or text"),
         ("trainer.precision=bf16", "trainer.precision is 'bf16', .*did you mean bf16-mixed?"),
         ("trainer.ema=1", "trainer.ema is 1.0, but it must be a decay below 1"),
+        ("probe.words=[a/it,b/it]", r"probe.words is \['a/it', 'b/it'\], but it must be folders of different names"),
         ("probe.enabled=perhaps", "probe.enabled is 'perhaps', but it must be true or false"),
         ("seed=-1", "seed is -1, but it must be an integer from 0"),
         ("control=reverse", "control is 'reverse', .*did you mean reversed?"),
