@@ -8,11 +8,12 @@ if __name__ == "__main__":  # runs uninstalled and from any directory
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import re
 from collections.abc import Sequence
 
 from distiller.common.command import Parser, comma_separated, run_command
 from distiller.common.files import check_writable
-from upstream.errors import UserError
+from upstream.errors import UserError, require
 
 FOLDERS = ("student", "transformers")  # what is written as one
 DESCRIPTION = """\
@@ -28,6 +29,7 @@ examples:
   python distiller/export.py exp/star/student --to onnx --output exp/star/student.onnx
   python distiller/export.py exp/star/student --to onnx --quantize int8 --output exp/star/student-int8.onnx
   python distiller/export.py DPHuBERT-sp0.75.pth --to onnx --states last --output dphubert.onnx
+  python distiller/export.py exp/star/student --to transformers --push-to-hub my-name/star-student
   python distiller/export.py result/downstream/EXPERIMENT/dev-best.ckpt --to student --output exp/star/fine-tuned
 """
 
@@ -36,12 +38,16 @@ def parser() -> Parser:
     built = Parser(prog="distiller/export.py", description=DESCRIPTION, epilog=EPILOG)
     built.add_argument("checkpoint", help="a student folder, or any checkpoint that upstream.checkpoint.load opens")
     built.add_argument("--to", required=True, choices=(*FOLDERS, "onnx", "torch-export"))
-    built.add_argument("--output", required=True, type=Path, help="the folder (transformers, student) or file to write")
+    built.add_argument("--output", type=Path, help="the folder (transformers, student) or file to write")
     built.add_argument("--quantize", choices=("int8",), help="8-bit linear layers (onnx)")
     built.add_argument("--states", choices=("all", "weighted", "last"), default="all", help="what the graph returns")
     weights = {"type": comma_separated(float), "metavar": "W,W,..."}
     built.add_argument("--weights", **weights, help="of F^0..F^L for --states weighted (default: equal weights)")
     built.add_argument("--student", help="what s3prl fine-tuned, if it is not where its checkpoint says")
+    hub = "show what would be uploaded to the Hugging Face hub as this model (transformers; --output may be left out)"
+    built.add_argument("--push-to-hub", metavar="ORG/NAME", help=hub)
+    built.add_argument("--upload", action="store_true", help="do upload it; a model of that name gets a new version")
+    built.add_argument("--private", action="store_true", help="a new model on the hub is yours alone")
     built.add_argument("--model-config", metavar="YAML", help="the configuration of a STaR .ckpt, if not beside it")
     return built
 
@@ -51,18 +57,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> None:
+    _check(options)
+    output = options.output
+    if output is not None:
+        check_writable(output if options.to in FOLDERS else output.parent)
+    from distiller.exporters.export import export  # takes seconds
+
+    print(export(**vars(options)))
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Options that go together."""
     if options.quantize and options.to != "onnx":
         raise UserError(f"--quantize {options.quantize} goes with --to onnx, not --to {options.to}")
     if options.to in FOLDERS and (options.states != "all" or options.weights):
         raise UserError(f"--states and --weights are for graphs; --to {options.to} always gives all hidden states")
     if options.weights and options.states != "weighted":
         raise UserError(f"--weights goes with --states weighted, not --states {options.states}")
+    if options.push_to_hub is None:
+        without = next((name for name in ("upload", "private") if getattr(options, name)), None)
+        if without:
+            raise UserError(f"--{without} goes with --push-to-hub ORG/NAME")
+        if options.output is None:
+            raise UserError("--output is missing: the folder or file to write (only --push-to-hub does without)")
+    elif options.to != "transformers":
+        raise UserError(f"--push-to-hub goes with --to transformers, not --to {options.to}")
+    else:
+        fits = re.fullmatch(r"[\w.-]+/[\w.-]+", options.push_to_hub)
+        require(bool(fits), "--push-to-hub", options.push_to_hub, "a hub name of the form ORG/NAME")
     if options.to not in FOLDERS and options.output.is_dir():
         raise UserError(f"--output is {options.output}, which is a folder, but --to {options.to} writes a file")
-    check_writable(options.output if options.to in FOLDERS else options.output.parent)
-    from distiller.exporters.export import export  # takes seconds
-
-    print(export(**vars(options)))
 
 
 if __name__ == "__main__":

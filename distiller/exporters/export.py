@@ -1,5 +1,6 @@
 """One export: load, convert, check, write."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from distiller.common.provenance import parameter_count
 from distiller.exporters import onnx
 from distiller.exporters.card import student_files, transformers_card
 from distiller.exporters.fine_tuned import open_student
+from distiller.exporters.hub import preview, push
 from distiller.exporters.transformers import needs_own_code, to_transformers
 from upstream.checkpoint import save
 from upstream.errors import UserError
@@ -15,12 +17,15 @@ from upstream.errors import UserError
 def export(
     checkpoint: str,
     to: str,
-    output: Path,
+    output: Path | None,
     quantize: str | None = None,
     states: str = "all",
     weights: Sequence[float] | None = None,
     model_config: str | None = None,
     student: str | None = None,
+    push_to_hub: str | None = None,
+    upload: bool = False,
+    private: bool = False,
 ) -> str:
     """Write `output`; returns a line that says how to open it and how close it is to the student.
 
@@ -31,10 +36,19 @@ def export(
         states, weights: what a graph returns, as `onnx.graph_of`.
         model_config: the YAML of a STaR checkpoint.
         student: what s3prl fine-tuned, if it is not where s3prl found it.
+        push_to_hub: ORG/NAME, for a folder for `transformers`, which need not be kept: `output` may be None.
+        upload, private: whether to upload it rather than to show what would be, and as a private model.
 
     Raises:
-        UserError: a checkpoint that cannot be opened, a deviation above 1e-4, or the disk refuses.
+        UserError: a checkpoint that cannot be opened, a deviation above 1e-4, the disk or the hub refuses.
     """
+    if push_to_hub is not None:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = output or Path(temporary) / "student"
+            line = export(checkpoint, to, folder, model_config=model_config, student=student)
+            published = push(folder, push_to_hub, private) if upload else preview(folder, push_to_hub)
+        return f"{line}\n{published}" if output else published
+    assert output is not None
     opened = open_student(checkpoint, model_config, student)
     encoder = opened.encoder
     if to == "student":

@@ -26,6 +26,7 @@ WORK = [
     ("corpus", "benchmark", "distiller.benchmarks.reading.benchmark"),
     ("synthesise", "--hours=1 --output=out", "distiller.voices.make.make_speech"),
     ("pretraining", "--output=out", "distiller.distillation.pretraining.pretrain"),
+    ("merge", "student student-2 --output=out", "distiller.exporters.merging.merge"),
     ("results", "out --table=out/t.csv", "distiller.results.collect"),
 ]
 REFUSED = [
@@ -37,6 +38,7 @@ REFUSED = [
     ("grid", "--output=out --table=out/t.csv trainer.step=1"),
     ("corpus", "prepare nowhere --output=out"),
     ("probe", "bundled --words=nowhere --output=out/t.csv"),
+    ("merge", "nowhere student --output=out"),
     ("results", "nowhere --table=out/t.csv"),
     ("synthesise", "--hours=1 --languages=klingon --output=out"),
 ]
