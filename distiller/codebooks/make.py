@@ -14,12 +14,20 @@ from distiller.audio.batch import Batch
 from distiller.audio.dataset import by_duration, load_batch
 from distiller.audio.decoding import Decoder
 from distiller.audio.skipped import Skipped
+from distiller.codebooks.codebook import fit, normalised, quantise
+from distiller.codebooks.config import UnitsConfig
+from distiller.codebooks.folder import (
+    CODEBOOK,
+    SETTINGS,
+    VERSION,
+    read_codebook,
+    read_settings,
+    shard_path,
+    write_shard,
+)
 from distiller.common.files import lock_folder, sweep, write_json, writing
 from distiller.common.progress import progress
 from distiller.common.values import difference
-from distiller.units.codebook import fit, normalised, quantise
-from distiller.units.config import UnitsConfig
-from distiller.units.folder import CODEBOOK, SETTINGS, VERSION, read_codebook, read_settings, shard_path, write_shard
 from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
