@@ -24,7 +24,9 @@ ROOMS: dict[str, set[str]] = {
     "distiller.corpora": {"distiller.audio", "distiller.augmentation.config", "distiller.synthesis"},
     "distiller.preparation": {"distiller.audio", "distiller.corpora"},
     "distiller.extraction": {"distiller.audio", "distiller.corpora"},
-    "distiller.codebooks": {"distiller.audio", "distiller.extraction", "distiller.synthesis"},
+    "distiller.codebooks": {
+        "distiller.audio", "distiller.corpora", "distiller.extraction", "distiller.synthesis",
+    },
     "distiller.probes": {"distiller.audio", "distiller.synthesis", "distiller.corpora"},
     "distiller.training": {"distiller.audio", "distiller.objectives.base"},
     "distiller.clustering": {"distiller.audio", "distiller.corpora", "distiller.objectives"},

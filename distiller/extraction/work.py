@@ -6,6 +6,7 @@ that is written after the part's own files.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -87,7 +88,9 @@ class Work:
             _check_ids(cuts)
         except UserError:
             if self.ranks.rank == 0 and not self._settings.exists():
-                remove(self.folder)  # with the list of a corpus that the user will change
+                remove(self.folder / "corpus")  # the list of what the user will change
+                with suppress(OSError):  # it may hold a lock
+                    self.folder.rmdir()
             raise
         if self.ranks.rank == 0:
             write_json(self._settings, self.settings)
