@@ -69,7 +69,7 @@ def extract_units(
             raise UserError(f"{output} exists, and is not of this command; choose another --output")
         values = read_json(statistics)
         check_settings(output, values, settings)
-        return values
+        return values if ranks.rank == 0 else None
     codebook = {name: centroids.to(pace.device) for name, centroids in quantiser.codebook.items()}
     select = units_of(quantiser.config, codebook)
     with lock_folder(unfinished) if ranks.rank == 0 else nullcontext():

@@ -41,7 +41,7 @@ def extract_features(
     Args:
         config: with the numbers of the layers, see `FeaturesConfig.for_encoder`.
         encoder: in eval mode, on the device of `pace`.
-        identity: of the encoder, for index.json.
+        identity: of the encoder, for index.json; its "name" is told, and may change.
         corpus, subsets: as `all_audio`.
 
     Returns:
@@ -58,7 +58,7 @@ def extract_features(
         if is_features(output):
             index = read_json(output / INDEX)
             check_settings(output, index, settings)
-            return index
+            return index if ranks.rank == 0 else None
         unfinished = output / UNFINISHED
         select = partial(representation, config)
         width = encoder.config.embed_dim * (1 if config.single else len(config.layers or ()))
@@ -113,7 +113,7 @@ def _written(
     features = {}
     for cut, values in results:
         if not values.isfinite().all():
-            raise UserError(f"--dtype is {config.dtype!r}, but the features of {cut.id} are too large for it; use fp32")
+            raise UserError(f"the features of {cut.id} are not finite in {config.dtype}; fp16 ends at 65504")
         several = values.ndim == 3  # (frame, layer, channel)
         features[names[cut.id]] = (values.transpose(0, 1) if several else values).contiguous()
     files = write_features(output, config.format, part, features) if features else []

@@ -4,8 +4,8 @@
     PATH/OF/THE/AUDIO.npy               an utterance's features, or
     features.000000.safetensors | .h5   those of many utterances, each by its name
 
-Features are (frame, channel), or (layer, frame, channel) where several layers are kept. Frame t sees the samples from
-t * frame_shift on, receptive_field of them; its centre is at first_centre + t * frame_shift seconds.
+Features are (frame, channel), or (layer, frame, channel) where several layers are kept. The convolutions of frame t see
+receptive_field seconds of audio around first_centre + t * frame_shift.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ def file_names(ids: Sequence[str]) -> list[str]:
         whole = "/".join(filter(None, (part.lstrip(".") for part in readable.split("/")))) or "utterance"
         ending = next((ending for ending in AUDIO if whole.lower().endswith(ending)), "")
         digest = hashlib.sha256(one.encode(errors="backslashreplace")).hexdigest()[:16]
-        for name in (whole[: len(whole) - len(ending)], whole, f"{whole}-{digest}"):
+        for name in (whole[: len(whole) - len(ending)], whole, f"{whole.replace('/', '-')}-{digest}"):
             above = set(_folders(name))
             if name not in names and name not in folders and not above & names.keys():
                 break

@@ -26,9 +26,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raises: UserError: an impossible value, or no such corpus."""
-    for name in ("chunk_seconds", "batch_seconds"):
-        value = getattr(options, name)
-        require(0 < value < float("inf"), f"--{name.replace('_', '-')}", value, "above 0")
+    chunk, batch = options.chunk_seconds, options.batch_seconds
+    require(1 <= chunk < float("inf"), "--chunk-seconds", chunk, "at least 1")
+    require(0 < batch < float("inf"), "--batch-seconds", batch, "above 0")
     require(options.workers >= 0, "--workers", options.workers, "an integer of at least 0")
     if options.corpus != "synthetic" and not os.path.exists(expanded(options.corpus)):
         raise UserError(f"CORPUS {options.corpus} does not exist; it could be synthetic, a folder or a manifest")

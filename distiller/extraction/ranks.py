@@ -41,7 +41,7 @@ class Ranks:
         if self.size == 1:
             return
         try:
-            meeting = distributed.barrier(self.group, async_op=True)  # which an interruption cannot reach if it blocks
+            meeting: Any = distributed.barrier(self.group, async_op=True)  # one that blocks cannot be interrupted
             while not meeting.is_completed():
                 time.sleep(POLL)
             meeting.wait()

@@ -83,7 +83,8 @@ class Work:
                 check_settings(self.folder, read_json(self._settings), self.settings)
         self.ranks.wait()
         try:
-            cuts, skipped = all_audio(self.corpus, self.subsets, self.decoder, self.folder / "corpus")
+            decoder = Decoder(self.encoder.config.min_samples)
+            cuts, skipped = all_audio(self.corpus, self.subsets, decoder, self.folder / "corpus")
             cuts = short_enough(self.encoder, cuts, skipped)
             _check_ids(cuts)
         except UserError:
@@ -120,10 +121,6 @@ class Work:
     @property
     def _settings(self) -> Path:
         return self.folder / "settings.json"
-
-    @property
-    def decoder(self) -> Decoder:
-        return Decoder(self.encoder.config.min_samples)
 
     def _parts(self, cuts: Sequence[DataCut]) -> list[list[DataCut]]:
         """The utterances in their order, in parts of PART_SECONDS and PART_BYTES; a larger one is one alone."""
@@ -173,7 +170,7 @@ def _check_ids(cuts: Sequence[DataCut]) -> None:
 
 def check_settings(place: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises: UserError: what a file or folder holds was made with other settings than are wanted."""
-    if other := difference({key: found.get(key) for key in wanted}, wanted):
+    if other := difference({key: found.get(key) for key in wanted}, wanted, ignore={"encoder.name"}):
         raise UserError(f"{place} is of other settings: {other}; choose another --output")
 
 
