@@ -29,8 +29,6 @@ from distiller.extraction.work import check_settings
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError, require
 
-HERE = ".."  # begins the path of a model whose folder the units are in
-
 
 @dataclass(frozen=True)
 class Quantiser:
@@ -80,7 +78,6 @@ def fit_quantiser(
     settings = {
         "version": VERSION,
         "teacher": identity,
-        "model": located(model, output),
         "corpus": {"utterances": len(seconds), "seconds": round(sum(seconds), 2)},
         "streams": config.streams,
         **config.to_dict(),
@@ -91,7 +88,7 @@ def fit_quantiser(
             check_settings(output, read_settings(output), settings)
             return skipped
         write_codebook(output, fit())
-        write_json(output / SETTINGS, settings)
+        write_json(output / SETTINGS, settings | {"model": located(model, output)})
     return skipped
 
 
@@ -123,8 +120,7 @@ def located(model: str, folder: Path) -> str:
     path = expanded(model).absolute()
     if not path.exists():
         return model
-    inside = folder.absolute().is_relative_to(path)
-    return os.path.relpath(path, folder.absolute()) if inside else str(path)
+    return os.path.relpath(path, folder.absolute()) if path in folder.absolute().parents else str(path)
 
 
 def open_quantiser(folder: Path) -> Quantiser:
@@ -138,6 +134,6 @@ def open_quantiser(folder: Path) -> Quantiser:
     require(len(streams) == 1, "--units", str(folder), f"a folder of one layer and stage; its streams are {streams}")
     config = UnitsConfig(**{field.name: settings[field.name] for field in fields(UnitsConfig)})
     model = settings.get("model")
-    if model is not None and Path(model).parts[:1] == (HERE,):
+    if model is not None and model.split(os.sep)[0] == os.pardir:
         model = os.path.normpath(folder / model)
     return Quantiser(config, read_codebook(folder), settings["teacher"], model)

@@ -105,6 +105,7 @@ def test_a_fit_on_features_is_the_one_on_their_corpus(small_run: SmallRun, layer
 def test_units_in_the_models_folder_move_with_it(small_run: SmallRun) -> None:
     assert units.main([*FIT, "--output=teacher/units"]) == 0
     shutil.move("teacher", "moved")
+    assert units.main([*FIT, "--model=moved", "--output=moved/units"]) == 0  # there already
     assert units.main([*EXTRACT, "--units=moved/units"]) == 0
     assert len(lines()) == 12
     load(Path("moved"))  # is still a model
