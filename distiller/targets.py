@@ -56,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace) -> None:
     from distiller.audio.decoding import Decoder  # takes seconds
     from distiller.clustering.compare import usable_device
+    from distiller.codebooks.config import UnitsConfig
+    from distiller.codebooks.make import make_units
     from distiller.corpora.config import CorpusConfig
     from distiller.corpora.corpus import open_corpus
     from distiller.corpora.prepared import is_prepared
     from distiller.distillation.teacher import identity, load_teacher
-    from distiller.units.config import UnitsConfig
-    from distiller.units.make import make_units
     from upstream.errors import UserError, require
 
     names = ("layers", "units", "stages", "norm", "layer_zero", "frames", "seed")

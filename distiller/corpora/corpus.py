@@ -18,9 +18,9 @@ from distiller.common.files import expanded
 from distiller.corpora.config import SYNTHETIC, CorpusConfig
 from distiller.corpora.prepared import original_id
 from distiller.corpora.scanning import locate, scan_cached
-from distiller.synthesis.splits import load_split
+from distiller.synthesis.splits import SPLITS, load_split
 from upstream.config import SAMPLE_RATE
-from upstream.errors import UserError
+from upstream.errors import UserError, require
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,40 @@ def open_audio(path: str, longest: float, decoder: Decoder, cache: Path | None =
     Raises:
         UserError: the corpus does not exist, may not be read or holds no audio.
     """
-    config = CorpusConfig(path=path, max_skipped=1.0)
-    cuts, _, skipped = _scanned(config, cache)
-    usable = with_enough_samples(cuts, decoder, skipped)
-    _check_skipped(config, skipped, len(usable))
-    if not usable:
-        raise UserError(f"{path} holds no audio")
+    usable, skipped = all_audio(path, [], decoder, cache)
     if skipped:
         warnings.warn(
             f"{len(skipped)} of {len(usable) + len(skipped)} utterances of {path} cannot be used; {_first(skipped)}",
             stacklevel=2,
         )
     return _split(usable, longest, longest)
+
+
+def all_audio(
+    path: str, subsets: list[str], decoder: Decoder, cache: Path | None = None
+) -> tuple[list[DataCut], list[Skipped]]:
+    """Every utterance of a corpus, complete, in a fixed order; and the audio that cannot be used.
+
+    Args:
+        path: as CorpusConfig.path.
+        subsets: of the path; of the synthetic corpus, its splits (none: its training part).
+        decoder, cache: as `open_corpus`.
+
+    Raises:
+        UserError: the corpus or a subset does not exist, may not be read or holds no audio.
+    """
+    if path == SYNTHETIC:
+        require(set(subsets) <= set(SPLITS), "--subsets", subsets, f"of {', '.join(SPLITS)}")
+        return [cut for name in subsets or ["train"] for cut in load_split(name)], []
+    root, found = locate(expanded(path).absolute(), subsets)
+    scans = [scan_cached(source, root, cache) for source in found]
+    skipped = [row for _, rows in scans for row in rows]
+    usable = with_enough_samples([cut for cuts, _ in scans for cut in cuts], decoder, skipped)
+    if not usable:
+        unusable = countable(skipped)
+        none = f"none of the {len(unusable)} utterances of {path} can be used; {_first(unusable)}"
+        raise UserError(none if unusable else f"{path} holds no audio")
+    return usable, skipped
 
 
 def hours(cuts: Iterable[DataCut]) -> float:

@@ -11,6 +11,7 @@ import torch
 
 from distiller.audio.batch import Batch
 from distiller.audio.skipped import skipped_count
+from distiller.codebooks.folder import UnitFolder
 from distiller.common.files import lock_folder, write_json
 from distiller.common.process import rank
 from distiller.common.values import digest
@@ -26,7 +27,6 @@ from distiller.reports.distances import write_distances
 from distiller.reports.figures import distance_curves, loss_curves, phone_accuracy, remaining_units
 from distiller.training.devices import device_count, fitting_seconds, indices
 from distiller.training.loop import HALF, arrange_layers
-from distiller.units.folder import UnitFolder
 from upstream.checkpoint import save
 from upstream.errors import UserError
 

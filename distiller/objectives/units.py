@@ -1,4 +1,4 @@
-"""Cross-entropy of the student's frames against discrete units of a teacher, which takes no part (`distiller.units`).
+"""Cross-entropy of the student's frames against units of a teacher, which takes no part (`distiller.codebooks`).
 
 Masked, it is HuBERT's pre-training loss (arXiv 2106.07447): spans of the projected features are replaced by a learned
 embedding, and the units there are predicted by cosine logits over learned embeddings of the units.
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distiller.codebooks.folder import UnitFolder
 from distiller.objectives.base import Objective, Term
 from distiller.objectives.config import UnitsObjectiveConfig
-from distiller.units.folder import UnitFolder
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError, require

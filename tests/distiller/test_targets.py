@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from distiller import targets
 from distiller.audio.batch import Batch
+from distiller.codebooks import make
+from distiller.codebooks.folder import UnitFolder, shard_path
 from distiller.distillation.distillation_module import Distillation
 from distiller.objectives.base import Term
-from distiller.units import make
-from distiller.units.folder import UnitFolder, shard_path
 from tests.distiller.conftest import SmallRun
 from upstream.checkpoint import load
 from upstream.encoder import SpeechEncoder

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchaudio.models.wav2vec2.components import LogitGenerator
 
 from distiller.audio.batch import Batch
+from distiller.codebooks.folder import CODEBOOK, SETTINGS, VERSION, shard_path, write_shard
 from distiller.common.files import write_json
 from distiller.distillation.distillation_module import Distillation
 from distiller.distillation.plan import costs
@@ -17,7 +18,6 @@ from distiller.objectives.base import Term
 from distiller.objectives.config import UnitsObjectiveConfig
 from distiller.objectives.units import UnitHead, Units, UnitTargets
 from distiller.recipes.recipe import load_recipe
-from distiller.units.folder import CODEBOOK, SETTINGS, VERSION, shard_path, write_shard
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError

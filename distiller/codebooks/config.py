@@ -38,5 +38,10 @@ class UnitsConfig:
         fits = all(0 <= layer <= depth for layer in self.layers)
         require(fits, "--layers", self.layers, f"layers of the teacher, from 0 to {depth}")
 
+    @property
+    def streams(self) -> list[str]:
+        """What each column of the units is."""
+        return [f"layer {layer}, stage {stage}" for layer in self.layers for stage in range(self.stages)]
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

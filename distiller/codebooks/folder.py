@@ -115,6 +115,12 @@ class UnitFolder:
         return result
 
 
+def write_codebook(folder: Path, codebook: dict[str, Tensor]) -> None:
+    """Write codebook.safetensors."""
+    with writing(folder / CODEBOOK) as temporary:
+        temporary.write_bytes(save(codebook))
+
+
 def read_codebook(folder: Path) -> dict[str, Tensor]:
     """The content of codebook.safetensors. Raises: UserError: it is missing or damaged."""
     try:
