@@ -13,9 +13,8 @@ from distiller.audio.batch import Batch
 from distiller.audio.skipped import skipped_count
 from distiller.common.files import lock_folder, write_json
 from distiller.common.process import rank
-from distiller.common.values import digest
 from distiller.corpora.config import AUTO
-from distiller.corpora.corpus import hours, open_corpus
+from distiller.corpora.corpus import open_corpus
 from distiller.distillation import stages
 from distiller.distillation.run_folder import BATCH, accept_inputs, forgetting_a_failed_scan
 from distiller.distillation.teacher import identity, load_teacher
@@ -81,11 +80,7 @@ def open_run(recipe: Recipe, output: Path) -> stages.Run:
     with forgetting_a_failed_scan(output):
         _ = run.augment  # its folders are opened before anything takes long
         run = settle_batches(run)
-        corpus = run.corpus
-        cuts = [[(cut.id, round(cut.duration, 4)) for cut in part] for part in (corpus.train, corpus.validation)]
-        found = {"utterances": sum(map(len, cuts)), "hours": round(hours(corpus.train + corpus.validation), 4)}
-        found["ids_and_durations"] = digest(cuts)[:16]
-        inputs = {"teacher": identity(run.teacher), "corpus": found}
+        inputs = {"teacher": identity(run.teacher), "corpus": run.corpus.identity()}
         for section in run.recipe.objective.parts():
             if isinstance(section, UnitsObjectiveConfig) and section.targets is not None:
                 inputs["units"] = UnitFolder(section.targets).identity()
