@@ -46,7 +46,9 @@ def parser() -> Parser:
     built = Parser(prog="distiller/finetune.py", description=DESCRIPTION, epilog=epilog)
     option = built.add_argument
     option("--recipe", metavar="NAME|FILE", default="ctc", help="by its name below, or a YAML file (default: ctc)")
-    option("--model", metavar="DIR|ID|log-mel", help="a student, an export, any checkpoint, a hub name, bundled, log-mel")
+    option(
+        "--model", metavar="DIR|ID|log-mel", help="a student, an export, any checkpoint, a hub name, bundled, log-mel"
+    )
     option("--corpus", metavar="DIR|LIST|MANIFEST", help="transcribed speech: a folder, a list, Lhotse, synthetic")
     option("--output", metavar="DIR", type=Path, help="folder for all results (default: exp/<recipe>)")
     option("--overwrite", action="store_true", help="remove the run in the output folder and start afresh")

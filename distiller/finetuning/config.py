@@ -1,4 +1,4 @@
-"""Recipes of fine-tuning: everything that decides a run, typed and strict, in the form that recipes of distillation have.
+"""Recipes of fine-tuning: everything that decides a run, typed and strict, in the form of recipes of distillation.
 
 Nothing here imports torch.
 """
@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from distiller.common.strict import ABOVE_0, AT_LEAST_1, STRICT, Text, check, typed
-from distiller.common.values import flatten
 from distiller.corpora.config import AUTO, CorpusConfig
 from distiller.recipes.yaml_files import overlay, parse_overrides, read
 from distiller.training.config import OptimizerConfig, TrainerConfig

@@ -1,12 +1,16 @@
-"""From scores to text, and how far the text is from what was said."""
+"""From scores to text, from files to text, and how far the text is from what was said."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from torch import Tensor
 
+from distiller.audio.decoding import Decoder, Undecodable, source_path
+from distiller.common.files import expanded
+from distiller.corpora.scanning import scan
+from distiller.finetuning.recognizer import Recognizer
 from distiller.finetuning.vocabulary import BLANK, SPACE, Vocabulary
 from upstream.errors import UserError
 
@@ -84,3 +88,42 @@ def _jiwer() -> Any:
     except ImportError:
         raise UserError("word error rates need jiwer; run uv sync --group recognition") from None
     return jiwer
+
+
+def transcriptions(
+    recognizer: Recognizer, names: Sequence[str], beam: int = 0
+) -> Iterator[tuple[str, str | UserError]]:
+    """The path of every file, and its text, or why there is none.
+
+    Args:
+        names: audio files, or what `corpora.scanning.scan` finds some in, such as folders and lists.
+        beam: hypotheses of a beam search; 0: greedily.
+    """
+    decoder = Decoder(recognizer.encoder.config.min_samples)
+    decode = text_of(recognizer, beam)
+    for name in names:
+        path = expanded(name).absolute()
+        try:
+            cuts, unusable = scan(path, path if path.is_dir() else path.parent)
+        except UserError as error:
+            yield name, error
+            continue
+        for row in unusable:
+            yield row.path, UserError(f"{row.path}: {row.reason}")
+        for cut in cuts:
+            shown = name if source_path(cut) == str(path) else source_path(cut)
+            try:
+                yield shown, decode(decoder.decode(cut))
+            except (Undecodable, UserError) as error:  # the latter of an encoder that takes no more than 30 s
+                yield shown, UserError(f"{shown}: {error}")
+
+
+def text_of(recognizer: Recognizer, beam: int) -> Callable[[Tensor], str]:
+    """Waveform (sample,) -> text. Raises: UserError: as `Beam`."""
+    search = Beam(recognizer.vocabulary, beam) if beam else None
+
+    def decode(waveform: Tensor) -> str:
+        logits = recognizer.logits(waveform.to(recognizer.head.weight.device)).cpu()
+        return greedy(logits, recognizer.vocabulary) if search is None else search(logits)
+
+    return decode

@@ -141,9 +141,7 @@ def train(run: Run, module: CTC) -> bool:
 
 
 @torch.no_grad()
-def transcribed(
-    recognizer: Recognizer, batches: Sequence[Callable[[], Batch]], beam: int = 0
-) -> list[dict[str, str]]:
+def transcribed(recognizer: Recognizer, batches: Sequence[Callable[[], Batch]], beam: int = 0) -> list[dict[str, str]]:
     """A row for each utterance: its id, its text by greedy decoding, and by beam search if `beam` is above 0."""
     search = Beam(recognizer.vocabulary, beam) if beam else None
     device = recognizer.head.weight.device
@@ -170,7 +168,8 @@ def card(recipe: FineTuning, result: dict[str, Any]) -> str:
     return f"""# Speech recognition, {result["parameters"]:,} parameters
 
 `{public(recipe.model)}`, fine-tuned by CTC on `{public(recipe.corpus.path)}`: {tokens["tokens"]} tokens
-({tokens["kind"]}), {result["losses"]["train"]["step"]:.0f} steps. `python distiller/transcribe.py FOLDER FILE...` opens it.
+({tokens["kind"]}), {result["losses"]["train"]["step"]:.0f} steps.
+`python distiller/transcribe.py FOLDER FILE...` opens it.
 
 Error rates in percent on {held_out["utterances"]} held-out utterances ({held_out["hours"]:.3g} hours):
 

@@ -4,7 +4,7 @@ Its folder is one that `upstream.checkpoint.load` opens as the encoder alone, wi
 
     config.json, model.safetensors       the encoder
     head.safetensors                     weight (token, channel) and bias
-    recognizer.json                      the vocabulary, and how its texts were written
+    recognizer.json                      the vocabulary
 """
 
 import json

@@ -79,7 +79,7 @@ def find_transcripts(corpus: CorpusConfig, text: TextConfig, cuts: Sequence[Data
                     _read_manifest(manifest, found)
             elif source.name.endswith(MANIFEST):
                 _read_manifest(source, found)
-            elif source.name.endswith(LIST):
+            elif source.name.endswith(LIST) and source.suffix != ".tsv":  # fairseq's, with numbers behind the tabs
                 _read_lines(source, found)
         folders = sorted({Path(source_path(cut)).parent for cut in cuts})
         _read_librispeech((path for folder in folders for path in sorted(folder.glob(LIBRISPEECH))), found)
@@ -167,13 +167,15 @@ def label(corpus: Corpus, recipe: FineTuning, shape: EncoderConfig) -> Labelled:
     if lacking:
         letters = "".join(sorted(set().union(*(lacks for _, lacks in lacking))))
         where = f"{len(lacking)} transcripts, the first of {source_path(lacking[0][0])}"
-        raise UserError(f"vocabulary.path {recipe.vocabulary.path} lacks {letters!r:.100} of {where}")
+        raise UserError(f"vocabulary.path {recipe.vocabulary.path} lacks {letters!r:.100} of {where} (text.case is {recipe.text.case})")
     targets = {name: vocabulary.encode(text) for name, text in texts.items()}
     problems = {cut.id: problem for cut in cuts if (problem := _problem(cut, targets[cut.id], shape))}
     train, held_out = ([cut for cut in part if cut.id not in problems] for part in (corpus.train, corpus.validation))
     if not train or not held_out:
         name, problem = next(iter(problems.items()))
-        raise UserError(f"no utterance is left to {'test' if train else 'train'} on: {len(problems)}, such as {name}: {problem}")
+        raise UserError(
+            f"no utterance is left to {'test' if train else 'train'} on: {len(problems)}, such as {name}: {problem}"
+        )
     skipped = [Skipped(source_path(cut), problems[cut.id]) for cut in cuts if cut.id in problems]
     return Labelled(train, held_out, texts, targets, vocabulary, skipped)
 
@@ -189,7 +191,7 @@ def normalised(text: str, config: TextConfig) -> str:
 
 
 def _problem(cut: DataCut, target: Sequence[int], shape: EncoderConfig) -> str | None:
-    """Why CTC cannot learn an utterance, if it cannot: each token takes a frame, and a repeated one another before it."""
+    """Why CTC cannot learn an utterance, if so: each token takes a frame, and a repeated one another before it."""
     if not target:
         return "its transcript is empty"
     frames = int(shape.frame_count(int(cut.duration * SAMPLE_RATE)))

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -13,6 +14,7 @@ from distiller.finetuning.config import VocabularyConfig
 from upstream.errors import UserError, require, shown
 
 BLANK, SPACE = "<pad>", "|"  # as CTC tokenizers of `transformers` call them
+WORD_BEGIN = "\N{LOWER ONE EIGHTH BLOCK}"  # sentencepiece's, at the beginning of a piece
 CHARACTERS, BPE = "characters", "bpe"
 
 
@@ -64,6 +66,24 @@ class Vocabulary:
             return self.pieces.decode([index - 1 for index in indices])
         text = "".join(self.tokens[index] for index in indices)
         return " ".join(text.replace(SPACE, " ").split())
+
+    def tokenizer_files(self) -> dict[str, str]:
+        """What `AutoTokenizer` of `transformers` opens: its `decode` merges repetitions and leaves blanks out.
+
+        That of pieces of words decodes only; what encodes is sentencepiece's model.
+        """
+        settings: dict[str, Any] = {"pad_token": BLANK, "bos_token": None, "eos_token": None}
+        if not self.model:
+            settings |= {"tokenizer_class": "Wav2Vec2CTCTokenizer", "word_delimiter_token": SPACE, "unk_token": BLANK}
+            content = {"vocab.json": self.index, "tokenizer_config.json": settings | {"do_lower_case": False}}
+            return {name: json.dumps(value, indent=1, ensure_ascii=False) + "\n" for name, value in content.items()}
+        from tokenizers import Tokenizer, decoders, models  # comes with `transformers`
+
+        tokenizer = Tokenizer(models.WordLevel(self.index, unk_token=self.tokens[1]))
+        merged = decoders.CTC(pad_token=BLANK, word_delimiter_token=WORD_BEGIN, cleanup=True)
+        tokenizer.decoder = decoders.Sequence([merged, decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": self.tokens[1]}
+        return {"tokenizer.json": tokenizer.to_str(), "tokenizer_config.json": json.dumps(settings, indent=1) + "\n"}
 
     def to_dict(self) -> dict[str, Any]:
         model = {"model": base64.b64encode(self.model).decode()} if self.model else {}

@@ -55,7 +55,7 @@ def with_absolute_paths(
 
 
 def absolute_model(name: str, key: str) -> str:
-    """A checkpoint's absolute path; `bundled` and hub names as they are. Raises: UserError: as `with_absolute_paths`."""
+    """A checkpoint's absolute path; other names as they are. Raises: UserError: as `with_absolute_paths`."""
     path = _absolute(name, BUNDLED)
     if path is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise _missing(key, name, BUNDLED, "a hub name ORG/NAME")
