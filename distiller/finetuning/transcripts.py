@@ -167,15 +167,16 @@ def label(corpus: Corpus, recipe: FineTuning, shape: EncoderConfig) -> Labelled:
     if lacking:
         letters = "".join(sorted(set().union(*(lacks for _, lacks in lacking))))
         where = f"{len(lacking)} transcripts, the first of {source_path(lacking[0][0])}"
-        raise UserError(f"vocabulary.path {recipe.vocabulary.path} lacks {letters!r:.100} of {where} (text.case is {recipe.text.case})")
+        raise UserError(
+            f"vocabulary.path {recipe.vocabulary.path} lacks {letters!r:.100} of {where} (text.case is {recipe.text.case})"
+        )
     targets = {name: vocabulary.encode(text) for name, text in texts.items()}
     problems = {cut.id: problem for cut in cuts if (problem := _problem(cut, targets[cut.id], shape))}
     train, held_out = ([cut for cut in part if cut.id not in problems] for part in (corpus.train, corpus.validation))
     if not train or not held_out:
         name, problem = next(iter(problems.items()))
-        raise UserError(
-            f"no utterance is left to {'test' if train else 'train'} on: {len(problems)}, such as {name}: {problem}"
-        )
+        left = "test" if train else "train"
+        raise UserError(f"no utterance is left to {left} on: {len(problems)}, such as {name}: {problem}")
     skipped = [Skipped(source_path(cut), problems[cut.id]) for cut in cuts if cut.id in problems]
     return Labelled(train, held_out, texts, targets, vocabulary, skipped)
 
