@@ -15,8 +15,9 @@ from distiller.common.files import lock_folder, write_json
 from distiller.common.process import rank
 from distiller.corpora.config import AUTO
 from distiller.corpora.corpus import open_corpus
+from distiller.corpora.scanning import forgetting_a_failed_scan
 from distiller.distillation import stages
-from distiller.distillation.run_folder import BATCH, accept_inputs, forgetting_a_failed_scan
+from distiller.distillation.run_folder import BATCH, accept_inputs
 from distiller.distillation.teacher import identity, load_teacher
 from distiller.objectives.config import ClustersConfig, ObjectiveConfig, UnitsObjectiveConfig
 from distiller.recipes.recipe import Recipe, in_batches
@@ -77,7 +78,7 @@ def open_run(recipe: Recipe, output: Path) -> stages.Run:
         UserError: one of them cannot be used, or is another one.
     """
     run = stages.Run(recipe, output, load_teacher(recipe.teacher))
-    with forgetting_a_failed_scan(output):
+    with forgetting_a_failed_scan(output / "corpus"):
         _ = run.augment  # its folders are opened before anything takes long
         run = settle_batches(run)
         inputs = {"teacher": identity(run.teacher), "corpus": run.corpus.identity()}

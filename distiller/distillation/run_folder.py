@@ -10,7 +10,7 @@ from typing import Any
 from distiller.common.files import LOCK, read_csv, remove, sweep, write_json
 from distiller.common.process import launcher, rank
 from distiller.common.values import difference, flatten
-from distiller.corpora.config import AUTO
+from distiller.corpora.config import AUTO, SCANS
 from distiller.recipes.recipe import RESUMABLE, AnyRecipe, Recipe, first_difference, in_batches, save, to_dict
 from distiller.recipes.yaml_files import read
 from distiller.training.devices import device_count
@@ -31,9 +31,8 @@ PATHS = {
 LOGS = frozenset({".log", ".txt", ".out", ".err"})
 
 # What a run has written before its first checkpoint and another one would take for its own. (It replaces the rest.)
-SCANS = ("corpus/*.jsonl.gz", "corpus/*.skipped.csv")
 OF_A_START = (
-    *SCANS, INPUTS, SKIPPED, BATCH, "clusters.json", "cka.csv", "similarity.png", "vocabulary.json", "metrics.csv",
+    *(f"corpus/{name}" for name in SCANS), INPUTS, SKIPPED, BATCH, "clusters.json", "cka.csv", "similarity.png", "vocabulary.json", "metrics.csv",
     "joint/metrics.csv", "tensorboard/events.out.tfevents.*", "joint/tensorboard/events.out.tfevents.*",
     "corpus/.busy", "calibration/.busy",
 )  # fmt: skip
@@ -135,22 +134,6 @@ def forgetting_a_failed_start(output: Path) -> Iterator[None]:
                         path.unlink()
                     (output / RECIPE).unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def forgetting_a_failed_scan(output: Path) -> Iterator[None]:
-    """If the block fails, the corpus is scanned anew the next time, when its user may have mended it."""
-    before = set(_scans(output))
-    try:
-        yield
-    except Exception:
-        for path in set(_scans(output)) - before:
-            path.unlink(missing_ok=True)
-        raise
-
-
-def _scans(output: Path) -> list[Path]:
-    return [path for pattern in SCANS for path in output.glob(pattern)]
 
 
 def forget_start(output: Path, but: Collection[str] = ()) -> None:

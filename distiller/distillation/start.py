@@ -19,6 +19,8 @@ from distiller.distillation.run_folder import (
 from distiller.recipes.recipe import AnyRecipe, Recipe
 from distiller.training.devices import place
 
+Opened = tuple[Callable[[Any, Path], object], Callable[[Any, Path], object], Callable[[Path], object]]
+
 
 def start(recipe: Recipe, output: Path, overwrite: bool = False, dry_run: bool = False) -> None:
     """Begin or continue the run of a recipe in `output`, or show the results of a complete one.
@@ -30,63 +32,40 @@ def start(recipe: Recipe, output: Path, overwrite: bool = False, dry_run: bool =
     Raises:
         UserError: whatever the user can correct.
     """
-    recipe = recipe if dry_run or overwrite else with_settled_batches(output, recipe)
     if dry_run:
         from distiller.distillation.plan import print_plan
 
         print_plan(recipe)
     else:
-        carry_out(recipe, output, overwrite, _distil, _reopen, _show)
+        carry_out(recipe if overwrite else with_settled_batches(output, recipe), output, overwrite, _opened)
 
 
-def carry_out(
-    recipe: AnyRecipe,
-    output: Path,
-    overwrite: bool,
-    work: Callable[[Any, Path], None],
-    reopen: Callable[[Any, Path], None],
-    show: Callable[[Path], None],
-) -> None:
-    """Begin or continue a run of any kind in `output`, or show the results of a complete one.
+def carry_out(recipe: AnyRecipe, output: Path, overwrite: bool, opened: Callable[[], Opened]) -> None:
+    """`start`, for recipes of any kind.
 
     Args:
-        work: the run, of its recipe with the devices settled, and of the folder, which is locked.
-        reopen: checks that the inputs of a complete run are the same where they lie now.
-        show: prints the results of the folder.
-
-    Raises:
-        UserError: whatever the user can correct.
+        opened: imports what takes seconds: what runs a recipe in a folder, what opens its inputs, what shows the folder.
     """
     if is_complete(output) and not overwrite:
         check_same_recipe(output, recipe, known_paths(output))
+        _, open_run, show = opened()
         if moved(output, recipe):
-            reopen(recipe, output)
+            open_run(recipe, output)
         if rank() == 0:
             show(output)
         return
     recipe = replace(cast(Any, recipe), trainer=place(recipe.trainer))
     if rank() > 0:
-        work(recipe, output)
-    else:
-        with lock_folder(output):
-            prepare(output, recipe, overwrite)
-            with forgetting_a_failed_start(output):
-                work(recipe, output)
+        opened()[0](recipe, output)
+        return
+    with lock_folder(output):
+        prepare(output, recipe, overwrite)
+        with forgetting_a_failed_start(output):
+            opened()[0](recipe, output)
 
 
-def _distil(recipe: Recipe, output: Path) -> None:
-    from distiller.distillation.distil import distil
-
-    distil(recipe, output)
-
-
-def _reopen(recipe: Recipe, output: Path) -> None:
-    from distiller.distillation.distil import open_run
-
-    open_run(recipe, output)
-
-
-def _show(output: Path) -> None:
+def _opened() -> Opened:
+    from distiller.distillation.distil import distil, open_run
     from distiller.reports.report import print_report
 
-    print_report(output)
+    return distil, open_run, print_report

@@ -21,7 +21,8 @@ from distiller.common.progress import progress
 from distiller.common.provenance import ORIGIN, parameter_count, public
 from distiller.common.values import digest
 from distiller.corpora.corpus import Corpus, hours, open_audio, open_corpus
-from distiller.distillation.run_folder import REPORT, SKIPPED, accept_inputs, forgetting_a_failed_scan
+from distiller.corpora.scanning import forgetting_a_failed_scan
+from distiller.distillation.run_folder import REPORT, SKIPPED, accept_inputs
 from distiller.distillation.teacher import identity, load_teacher
 from distiller.finetuning.config import LOG_MEL, FineTuning
 from distiller.finetuning.decoding import Beam, ErrorRates, error_rates, greedy, require_packages
@@ -95,8 +96,8 @@ def open_run(recipe: FineTuning, output: Path) -> Run:
     Raises:
         UserError: one of them cannot be used, or is another one.
     """
-    encoder = LogMel() if recipe.model == LOG_MEL else load_teacher(recipe.model)
-    with forgetting_a_failed_scan(output):
+    encoder: Any = LogMel() if recipe.model == LOG_MEL else load_teacher(recipe.model)
+    with forgetting_a_failed_scan(output / "corpus"):
         augment = open_augmenter(recipe.corpus.augment, recipe.seed, open_audio)
         corpus = open_corpus(recipe.corpus, Decoder(encoder.config.min_samples), output / "corpus")
         labelled = label(corpus, recipe, encoder.config)

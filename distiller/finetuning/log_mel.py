@@ -22,15 +22,15 @@ class LogMel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        shape = {"num_heads": 1, "head_dim": 1, "positional_groups": 1}
-        self.config = EncoderConfig(embed_dim=WIDTH, attention_heads=(None,), ffn_dims=(None,), **shape)
+        self.config = EncoderConfig(
+            WIDTH, 1, attention_heads=(None,), ffn_dims=(None,), head_dim=1, positional_groups=1
+        )
         options = {"n_fft": FRAME, "hop_length": HOP, "n_mels": MELS, "center": False}
         self.mel = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, **options)
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> EncoderOutput:
         """(batch, sample), zero-padded, and (batch,) samples -> states of WIDTH channels; UserError as `as_batch`."""
-        window = self.mel.spectrogram.window
-        waveforms, lengths = as_batch(waveforms, lengths, window, self.config.min_samples)
+        waveforms, lengths = as_batch(waveforms, lengths, next(self.buffers()), self.config.min_samples)
         frames = self.config.frame_count(lengths)
         with torch.autocast(waveforms.device.type, enabled=False):
             energies = torch.log(self.mel(waveforms) + 1e-6)  # (batch, mel, frame)

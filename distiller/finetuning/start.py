@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distiller.common.files import expanded
-from distiller.distillation.start import carry_out
+from distiller.distillation.start import Opened, carry_out
 from distiller.finetuning.config import LOG_MEL, FineTuning
 from distiller.recipes.command_line import absolute_corpus, absolute_model
 from distiller.recipes.recipe import to_yaml
@@ -22,7 +22,7 @@ def start(recipe: FineTuning, output: Path, overwrite: bool = False, dry_run: bo
     if dry_run:
         print(to_yaml(recipe), end="")
     else:
-        carry_out(recipe, output, overwrite, _finetune, _reopen, _show)
+        carry_out(recipe, output, overwrite, _opened)
 
 
 def with_absolute_paths(recipe: FineTuning, dry_run: bool = False) -> FineTuning:
@@ -43,19 +43,7 @@ def with_absolute_paths(recipe: FineTuning, dry_run: bool = False) -> FineTuning
     return replace(recipe, **settled)
 
 
-def _finetune(recipe: FineTuning, output: Path) -> None:
-    from distiller.finetuning.finetune import finetune
+def _opened() -> Opened:
+    from distiller.finetuning.finetune import finetune, open_run, print_results
 
-    finetune(recipe, output)
-
-
-def _reopen(recipe: FineTuning, output: Path) -> None:
-    from distiller.finetuning.finetune import open_run
-
-    open_run(recipe, output)
-
-
-def _show(output: Path) -> None:
-    from distiller.finetuning.finetune import print_results
-
-    print_results(output)
+    return finetune, open_run, print_results

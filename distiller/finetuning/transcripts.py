@@ -166,10 +166,10 @@ def label(corpus: Corpus, recipe: FineTuning, shape: EncoderConfig) -> Labelled:
     lacking = [(cut, lacks) for cut in cuts if (lacks := vocabulary.lacks(texts[cut.id]))]
     if lacking:
         letters = "".join(sorted(set().union(*(lacks for _, lacks in lacking))))
-        where = f"{len(lacking)} transcripts, the first of {source_path(lacking[0][0])}"
-        raise UserError(
-            f"vocabulary.path {recipe.vocabulary.path} lacks {letters!r:.100} of {where} (text.case is {recipe.text.case})"
+        where = (
+            f"{len(lacking)} transcripts (text.case is {recipe.text.case}), the first of {source_path(lacking[0][0])}"
         )
+        raise UserError(f"vocabulary.path {recipe.vocabulary.path} lacks {letters!r:.100} of {where}")
     targets = {name: vocabulary.encode(text) for name, text in texts.items()}
     problems = {cut.id: problem for cut in cuts if (problem := _problem(cut, targets[cut.id], shape))}
     train, held_out = ([cut for cut in part if cut.id not in problems] for part in (corpus.train, corpus.validation))

@@ -129,7 +129,7 @@ def recorded(tmp_path: Path, texts: dict[str, tuple[int, str]]) -> tuple[Corpus,
 
 
 def test_a_text_longer_than_its_frames_is_set_aside(tmp_path: Path) -> None:
-    """TEACHER has floor((1680 - 400) / 320) + 1 = 5 frames for 1,680 samples; AABC needs 5, ABBAC 6, a blank between."""
+    """TEACHER has floor((1680 - 400) / 320) + 1 = 5 frames for 1,680 samples; AABC needs 5, ABBAC 6."""
     files = {"a": (1680, "AABC"), "b": (1679, "AABC"), "c": (1680, "ABBAC"), "d": (1680, " - "), "e": (1680, "AB CD")}
     found = label(*recorded(tmp_path, files), TEACHER)
     assert [cut.id for cut in found.train] == ["a.wav"]
