@@ -32,8 +32,8 @@ LOGS = frozenset({".log", ".txt", ".out", ".err"})
 
 # What a run has written before its first checkpoint and another one would take for its own. (It replaces the rest.)
 OF_A_START = (
-    *(f"corpus/{name}" for name in SCANS), INPUTS, SKIPPED, BATCH, "clusters.json", "cka.csv", "similarity.png", "vocabulary.json", "metrics.csv",
-    "joint/metrics.csv", "tensorboard/events.out.tfevents.*", "joint/tensorboard/events.out.tfevents.*",
+    *(f"corpus/{name}" for name in SCANS), INPUTS, SKIPPED, BATCH, "clusters.json", "cka.csv", "similarity.png",
+    "metrics.csv", "joint/metrics.csv", "tensorboard/events.out.tfevents.*", "joint/tensorboard/events.out.tfevents.*",
     "corpus/.busy", "calibration/.busy",
 )  # fmt: skip
 

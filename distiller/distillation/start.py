@@ -44,7 +44,7 @@ def carry_out(recipe: AnyRecipe, output: Path, overwrite: bool, opened: Callable
     """`start`, for recipes of any kind.
 
     Args:
-        opened: imports what takes seconds: what runs a recipe in a folder, what opens its inputs, what shows the folder.
+        opened: imports what takes seconds: what runs a recipe in a folder, opens its inputs, and shows the folder.
     """
     if is_complete(output) and not overwrite:
         check_same_recipe(output, recipe, known_paths(output))

@@ -107,7 +107,7 @@ def open_run(recipe: FineTuning, output: Path) -> Run:
             example = f"such as {set_aside[0].path} ({set_aside[0].reason})"
             check_share(len(set_aside), total, recipe.corpus.max_skipped, example)
         if rank() == 0:
-            lines = corpus.inventory.lines()
+            lines = corpus.inventory.lines("corpus.batch_seconds and .max_seconds say so")
             lines += [f"set aside: {len(set_aside)} utterances, {example}"] if set_aside else []
             print("".join(f"{line}\n" for line in lines), end="")
         texts = digest([sorted(labelled.texts.items()), labelled.vocabulary.to_dict()])[:16]

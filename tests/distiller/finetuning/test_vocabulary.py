@@ -92,7 +92,7 @@ def test_too_few_or_too_many_pieces(size: int) -> None:
 
 
 def test_a_bar_is_no_character_since_it_ends_words() -> None:
-    with pytest.raises(UserError, match="text.punctuation is True, but it must be false"):
+    with pytest.raises(UserError, match=r"text\.punctuation is True, but it must be false"):
         make_vocabulary(VocabularyConfig(), ["A|B"])
 
 
