@@ -20,7 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "distiller.voices": {"distiller.synthesis"},
     "distiller.objectives": {"distiller.units.folder"},
     "distiller.students": set(),
-    "distiller.exporters": {"distiller.finetuning.recognizer", "distiller.finetuning.vocabulary"},
+    "distiller.exporters": {"distiller.finetuning.recognizer"},
     "distiller.corpora": {"distiller.audio", "distiller.augmentation.config", "distiller.synthesis"},
     "distiller.preparation": {"distiller.audio", "distiller.corpora"},
     "distiller.units": {"distiller.audio"},

@@ -74,7 +74,7 @@ class Inventory:
         if self.short.count:
             left.append(f"{self.short} shorter than {self.min_seconds:g} s (corpus.min_seconds)")
         if self.long.count:
-            left.append(f"{self.long} {over} (corpus.window_seconds=20 would split them)")
+            left.append(f"{self.long} {over} ({for_long})")
         yield "left out", left
         if self.unusable:
             files = f"{self.unusable:,} file{'' if self.unusable == 1 else 's'}"

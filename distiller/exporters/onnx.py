@@ -47,7 +47,8 @@ class StatesGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.states, self.head = encoder, states, head
-        self.weights, self.vocabulary = tuple(weights), None  # the latter of logits
+        self.weights = tuple(weights)
+        self.vocabulary: Any = None  # a `Vocabulary`, of logits
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         output = self.encoder(waveforms, lengths)

@@ -102,13 +102,13 @@ def open_run(recipe: FineTuning, output: Path) -> Run:
         corpus = open_corpus(recipe.corpus, Decoder(encoder.config.min_samples), output / "corpus")
         labelled = label(corpus, recipe, encoder.config)
         require_packages(recipe.decoding.beam, labelled.vocabulary)
+        lines = corpus.inventory.lines("corpus.batch_seconds and .max_seconds say so")
         if set_aside := labelled.skipped:
             total = len(set_aside) + len(labelled.train) + len(labelled.held_out)
             example = f"such as {set_aside[0].path} ({set_aside[0].reason})"
             check_share(len(set_aside), total, recipe.corpus.max_skipped, example)
+            lines.append(f"set aside: {len(set_aside)} utterances, {example}")
         if rank() == 0:
-            lines = corpus.inventory.lines("corpus.batch_seconds and .max_seconds say so")
-            lines += [f"set aside: {len(set_aside)} utterances, {example}"] if set_aside else []
             print("".join(f"{line}\n" for line in lines), end="")
         texts = digest([sorted(labelled.texts.items()), labelled.vocabulary.to_dict()])[:16]
         inputs = {"model": identity(encoder), "corpus": corpus.identity(), "transcripts": {"digest": texts}}
