@@ -123,7 +123,7 @@ def test_pieces_of_words_and_log_mel_energies(small: SmallFineTuning) -> None:
         (["--model=nowhere"], "--model nowhere does not exist"),
         (["text.path=nowhere"], "text.path nowhere does not exist"),
         (["vocabulary.path=nowhere"], "vocabulary.path nowhere does not exist"),
-        (["vocabulary.path=letters"], "lacks ' B' of 8 transcripts (text.case is upper), the first of"),
+        (["vocabulary.path=letters"], "lacks 'B' of 8 transcripts (text.case is upper), the first of"),
         (["text.path=letters"], "8 of 8 utterances have no transcript in text.path"),
         (["vocabulary.kind=bpe", "vocabulary.size=2"], "vocabulary.size is 2, of which sentencepiece says"),
     ],
