@@ -20,6 +20,8 @@ DESCRIPTION = """\
 Export a student: a folder for `transformers`, an ONNX file (also with 8-bit weights), or a `torch.export` program;
 or make a student folder of any other checkpoint, such as s3prl's dev-best.ckpt with a fine-tuned upstream.
 
+A recogniser of distiller/finetune.py becomes a folder for `AutoModelForCTC` with a tokenizer, or a graph of its logits.
+
 Each export is opened and compared with the student before it is kept.
 """
 
@@ -30,17 +32,21 @@ examples:
   python distiller/export.py exp/star/student --to onnx --quantize int8 --output exp/star/student-int8.onnx
   python distiller/export.py DPHuBERT-sp0.75.pth --to onnx --states last --output dphubert.onnx
   python distiller/export.py exp/star/student --to transformers --push-to-hub my-name/star-student
+  python distiller/export.py exp/ctc/model --to transformers --output exp/ctc/transformers
   python distiller/export.py result/downstream/EXPERIMENT/dev-best.ckpt --to student --output exp/star/fine-tuned
 """
 
 
 def parser() -> Parser:
     built = Parser(prog="distiller/export.py", description=DESCRIPTION, epilog=EPILOG)
-    built.add_argument("checkpoint", help="a student folder, or any checkpoint that upstream.checkpoint.load opens")
+    built.add_argument(
+        "checkpoint", help="a student, a recogniser, or any checkpoint that upstream.checkpoint.load opens"
+    )
     built.add_argument("--to", required=True, choices=(*FOLDERS, "onnx", "torch-export"))
     built.add_argument("--output", type=Path, help="the folder (transformers, student) or file to write")
     built.add_argument("--quantize", choices=("int8",), help="8-bit linear layers (onnx)")
-    built.add_argument("--states", choices=("all", "weighted", "last"), default="all", help="what the graph returns")
+    states = "what the graph returns (default: all; logits of a recogniser)"
+    built.add_argument("--states", choices=("all", "weighted", "last", "logits"), help=states)
     weights = {"type": comma_separated(float), "metavar": "W,W,..."}
     built.add_argument("--weights", **weights, help="of F^0..F^L for --states weighted (default: equal weights)")
     built.add_argument("--student", help="what s3prl fine-tuned, if it is not where its checkpoint says")
@@ -70,10 +76,10 @@ def _check(options: argparse.Namespace) -> None:
     """Options that go together."""
     if options.quantize and options.to != "onnx":
         raise UserError(f"--quantize {options.quantize} goes with --to onnx, not --to {options.to}")
-    if options.to in FOLDERS and (options.states != "all" or options.weights):
+    if options.to in FOLDERS and (options.states not in (None, "all") or options.weights):
         raise UserError(f"--states and --weights are for graphs; --to {options.to} always gives all hidden states")
     if options.weights and options.states != "weighted":
-        raise UserError(f"--weights goes with --states weighted, not --states {options.states}")
+        raise UserError(f"--weights goes with --states weighted, not --states {options.states or 'all'}")
     if options.push_to_hub is None:
         without = next((name for name in ("upload", "private") if getattr(options, name)), None)
         if without:

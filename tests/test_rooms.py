@@ -20,7 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "distiller.voices": {"distiller.synthesis"},
     "distiller.objectives": {"distiller.codebooks.folder"},
     "distiller.students": set(),
-    "distiller.exporters": set(),
+    "distiller.exporters": {"distiller.finetuning.recognizer"},
     "distiller.corpora": {"distiller.audio", "distiller.augmentation.config", "distiller.synthesis"},
     "distiller.preparation": {"distiller.audio", "distiller.corpora"},
     "distiller.extraction": {"distiller.audio", "distiller.corpora"},
@@ -41,6 +41,10 @@ ROOMS: dict[str, set[str]] = {
         "distiller.audio", "distiller.augmentation", "distiller.synthesis", "distiller.corpora",
         "distiller.objectives", "distiller.students", "distiller.training", "distiller.clustering",
         "distiller.codebooks", "distiller.probes", "distiller.recipes", "distiller.reports",
+    },
+    "distiller.finetuning": {
+        "distiller.audio", "distiller.augmentation", "distiller.corpora", "distiller.objectives", "distiller.training",
+        "distiller.recipes", "distiller.reports", "distiller.distillation",
     },
     "distiller.benchmarks": {
         "distiller.audio", "distiller.synthesis", "distiller.corpora", "distiller.preparation", "distiller.students",
@@ -163,7 +167,7 @@ def test_common_and_configurations_are_imported_without_torch() -> None:
 
 
 def test_nothing_grows_too_big() -> None:
-    """Files of 300 lines, functions of 60, rooms of 1,200 lines and nine files, at most 26 rooms."""
+    """Files of 300 lines, functions of 60, rooms of 1,200 lines and nine files, at most 27 rooms."""
     lines = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
     assert {module: count for module, count in lines.items() if count > 300} == {}
     rooms: dict[str, list[str]] = defaultdict(list)
@@ -175,4 +179,4 @@ def test_nothing_grows_too_big() -> None:
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{module}.{node.name}"
     assert {room: len(files) for room, files in rooms.items() if len(files) > 9} == {}
     assert {room: total for room, files in rooms.items() if (total := sum(lines[f] for f in files)) > 1200} == {}
-    assert len(rooms) <= 26
+    assert len(rooms) <= 27

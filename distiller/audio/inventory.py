@@ -57,11 +57,15 @@ class Inventory:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def lines(self) -> list[str]:
-        """What is split or left out, why, and the key or remedy that changes it; nothing if all is used whole."""
-        return [f"{title}: {'; '.join(parts)}" for title, parts in self._parts() if parts]
+    def lines(self, for_long: str = "corpus.window_seconds=20 would split them") -> list[str]:
+        """What is split or left out, why, and the key or remedy that changes it; nothing if all is used whole.
 
-    def _parts(self) -> Iterator[tuple[str, list[str]]]:
+        Args:
+            for_long: the remedy for what is too long.
+        """
+        return [f"{title}: {'; '.join(parts)}" for title, parts in self._parts(for_long) if parts]
+
+    def _parts(self, for_long: str) -> Iterator[tuple[str, list[str]]]:
         over = f"longer than {self.longest:g} s"
         if self.split.count:
             windows = f"{self.windows:,} windows of at most {self.window_seconds:g} s (corpus.window_seconds)"
@@ -70,7 +74,7 @@ class Inventory:
         if self.short.count:
             left.append(f"{self.short} shorter than {self.min_seconds:g} s (corpus.min_seconds)")
         if self.long.count:
-            left.append(f"{self.long} {over} (corpus.window_seconds=20 would split them)")
+            left.append(f"{self.long} {over} ({for_long})")
         yield "left out", left
         if self.unusable:
             files = f"{self.unusable:,} file{'' if self.unusable == 1 else 's'}"

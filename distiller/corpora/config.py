@@ -12,6 +12,7 @@ from upstream.errors import require
 
 AUTO = "auto"  # of batch_seconds
 SYNTHETIC = "synthetic"  # the name of the corpus that the project synthesises
+SCANS = ("*.jsonl.gz", "*.skipped.csv")  # what scanning a corpus leaves in its cache
 
 Names = Annotated[
     list[Text],

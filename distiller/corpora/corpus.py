@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lhotse.cut.data import DataCut
 
@@ -15,6 +16,7 @@ from distiller.audio.inventory import Amount, Inventory
 from distiller.audio.skipped import Skipped, check_share, countable
 from distiller.audio.windows import windows
 from distiller.common.files import expanded
+from distiller.common.values import digest
 from distiller.corpora.config import SYNTHETIC, CorpusConfig
 from distiller.corpora.prepared import original_id
 from distiller.corpora.scanning import locate, scan_cached
@@ -31,6 +33,12 @@ class Corpus:
     validation: list[DataCut]
     skipped: list[Skipped]  # unreadable headers, audio shorter than one frame, formats that are not read
     inventory: Inventory
+
+    def identity(self) -> dict[str, Any]:
+        """What tells a corpus from others, wherever its files lie: its size, and a digest of ids and durations."""
+        cuts = [[(cut.id, round(cut.duration, 4)) for cut in part] for part in (self.train, self.validation)]
+        found = {"utterances": sum(map(len, cuts)), "hours": round(hours(self.train + self.validation), 4)}
+        return found | {"ids_and_durations": digest(cuts)[:16]}
 
 
 def open_corpus(config: CorpusConfig, decoder: Decoder, cache: Path | None = None) -> Corpus:

@@ -9,7 +9,8 @@ import os
 import re
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -28,6 +29,7 @@ from distiller.audio.skipped import Skipped, read_skipped, write_skipped
 from distiller.common.files import disk_error, disk_errors, lock_folder, write_with
 from distiller.common.progress import progress, quiet_stderr
 from distiller.common.values import digest
+from distiller.corpora.config import SCANS
 from distiller.corpora.manifests import (
     as_filed,
     plain,
@@ -96,6 +98,18 @@ def scan_cached(source: Path, root: Path, cache: Path | None) -> tuple[list[Data
             write_skipped(unreadable, skipped)
             write_with(manifest, lambda path: _write_cuts(path, cuts))  # last: it marks the scan as complete
     return list(progress(LazyManifestIterator(manifest), f"Reading {manifest.name}")), read_skipped(unreadable)
+
+
+@contextmanager
+def forgetting_a_failed_scan(cache: Path) -> Iterator[None]:
+    """If the block fails, the corpus is scanned anew the next time, when its user may have mended it."""
+    before = {path for name in SCANS for path in cache.glob(name)}
+    try:
+        yield
+    except Exception:
+        for path in {path for name in SCANS for path in cache.glob(name)} - before:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _write_cuts(path: Path, cuts: list[DataCut]) -> None:

@@ -14,11 +14,11 @@ from distiller.audio.skipped import skipped_count
 from distiller.codebooks.folder import UnitFolder
 from distiller.common.files import lock_folder, write_json
 from distiller.common.process import rank
-from distiller.common.values import digest
 from distiller.corpora.config import AUTO
-from distiller.corpora.corpus import hours, open_corpus
+from distiller.corpora.corpus import open_corpus
+from distiller.corpora.scanning import forgetting_a_failed_scan
 from distiller.distillation import stages
-from distiller.distillation.run_folder import BATCH, accept_inputs, forgetting_a_failed_scan
+from distiller.distillation.run_folder import BATCH, accept_inputs
 from distiller.distillation.teacher import identity, load_teacher
 from distiller.objectives.config import ClustersConfig, ObjectiveConfig, UnitsObjectiveConfig
 from distiller.recipes.recipe import Recipe, in_batches
@@ -78,14 +78,10 @@ def open_run(recipe: Recipe, output: Path) -> stages.Run:
         UserError: one of them cannot be used, or is another one.
     """
     run = stages.Run(recipe, output, load_teacher(recipe.teacher))
-    with forgetting_a_failed_scan(output):
+    with forgetting_a_failed_scan(output / "corpus"):
         _ = run.augment  # its folders are opened before anything takes long
         run = settle_batches(run)
-        corpus = run.corpus
-        cuts = [[(cut.id, round(cut.duration, 4)) for cut in part] for part in (corpus.train, corpus.validation)]
-        found = {"utterances": sum(map(len, cuts)), "hours": round(hours(corpus.train + corpus.validation), 4)}
-        found["ids_and_durations"] = digest(cuts)[:16]
-        inputs = {"teacher": identity(run.teacher), "corpus": found}
+        inputs = {"teacher": identity(run.teacher), "corpus": run.corpus.identity()}
         for section in run.recipe.objective.parts():
             if isinstance(section, UnitsObjectiveConfig) and section.targets is not None:
                 inputs["units"] = UnitFolder(section.targets).identity()

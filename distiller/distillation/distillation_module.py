@@ -61,6 +61,9 @@ class Distillation(TrainingModule):
         teacher = {"teacher": self.teacher} if self.needs_teacher else {}
         return teacher | ({} if self.shards else {"student": self.student})
 
+    def networks(self) -> list[nn.Module]:
+        return [self.student, self.teacher]
+
     def finite_outputs(self, batch: Batch) -> dict[str, Tensor]:
         heard = {"teacher": batch.waveforms, "student": batch.heard}
         outputs = {name: network(heard[name], batch.lengths) for name, network in self.compared().items()}

@@ -10,8 +10,8 @@ from typing import Any
 from distiller.common.files import LOCK, read_csv, remove, sweep, write_json
 from distiller.common.process import launcher, rank
 from distiller.common.values import difference, flatten
-from distiller.corpora.config import AUTO
-from distiller.recipes.recipe import RESUMABLE, Recipe, first_difference, in_batches, save, to_dict
+from distiller.corpora.config import AUTO, SCANS
+from distiller.recipes.recipe import RESUMABLE, AnyRecipe, Recipe, first_difference, in_batches, save, to_dict
 from distiller.recipes.yaml_files import read
 from distiller.training.devices import device_count
 from upstream.errors import UserError
@@ -24,16 +24,17 @@ PLACEMENT = frozenset({"trainer.accelerator", "trainer.devices", "trainer.num_no
 # Inputs of which INPUTS says what they hold; where they lie does not matter.
 PATHS = {
     "teacher": ("teacher",), "corpus": ("corpus.path",), "units": ("objective.targets", "objective.units.targets"),
+    "model": ("model",), "transcripts": ("text.path",),
 }  # fmt: skip
 
 # Files that may be in the folder before its run: shells and schedulers write their logs there.
 LOGS = frozenset({".log", ".txt", ".out", ".err"})
 
 # What a run has written before its first checkpoint and another one would take for its own. (It replaces the rest.)
-SCANS = ("corpus/*.jsonl.gz", "corpus/*.skipped.csv")
 OF_A_START = (
-    *SCANS, INPUTS, SKIPPED, BATCH, "clusters.json", "cka.csv", "similarity.png", "metrics.csv", "joint/metrics.csv",
-    "tensorboard/events.out.tfevents.*", "joint/tensorboard/events.out.tfevents.*", "corpus/.busy", "calibration/.busy",
+    *(f"corpus/{name}" for name in SCANS), INPUTS, SKIPPED, BATCH, "clusters.json", "cka.csv", "similarity.png",
+    "metrics.csv", "joint/metrics.csv", "tensorboard/events.out.tfevents.*", "joint/tensorboard/events.out.tfevents.*",
+    "corpus/.busy", "calibration/.busy",
 )  # fmt: skip
 
 
@@ -44,12 +45,12 @@ def is_complete(output: Path) -> bool:
 
 def has_results(output: Path) -> bool:
     """Whether a run has left something that its continuation would use: a checkpoint, or what follows it."""
-    return any((output / name).exists() for name in ("pruned", "student", REPORT)) or any(
+    return any((output / name).exists() for name in ("pruned", "student", "model", REPORT)) or any(
         output.glob("**/checkpoints/*.ckpt")
     )
 
 
-def check_same_recipe(output: Path, recipe: Recipe, ignore: Collection[str] = ()) -> None:
+def check_same_recipe(output: Path, recipe: AnyRecipe, ignore: Collection[str] = ()) -> None:
     """
     Raises:
         UserError: the output was made with another recipe; names the first key that differs, and both values.
@@ -59,7 +60,7 @@ def check_same_recipe(output: Path, recipe: Recipe, ignore: Collection[str] = ()
         raise UserError(f"{output} was made with another recipe: {difference}; choose another --output, or --overwrite")
 
 
-def prepare(output: Path, recipe: Recipe, overwrite: bool) -> None:
+def prepare(output: Path, recipe: AnyRecipe, overwrite: bool) -> None:
     """Make `output` ready for a run of `recipe` to begin or continue, and save the recipe in it.
 
     A run that has no checkpoint yet leaves its place to one of another recipe.
@@ -93,7 +94,7 @@ def prepare(output: Path, recipe: Recipe, overwrite: bool) -> None:
     save(recipe, output / RECIPE)
 
 
-def _differs(output: Path, recipe: Recipe) -> bool:
+def _differs(output: Path, recipe: AnyRecipe) -> bool:
     """Whether a run folder is another recipe's, or one that can no longer be read."""
     try:
         return first_difference(output / RECIPE, recipe, RESUMABLE) is not None
@@ -135,22 +136,6 @@ def forgetting_a_failed_start(output: Path) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def forgetting_a_failed_scan(output: Path) -> Iterator[None]:
-    """If the block fails, the corpus is scanned anew the next time, when its user may have mended it."""
-    before = set(_scans(output))
-    try:
-        yield
-    except Exception:
-        for path in set(_scans(output)) - before:
-            path.unlink(missing_ok=True)
-        raise
-
-
-def _scans(output: Path) -> list[Path]:
-    return [path for pattern in SCANS for path in output.glob(pattern)]
-
-
 def forget_start(output: Path, but: Collection[str] = ()) -> None:
     """Remove what a run without a checkpoint has written, and nothing else."""
     for pattern in OF_A_START:
@@ -170,12 +155,12 @@ def known_paths(output: Path) -> set[str]:
     return {key for name in _inputs(output) for key in PATHS[name]}
 
 
-def moved(output: Path, recipe: Recipe) -> bool:
+def moved(output: Path, recipe: AnyRecipe) -> bool:
     """Whether a path leads elsewhere than it did when the run began."""
     return first_difference(output / RECIPE, recipe, RESUMABLE | PLACEMENT) is not None
 
 
-def accept_inputs(output: Path, recipe: Recipe, found: dict[str, dict[str, Any]]) -> None:
+def accept_inputs(output: Path, recipe: AnyRecipe, found: dict[str, dict[str, Any]]) -> None:
     """Compare a run's inputs with those that it began with, or note them when it begins.
 
     Args:

@@ -1,7 +1,9 @@
 """Starting a run. Imports that take seconds come after every check that needs none of them."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 from distiller.common.files import lock_folder
 from distiller.common.process import rank
@@ -14,8 +16,10 @@ from distiller.distillation.run_folder import (
     prepare,
     with_settled_batches,
 )
-from distiller.recipes.recipe import Recipe
+from distiller.recipes.recipe import AnyRecipe, Recipe
 from distiller.training.devices import place
+
+Opened = tuple[Callable[[Any, Path], object], Callable[[Any, Path], object], Callable[[Path], object]]
 
 
 def start(recipe: Recipe, output: Path, overwrite: bool = False, dry_run: bool = False) -> None:
@@ -28,33 +32,40 @@ def start(recipe: Recipe, output: Path, overwrite: bool = False, dry_run: bool =
     Raises:
         UserError: whatever the user can correct.
     """
-    recipe = recipe if dry_run or overwrite else with_settled_batches(output, recipe)
     if dry_run:
         from distiller.distillation.plan import print_plan
 
         print_plan(recipe)
-    elif is_complete(output) and not overwrite:
-        check_same_recipe(output, recipe, known_paths(output))
-        if moved(output, recipe):
-            from distiller.distillation.distil import open_run
+    else:
+        carry_out(recipe if overwrite else with_settled_batches(output, recipe), output, overwrite, _opened)
 
+
+def carry_out(recipe: AnyRecipe, output: Path, overwrite: bool, opened: Callable[[], Opened]) -> None:
+    """`start`, for recipes of any kind.
+
+    Args:
+        opened: imports what takes seconds: what runs a recipe in a folder, opens its inputs, and shows the folder.
+    """
+    if is_complete(output) and not overwrite:
+        check_same_recipe(output, recipe, known_paths(output))
+        _, open_run, show = opened()
+        if moved(output, recipe):
             open_run(recipe, output)
         if rank() == 0:
-            from distiller.reports.report import print_report
-
-            print_report(output)
-    else:
-        recipe = replace(recipe, trainer=place(recipe.trainer))
-        if rank() > 0:
-            _distil(recipe, output)
-        else:
-            with lock_folder(output):
-                prepare(output, recipe, overwrite)
-                with forgetting_a_failed_start(output):
-                    _distil(recipe, output)
+            show(output)
+        return
+    recipe = replace(cast(Any, recipe), trainer=place(recipe.trainer))
+    if rank() > 0:
+        opened()[0](recipe, output)
+        return
+    with lock_folder(output):
+        prepare(output, recipe, overwrite)
+        with forgetting_a_failed_start(output):
+            opened()[0](recipe, output)
 
 
-def _distil(recipe: Recipe, output: Path) -> None:
-    from distiller.distillation.distil import distil
+def _opened() -> Opened:
+    from distiller.distillation.distil import distil, open_run
+    from distiller.reports.report import print_report
 
-    distil(recipe, output)
+    return distil, open_run, print_report

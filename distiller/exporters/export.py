@@ -19,7 +19,7 @@ def export(
     to: str,
     output: Path | None,
     quantize: str | None = None,
-    states: str = "all",
+    states: str | None = None,
     weights: Sequence[float] | None = None,
     model_config: str | None = None,
     student: str | None = None,
@@ -33,7 +33,7 @@ def export(
         checkpoint: anything that `upstream.checkpoint.load` opens, or s3prl's dev-best.ckpt with a fine-tuned upstream.
         to: "student", "transformers", "onnx" or "torch-export".
         quantize: "int8" for an ONNX file with 8-bit linear layers.
-        states, weights: what a graph returns, as `onnx.graph_of`.
+        states, weights: what a graph returns, as `onnx.graph_of`; by default all states, or a recogniser's logits.
         model_config: the YAML of a STaR checkpoint.
         student: what s3prl fine-tuned, if it is not where s3prl found it.
         push_to_hub: ORG/NAME, for a folder for `transformers`, which need not be kept: `output` may be None.
@@ -58,12 +58,14 @@ def export(
         return f"{output}: upstream.checkpoint.load opens it; {parameter_count(encoder):,} parameters"
     if encoder.config.log_mel:
         raise UserError(f"{checkpoint} is a Whisper encoder, which is opened as a teacher and not exported to {to}")
+    recognizer = opened.recognizer
     if to == "transformers":
         own_code = needs_own_code(encoder)
-        difference = to_transformers(encoder, output, transformers_card(opened, own_code))
-        call = "AutoModel.from_pretrained" + (" with trust_remote_code=True" if own_code else "")
-        return f"{output}: {call} opens it; largest difference of any hidden state {difference:.1e}"
-    graph = onnx.graph_of(encoder, states, weights)
+        difference = to_transformers(encoder, output, transformers_card(opened, own_code), recognizer)
+        opener, compared = ("AutoModelForCTC", "logit") if recognizer else ("AutoModel", "hidden state")
+        call = f"{opener}.from_pretrained" + (" with trust_remote_code=True" if own_code else "")
+        return f"{output}: {call} opens it; largest difference of any {compared} {difference:.1e}"
+    graph = onnx.graph_of(encoder, states or ("logits" if recognizer else "all"), weights, recognizer)
     if quantize:
         return onnx.quantized(graph, output)
     difference = (onnx.to_program if to == "torch-export" else onnx.to_onnx)(graph, output)

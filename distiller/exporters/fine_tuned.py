@@ -1,4 +1,4 @@
-"""A student fine-tuned by s3prl (`-f`), whose weights s3prl keeps in its own checkpoint, as an encoder again."""
+"""What is exported: a student, also one that s3prl fine-tuned (`-f`) and keeps in its own checkpoint; a recogniser."""
 
 from argparse import Namespace
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from distiller.finetuning.recognizer import Recognizer, is_recognizer, open_recognizer
 from upstream.checkpoint import load
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError, shown
@@ -24,10 +25,11 @@ class Student:
     encoder: SpeechEncoder
     source: str  # the checkpoint whose card and teacher are its own
     history: str = ""  # what happened to it since, as a sentence
+    recognizer: Recognizer | None = None  # whose encoder it is
 
 
 def open_student(checkpoint: str, model_config: str | None = None, student: str | None = None) -> Student:
-    """As `upstream.checkpoint.load`, and s3prl's own checkpoints (dev-best.ckpt) with a fine-tuned upstream.
+    """As `upstream.checkpoint.load`; recognisers, and s3prl's own checkpoints (dev-best.ckpt) of a fine-tuned upstream.
 
     Args:
         student: what was fine-tuned, if it is not where s3prl found it.
@@ -40,6 +42,11 @@ def open_student(checkpoint: str, model_config: str | None = None, student: str 
     if not _is_downstream(content):
         if student is not None:
             raise UserError(f"--student goes with a checkpoint of s3prl such as dev-best.ckpt, not with {checkpoint}")
+        if is_recognizer(checkpoint):
+            recognizer = open_recognizer(checkpoint)
+            if not isinstance(recognizer.encoder, SpeechEncoder):
+                raise UserError(f"{checkpoint} recognises log-mel energies: it has no encoder to export")
+            return Student(recognizer.encoder, checkpoint, recognizer=recognizer)
         return Student(load(checkpoint, model_config), checkpoint)
     weights = content.get("Upstream")
     if not isinstance(weights, Mapping) or not weights:

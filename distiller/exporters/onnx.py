@@ -23,6 +23,7 @@ from distiller.common.files import writing
 from distiller.common.provenance import TEN_SECONDS, parameter_count
 from distiller.exporters.blocked import in_blocks
 from distiller.exporters.checks import LENGTHS, checked, farthest, temporary_folder, wavs
+from distiller.finetuning.recognizer import Recognizer
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError, require
 from upstream.waveforms import as_batch
@@ -38,13 +39,16 @@ class StatesGraph(nn.Module):
     """The computation of the file: (waveforms, lengths) -> (states, frame_lengths).
 
     states: "all": F^0..F^L, (layer, batch, frame, channel); "weighted": their sum with `weights`; "last": the last
-    hidden state; the latter two (batch, frame, channel). Padded frames hold arbitrary finite values.
+    hidden state; "logits": a recogniser's; these (batch, frame, channel). Padded frames hold arbitrary finite values.
     """
 
-    def __init__(self, encoder: SpeechEncoder, states: str, weights: Sequence[float] = ()) -> None:
+    def __init__(
+        self, encoder: SpeechEncoder, states: str, weights: Sequence[float] = (), head: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.encoder, self.states = encoder, states
+        self.encoder, self.states, self.head = encoder, states, head
         self.weights = tuple(weights)
+        self.vocabulary: Any = None  # a `Vocabulary`, of logits
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         output = self.encoder(waveforms, lengths)
@@ -55,30 +59,40 @@ class StatesGraph(nn.Module):
             return torch.stack(output.hidden_states)
         if self.states == "last":
             return output.last_hidden_state
+        if self.states == "logits" and self.head is not None:
+            return self.head(output.last_hidden_state)
         pairs = zip(self.weights, output.hidden_states, strict=True)
         return torch.stack([weight * states for weight, states in pairs if weight]).sum(dim=0)
 
     @property
     def output_name(self) -> str:
-        return {"all": "hidden_states", "weighted": "weighted_states", "last": "last_hidden_state"}[self.states]
+        names = {"all": "hidden_states", "weighted": "weighted_states", "last": "last_hidden_state"}
+        return names.get(self.states, self.states)
 
 
-def graph_of(student: SpeechEncoder, states: str, weights: Sequence[float] | None) -> StatesGraph:
+def graph_of(
+    student: SpeechEncoder, states: str, weights: Sequence[float] | None, recognizer: Recognizer | None = None
+) -> StatesGraph:
     """The graph of a student.
 
     Args:
-        states: "all", "weighted" or "last".
+        states: "all", "weighted", "last" or "logits".
         weights: of F^0..F^L for weighted states; equal ones by default.
+        recognizer: whose encoder the student is, for logits.
 
     Raises:
-        UserError: weights that do not fit the student's layers, or are not finite.
+        UserError: weights that do not fit the student's layers, or are not finite; logits of a student without a head.
     """
     count = student.config.num_layers + 1
     weights = [1 / count] * count if weights is None else weights
     usable = len(weights) == count and any(weights) and all(map(math.isfinite, weights))
     allowed = f"{count} finite numbers, one for each of F^0..F^{count - 1}, not all 0"
     require(usable or states != "weighted", "--weights", weights, allowed)
-    return StatesGraph(student.eval(), states, weights).eval()
+    require(recognizer is not None or states != "logits", "--states", states, "another: only a recogniser has logits")
+    scored = recognizer if states == "logits" else None
+    graph = StatesGraph(student.eval(), states, weights, scored and scored.head).eval()
+    graph.vocabulary = scored and scored.vocabulary
+    return graph
 
 
 def export_program(graph: StatesGraph) -> torch.export.ExportedProgram:
@@ -88,7 +102,7 @@ def export_program(graph: StatesGraph) -> torch.export.ExportedProgram:
     sample = torch.export.Dim("sample", min=config.min_samples + config.samples_per_frame, max=LONGEST)
     with _quietly(), torch.no_grad():
         return torch.export.export(
-            StatesGraph(in_blocks(graph.encoder), graph.states, graph.weights).eval(),
+            StatesGraph(in_blocks(graph.encoder), graph.states, graph.weights, graph.head).eval(),
             _example(),
             dynamic_shapes={"waveforms": {0: batch, 1: sample}, "lengths": {0: batch}},
             strict=False,
@@ -117,7 +131,9 @@ def to_onnx(graph: StatesGraph, path: Path) -> float:
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with the paths of this machine
     program.model.metadata_props["encoder"] = json.dumps(graph.encoder.config.to_dict())
-    program.model.metadata_props["parameters"] = str(parameter_count(graph.encoder))
+    program.model.metadata_props["parameters"] = str(parameter_count(graph))
+    if graph.vocabulary is not None:
+        program.model.metadata_props["vocabulary"] = json.dumps(graph.vocabulary.to_dict())
     with writing(path) as temporary:
         program.save(temporary, external_data=False)
         return checked(compare(graph, session(temporary)).largest, path, "its states", "PyTorch's")

@@ -13,6 +13,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from distiller.exporters.checks import checked, farthest, temporary_folder, wavs
+from distiller.finetuning.recognizer import Recognizer
 from upstream import attention, config, convolution, dropout, encoder, errors, extractor, log_mel, positional, waveforms
 from upstream.checkpoint import write_folder
 from upstream.config import FAMILIES, SAMPLE_RATE
@@ -34,30 +35,34 @@ def needs_own_code(student: SpeechEncoder) -> bool:
     return bool(huggingface_writing.obstacles(student.config))
 
 
-def to_transformers(student: SpeechEncoder, directory: Path, card: str) -> float:
+def to_transformers(student: SpeechEncoder, directory: Path, card: str, recognizer: Recognizer | None = None) -> float:
     """Write the folder, open and check it before it is kept; returns the largest difference of any hidden state.
+
+    Args:
+        recognizer: whose encoder the student is: the folder then is one for `AutoModelForCTC`, and its logits are
+            compared.
 
     Raises:
         UserError: a deviation above 1e-4, or a disk that refuses.
     """
     own_code = needs_own_code(student)
-    files = _own_files(student) if own_code else _plain_files(student)
-    files["README.md"] = card
+    files = (_own_files if own_code else _plain_files)(student, recognizer) | {"README.md": card}
     with temporary_folder(directory) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-        difference = _difference(student, folder, own_code)
-    checked(difference, directory, "transformers' hidden states", "the student's")
+        difference = _difference(student, folder, own_code, recognizer)
+    compared = "logits" if recognizer else "hidden states"
+    checked(difference, directory, f"transformers' {compared}", "the student's")
     write_folder(directory, files)
     return difference
 
 
-def _plain_files(student: SpeechEncoder) -> dict[str, bytes | str]:
+def _plain_files(student: SpeechEncoder, recognizer: Recognizer | None) -> dict[str, bytes | str]:
     values, preprocessor, state = huggingface_writing.write(student)
-    return _files(values, preprocessor, state)
+    return _files(values, preprocessor, state, student.config.family, recognizer)
 
 
-def _own_files(student: SpeechEncoder) -> dict[str, bytes | str]:
+def _own_files(student: SpeechEncoder, recognizer: Recognizer | None) -> dict[str, bytes | str]:
     # UniSpeech-SAT and data2vec students go into HuBERT's classes, which hold any encoder
     family = student.config.family if student.config.family in HEADS else "hubert"
     values = huggingface_writing.config_values(student.config) | {
@@ -67,8 +72,8 @@ def _own_files(student: SpeechEncoder) -> dict[str, bytes | str]:
         "encoder_config": student.config.to_dict(),
     }
     state = huggingface.OWN_TABLE.to_foreign(student.state_dict())
-    files = _files(values, huggingface_writing.preprocessor(student.config), state)
-    return files | _own_code()
+    preprocessor = huggingface_writing.preprocessor(student.config)
+    return _files(values, preprocessor, state, family, recognizer) | _own_code()
 
 
 def auto_map(family: str) -> dict[str, str]:
@@ -92,24 +97,45 @@ def has_only_our_code(folder: Path) -> bool:
     return code == _own_code() and any(named == auto_map(family) for family in HEADS)
 
 
-def _files(values: dict[str, Any], preprocessor: dict[str, Any], state: dict[str, Tensor]) -> dict[str, bytes | str]:
+def _files(
+    values: dict[str, Any],
+    preprocessor: dict[str, Any],
+    state: dict[str, Tensor],
+    family: str,
+    recognizer: Recognizer | None,
+) -> dict[str, bytes | str]:
+    files: dict[str, bytes | str] = {}
+    if recognizer is not None:
+        values = {**values, **_ctc_values(values["architectures"][0], len(recognizer.vocabulary))}
+        state = {FAMILIES[family].prefix + name: value for name, value in state.items()}
+        state |= {f"lm_head.{name}": value for name, value in recognizer.head.state_dict().items()}
+        files |= recognizer.vocabulary.tokenizer_files()
     cpu = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
-    return {
+    return files | {
         "config.json": json.dumps(values, indent=1) + "\n",
         "preprocessor_config.json": json.dumps(preprocessor, indent=1) + "\n",
         "model.safetensors": to_safetensors(cpu, metadata={"format": "pt"}),
     }
 
 
-def _difference(student: SpeechEncoder, folder: Path, own_code: bool) -> float:
-    """Largest difference of any hidden state of single utterances, through the folder's own feature extractor."""
-    from transformers import AutoFeatureExtractor, AutoModel
+def _ctc_values(encoder_class: str, tokens: int) -> dict[str, Any]:
+    """What config.json of the class with a CTC head has besides, or otherwise, than that of the encoder."""
+    special = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}  # the padding is the blank
+    loss = {"ctc_zero_infinity": True, "ctc_loss_reduction": "mean", "final_dropout": 0.0}
+    return {"architectures": [f"{encoder_class.removesuffix('Model')}ForCTC"], "vocab_size": tokens, **special, **loss}
+
+
+def _difference(student: SpeechEncoder, folder: Path, own_code: bool, recognizer: Recognizer | None) -> float:
+    """Largest difference for single utterances, through the folder's own feature extractor: of any hidden state, or of
+    a recogniser's logits."""
+    from transformers import AutoFeatureExtractor, AutoModel, AutoModelForCTC
     from transformers.utils import logging
 
     progress_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        opener = getattr(_imported(folder), _model_class(folder)) if own_code else AutoModel
+        auto = AutoModel if recognizer is None else AutoModelForCTC
+        opener = getattr(_imported(folder), _model_class(folder)) if own_code else auto
         model = opener.from_pretrained(folder).eval()
     finally:
         if progress_bars:
@@ -120,6 +146,10 @@ def _difference(student: SpeechEncoder, folder: Path, own_code: bool) -> float:
     with torch.no_grad():
         for waveform in wavs():
             inputs = prepare(waveform.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
+            if recognizer is not None:
+                logits, _ = recognizer.eval()(waveform[None])
+                largest = max(largest, farthest(logits, model(**inputs).logits))
+                continue
             theirs = model(**inputs, output_hidden_states=True)
             ours = student(waveform[None])
             pairs = zip(ours.hidden_states, theirs.hidden_states, strict=True)

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 from distiller.common.files import expanded, require_utf8
-from distiller.corpora.config import SYNTHETIC
+from distiller.corpora.config import SYNTHETIC, CorpusConfig
 from distiller.objectives.config import ObjectiveConfig, UnitsObjectiveConfig
 from distiller.recipes.recipe import BUNDLED, Recipe, resolve
 from upstream.errors import UserError, nearest
@@ -35,25 +35,13 @@ def with_absolute_paths(
     Raises:
         UserError: a teacher or corpus that does not exist; hub names are not checked, nor the corpus of a dry run.
     """
-    teacher, corpus = _absolute(recipe.teacher, BUNDLED), _absolute(recipe.corpus.path, SYNTHETIC)
-    if teacher is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.teacher):
-        raise _missing(teacher_key, recipe.teacher, BUNDLED, "a hub name ORG/NAME")
-    if corpus is None and not dry_run:
-        raise _missing(corpus_key, recipe.corpus.path, SYNTHETIC, "a manifest")
-    augment = recipe.corpus.augment
-    for name in ("noise", "reverberation"):
-        effect = getattr(augment, name)
-        sounds = None if effect.path is None else _absolute(effect.path, SYNTHETIC)
-        if sounds is None and effect.path is not None and not dry_run:
-            raise _missing(f"corpus.augment.{name}.path", effect.path, SYNTHETIC, "a manifest")
-        augment = replace(augment, **{name: replace(effect, path=sounds or effect.path)})
+    teacher, corpus = absolute_model(recipe.teacher, teacher_key), absolute_corpus(recipe.corpus, corpus_key, dry_run)
     words = [_absolute(folder, "") or folder for folder in recipe.probe.words]
     for folder in words:
         if not dry_run and not os.path.isdir(folder):
             raise UserError(f"probe.words {folder} is not a folder; it must be one that holds GROUP/WORD.flac")
     probe = replace(recipe.probe, words=words)
-    paths = replace(recipe.corpus, path=corpus or recipe.corpus.path, augment=augment)
-    recipe = replace(recipe, teacher=teacher or recipe.teacher, corpus=paths, probe=probe)
+    recipe = replace(recipe, teacher=teacher, corpus=corpus, probe=probe)
 
     def located(section: ObjectiveConfig) -> ObjectiveConfig:
         if not isinstance(section, UnitsObjectiveConfig) or section.targets is None:
@@ -64,6 +52,28 @@ def with_absolute_paths(
         return replace(section, targets=targets or section.targets)
 
     return replace(recipe, objective=recipe.objective.with_parts(located))
+
+
+def absolute_model(name: str, key: str) -> str:
+    """A checkpoint's absolute path; other names as they are. Raises: UserError: as `with_absolute_paths`."""
+    path = _absolute(name, BUNDLED)
+    if path is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise _missing(key, name, BUNDLED, "a hub name ORG/NAME")
+    return path or name
+
+
+def absolute_corpus(corpus: CorpusConfig, key: str = "corpus.path", dry_run: bool = False) -> CorpusConfig:
+    """The section with absolute paths. Raises: UserError: as `with_absolute_paths`."""
+    path, augment = _absolute(corpus.path, SYNTHETIC), corpus.augment
+    if path is None and not dry_run:
+        raise _missing(key, corpus.path, SYNTHETIC, "a manifest")
+    for name in ("noise", "reverberation"):
+        effect = getattr(augment, name)
+        sounds = None if effect.path is None else _absolute(effect.path, SYNTHETIC)
+        if sounds is None and effect.path is not None and not dry_run:
+            raise _missing(f"corpus.augment.{name}.path", effect.path, SYNTHETIC, "a manifest")
+        augment = replace(augment, **{name: replace(effect, path=sounds or effect.path)})
+    return replace(corpus, path=path or corpus.path, augment=augment)
 
 
 def _absolute(name: str, word: str) -> str | None:

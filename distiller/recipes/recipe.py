@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -63,6 +63,15 @@ class Recipe:
     optimizer: OptimizerConfig
     trainer: TrainerConfig
     probe: ProbeConfig
+
+
+class AnyRecipe(Protocol):
+    """What a run's folder knows of its recipe: those of distillation and those of fine-tuning are such."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    corpus: CorpusConfig
+    optimizer: OptimizerConfig
+    trainer: TrainerConfig
 
 
 def load_recipe(name_or_file: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -170,7 +179,7 @@ def in_batches(recipe: Recipe, devices: int, most: float) -> Recipe:
     return replace(recipe, corpus=corpus, trainer=trainer)
 
 
-def to_dict(recipe: Recipe) -> dict[str, Any]:
+def to_dict(recipe: AnyRecipe) -> dict[str, Any]:
     """A recipe as the values that its YAML holds; tuples are lists there."""
     values = asdict(recipe)
     values["optimizer"]["betas"] = list(recipe.optimizer.betas)
@@ -179,17 +188,17 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def to_yaml(recipe: Recipe) -> str:
+def to_yaml(recipe: AnyRecipe) -> str:
     """Every key of the recipe, written out."""
     return dump(to_dict(recipe))
 
 
-def save(recipe: Recipe, path: Path) -> None:
+def save(recipe: AnyRecipe, path: Path) -> None:
     """Write `to_yaml` to `path`, atomically."""
     write_text(path, to_yaml(recipe))
 
 
-def first_difference(a: Recipe | Path, b: Recipe | Path, ignore: Collection[str] = RESUMABLE) -> str | None:
+def first_difference(a: AnyRecipe | Path, b: AnyRecipe | Path, ignore: Collection[str] = RESUMABLE) -> str | None:
     """The first key that differs, with both values, as `trainer.steps (10 against 20)`; None if there is none.
 
     A saved recipe may be given by its path; it is not checked, since an older version may have written it.

@@ -63,9 +63,9 @@ for kind in (_Loader, _Dumper):
     kind.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
 
 
-def shipped() -> list[str]:
-    """Names of the recipes that come with the code."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+def shipped(recipes: Path = RECIPES) -> list[str]:
+    """Names of the recipes that come with the code: of distillation, or those in another folder."""
+    return sorted(path.stem for path in recipes.glob("*.yaml"))
 
 
 def methods() -> list[str]:
@@ -73,17 +73,18 @@ def methods() -> list[str]:
     return [name for name in shipped() if read(name).get("method") == name]
 
 
-def read(name_or_file: str | Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read(name_or_file: str | Path, extended_by: tuple[Path, ...] = (), recipes: Path = RECIPES) -> dict[str, Any]:
     """The values of a recipe's YAML and of what it extends; their keys and types are not checked.
 
     Args:
         name_or_file: a shipped recipe's name, or a file: a path with a slash or ending in .yaml.
         extended_by: the files that led here by `extends: NAME or FILE`; a path there is relative to its file.
+        recipes: the folder of the shipped ones.
 
     Raises:
         UserError: the recipe or file does not exist, or is not a YAML mapping.
     """
-    path = _locate(name_or_file, extended_by[-1].parent if extended_by else Path())
+    path = _locate(name_or_file, extended_by[-1].parent if extended_by else Path(), recipes)
     if path in extended_by:
         raise UserError(f"recipe {path} extends itself")
     with disk_errors(path, "read"):
@@ -91,7 +92,7 @@ def read(name_or_file: str | Path, extended_by: tuple[Path, ...] = ()) -> dict[s
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"recipe {path} is not a mapping of sections")
     parent = values.pop("extends", None)
-    return overlay({} if parent is None else read(str(parent), (*extended_by, path)), renewed(values))
+    return overlay({} if parent is None else read(str(parent), (*extended_by, path), recipes), renewed(values))
 
 
 def dump(values: Mapping[str, Any]) -> str:
@@ -168,16 +169,16 @@ def _keys(values: Mapping[str, Any], section: str) -> dict[str, Any]:
     return keys if isinstance(keys, dict) else {}
 
 
-def _locate(name_or_file: str | Path, folder: Path) -> Path:
-    text = str(name_or_file)
+def _locate(name_or_file: str | Path, folder: Path, recipes: Path) -> Path:
+    text, known = str(name_or_file), shipped(recipes)
     if isinstance(name_or_file, Path) or "/" in text or text.endswith((".yaml", ".yml")):
         path = (folder / expanded(text)).resolve()
         if not path.is_file():
-            raise UserError(f"recipe file {text} does not exist; shipped recipes are {', '.join(shipped())}")
+            raise UserError(f"recipe file {text} does not exist; shipped recipes are {', '.join(known)}")
         return path
-    if text not in shipped():
-        raise UserError(f"recipe {text} does not exist; it could be a FILE.yaml or {one_of(text, shipped())}")
-    return RECIPES / f"{text}.yaml"
+    if text not in known:
+        raise UserError(f"recipe {text} does not exist; it could be a FILE.yaml or {one_of(text, known)}")
+    return recipes / f"{text}.yaml"
 
 
 def merged(base: Any, over: Any) -> Any:

@@ -18,7 +18,7 @@ from distiller.common.provenance import TEN_SECONDS, command_line, commit, machi
 from distiller.probes.phones import Probe, retention
 from distiller.probes.representations import CONTEXT, FRAME, encoder_layers, filterbank
 from distiller.probes.words import Words
-from distiller.recipes.recipe import ProbeConfig, Recipe, to_dict
+from distiller.recipes.recipe import AnyRecipe, ProbeConfig, Recipe, to_dict
 from distiller.reports.figures import FIGURES, TERM
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
@@ -108,8 +108,25 @@ def summary(
     """The content of report.json.
 
     Args:
-        folder: of the last stage, for its losses.
+        folder, skipped, seconds: as `of_training`.
         probe: rows of `probe_all`.
+    """
+    result = of_training("run", recipe, folder, skipped, seconds)
+    result |= {"parameters": parameter_count(student), "macs_10s": count_macs(student.config, TEN_SECONDS)}
+    if probe:
+        result["probe"] = probe
+        kept = [key for key in columns(probe["student"]) if not key.startswith("speaker")]
+        result["retention"] = {key: retention(probe, key) for key in kept}
+    return result
+
+
+def of_training(command: str, recipe: AnyRecipe, folder: Path, skipped: int, seconds: float) -> dict[str, Any]:
+    """What the report of any training has: its recipe, where it ran, and its losses.
+
+    Args:
+        command: its name, that of the script.
+        folder: of the last stage, for its losses.
+        skipped: files that could not be used.
         seconds: of the whole run.
     """
     steps, held_out = read_columns(folder / "metrics.csv"), read_columns(folder / "held_out.csv")
@@ -117,24 +134,17 @@ def summary(
     losses: dict[str, Any] = {"train": _last(steps)}
     if held_out:
         losses |= {"held_out": _last(held_out), "held_out_best": min(held_out["loss"])}
-    result = {
+    return {
         "recipe": to_dict(recipe),
-        "command": command_line("run"),
+        "command": command_line(command),
         "commit": commit(),
         "machine": machine(),
         "finished": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
         "seconds": round(seconds, 1),
         "peak_rss_mb": round(peak_memory_mb(children=True)),
-        "parameters": parameter_count(student),
-        "macs_10s": count_macs(student.config, TEN_SECONDS),
         "losses": losses,
         "skipped": skipped,
     }
-    if probe:
-        result["probe"] = probe
-        kept = [key for key in columns(probe["student"]) if not key.startswith("speaker")]
-        result["retention"] = {key: retention(probe, key) for key in kept}
-    return result
 
 
 def _last(columns: dict[str, list[float]]) -> dict[str, float]:

@@ -144,10 +144,12 @@ def arrange_layers(module: TrainingModule, config: TrainerConfig, device: torch.
     if (auto and device.type == "cuda" and seconds > COMPILING_PAYS) or config.compile is True:
         for encoder in encoders(module):
             compile_layers(encoder.layers, fall_back=auto)
-    if config.checkpoint_activations and isinstance(module.student, SpeechEncoder):
-        checkpoint_layers(module.student.layers)
+    if config.checkpoint_activations:
+        for encoder in encoders(module):
+            if any(parameter.requires_grad for parameter in encoder.parameters()):
+                checkpoint_layers(encoder.layers)
 
 
 def encoders(module: TrainingModule) -> list[SpeechEncoder]:
     """The networks of a module whose layers can be arranged: not a student with gates."""
-    return [part for part in (module.student, getattr(module, "teacher", None)) if isinstance(part, SpeechEncoder)]
+    return [network for network in module.networks() if isinstance(network, SpeechEncoder)]

@@ -77,8 +77,15 @@ class TrainingModule(nn.Module, ABC):
         return 0.0, {}
 
     def special_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups with settings of their own; all other parameters have the recipe's."""
+        """Optimiser groups with settings of their own; all other parameters have the recipe's.
+
+        A group with `first_step` N is left as it is, by weight decay too, in the first N steps of the run.
+        """
         return []
+
+    def networks(self) -> list[nn.Module]:
+        """What a step runs; the layers of encoders among them can be compiled and recomputed (`arrange_layers`)."""
+        return [self.student]
 
     def move_frozen(self, device: torch.device, half: torch.dtype | None = None) -> None:
         """Move what the module uses but does not train to the device of the training, where autocast uses `half`."""

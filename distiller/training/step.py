@@ -119,6 +119,7 @@ def optimiser_step(fabric: Fabric, network: Any, optimizer: Any, scheduler: Lamb
             fabric.backward(loss * fabric.world_size + (penalty if last else 0.0))
         for name, value in {"loss": loss.detach(), **terms}.items():
             sums[name] = sums.get(name, 0.0) + value
+    leave_frozen(optimizer, progress.step)
     values, norm = over_ranks(fabric, sums), clip_gradients(fabric, module, optimizer)
     taken = TakenStep(progress.step + 1, Numbers({"gradient_norm": norm} | values | logged), batch, clock)
     if fabric.device.type in LATE:  # a fused optimizer leaves the update out where this is 1
@@ -158,6 +159,14 @@ def summed(fabric: Fabric, values: Tensor) -> Tensor:
     if fabric.world_size > 1:
         torch.distributed.all_reduce(values)
     return values
+
+
+def leave_frozen(optimizer: Any, step: int) -> None:
+    """Take the gradients from groups whose `first_step` is yet to come: the optimiser passes over their parameters."""
+    for group in optimizer.param_groups:
+        if step < group.get("first_step", 0):
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def clip_gradients(fabric: Fabric, module: TrainingModule, optimizer: Any) -> Tensor:

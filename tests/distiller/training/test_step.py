@@ -176,3 +176,23 @@ def test_a_checkpoint_of_the_unfused_optimizer_is_continued() -> None:
     newer.take()
     for ours, theirs in zip(newer.weights(), older.weights(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_a_group_is_left_as_it_is_until_its_first_step() -> None:
+    """Neither its gradients, nor weight decay, nor the optimizer's state: then it begins like a new one."""
+    placed = Placed("optimizer.weight_decay=0.1")
+    module = placed.module
+    held = module.student.layers[0].feed_forward.output.weight  # type: ignore[union-attr]
+    module.special_groups = lambda: [{"params": [held], "weight_decay": 0.1, "first_step": 2}]  # type: ignore[method-assign]
+    placed.adamw = module.optimizer()
+    placed.optimizer = placed.fabric.setup_optimizers(placed.adamw)
+    placed.scheduler = LambdaLR(placed.adamw, schedule(module.optimizer_config, 10))
+    before, other = held.detach().clone(), module.student.layer_norm.weight.detach().clone()  # type: ignore[union-attr]
+    for _ in range(2):
+        placed.take()
+        assert torch.equal(held, before)
+        assert held not in placed.adamw.state
+    assert not torch.equal(module.student.layer_norm.weight, other)  # type: ignore[union-attr,arg-type]
+    placed.take()
+    assert not torch.equal(held, before)
+    assert int(placed.adamw.state[held]["step"]) == 1
