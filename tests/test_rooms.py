@@ -20,7 +20,8 @@ ROOMS: dict[str, set[str]] = {
     "distiller.voices": {"distiller.synthesis"},
     "distiller.objectives": {"distiller.codebooks.folder"},
     "distiller.students": set(),
-    "distiller.exporters": {"distiller.finetuning.recognizer"},
+    "distiller.graphs": {"distiller.finetuning.recognizer"},
+    "distiller.exporters": {"distiller.graphs", "distiller.finetuning.recognizer"},
     "distiller.corpora": {"distiller.audio", "distiller.augmentation.config", "distiller.synthesis"},
     "distiller.preparation": {"distiller.audio", "distiller.corpora"},
     "distiller.extraction": {"distiller.audio", "distiller.corpora"},
@@ -48,7 +49,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "distiller.benchmarks": {
         "distiller.audio", "distiller.synthesis", "distiller.corpora", "distiller.preparation", "distiller.students",
-        "distiller.recipes", "distiller.reports", "distiller.distillation", "distiller.exporters",
+        "distiller.recipes", "distiller.reports", "distiller.distillation", "distiller.graphs", "distiller.exporters",
     },
     "distiller.steps": {
         "distiller.audio", "distiller.corpora", "distiller.objectives", "distiller.students", "distiller.training",
@@ -167,7 +168,7 @@ def test_common_and_configurations_are_imported_without_torch() -> None:
 
 
 def test_nothing_grows_too_big() -> None:
-    """Files of 300 lines, functions of 60, rooms of 1,200 lines and nine files, at most 27 rooms."""
+    """Files of 300 lines, functions of 60, rooms of 1,200 lines and nine files, at most 28 rooms."""
     lines = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
     assert {module: count for module, count in lines.items() if count > 300} == {}
     rooms: dict[str, list[str]] = defaultdict(list)
@@ -179,4 +180,4 @@ def test_nothing_grows_too_big() -> None:
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{module}.{node.name}"
     assert {room: len(files) for room, files in rooms.items() if len(files) > 9} == {}
     assert {room: total for room, files in rooms.items() if (total := sum(lines[f] for f in files)) > 1200} == {}
-    assert len(rooms) <= 27
+    assert len(rooms) <= 28

@@ -104,7 +104,7 @@ def _open_transformers(name: str, device: str) -> Opened:
 
 
 def _open_onnx(path: Path, device: str, threads: int) -> Opened:
-    from distiller.exporters.onnx import metadata, session
+    from distiller.graphs.onnx import metadata, session
 
     if device != "cpu":
         raise UserError(f"{path}: ONNX files are measured on the CPU, not on {device}")

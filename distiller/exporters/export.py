@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distiller.common.provenance import parameter_count
-from distiller.exporters import onnx
 from distiller.exporters.card import student_files, transformers_card
 from distiller.exporters.fine_tuned import open_student
 from distiller.exporters.hub import preview, push
 from distiller.exporters.transformers import needs_own_code, to_transformers
+from distiller.graphs import onnx
 from upstream.checkpoint import save
 from upstream.errors import UserError
 

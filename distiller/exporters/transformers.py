@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from distiller.exporters.checks import checked, farthest, temporary_folder, wavs
 from distiller.finetuning.recognizer import Recognizer
+from distiller.graphs.checks import checked, farthest, temporary_folder, wavs
 from upstream import attention, config, convolution, dropout, encoder, errors, extractor, log_mel, positional, waveforms
 from upstream.checkpoint import write_folder
 from upstream.config import FAMILIES, SAMPLE_RATE

@@ -29,7 +29,7 @@ from distiller.benchmarks import inference, long
 from distiller.benchmarks import reading as preparation_benchmark
 from distiller.clustering import compare
 from distiller.exporters import export as exporting
-from distiller.exporters import onnx as export_onnx
+from distiller.graphs import onnx as export_onnx
 from distiller.preparation import prepare as preparation
 from distiller.recipes.yaml_files import shipped
 from distiller.steps import loop, training

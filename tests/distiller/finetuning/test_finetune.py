@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from distiller import export, finetune, transcribe
 from distiller.audio.batch import Batch
 from distiller.common.files import read_csv
-from distiller.exporters.onnx import graph_of, metadata, session
 from distiller.finetuning.config import resolve
 from distiller.finetuning.decoding import error_rates, greedy
 from distiller.finetuning.module import CTC
 from distiller.finetuning.recognizer import Recognizer, open_recognizer
 from distiller.finetuning.vocabulary import BLANK, Vocabulary
+from distiller.graphs.onnx import graph_of, metadata, session
 from distiller.objectives.base import Term
 from tests.distiller.conftest import TEACHER
 from tests.distiller.finetuning.conftest import SmallFineTuning

@@ -21,9 +21,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from distiller.common.files import writing
 from distiller.common.provenance import TEN_SECONDS, parameter_count
-from distiller.exporters.blocked import in_blocks
-from distiller.exporters.checks import LENGTHS, checked, farthest, temporary_folder, wavs
 from distiller.finetuning.recognizer import Recognizer
+from distiller.graphs.blocked import in_blocks
+from distiller.graphs.checks import LENGTHS, checked, farthest, temporary_folder, wavs
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError, require
 from upstream.waveforms import as_batch

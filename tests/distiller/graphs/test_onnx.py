@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from distiller import export
-from distiller.exporters import onnx as export_onnx
+from distiller.graphs import onnx as export_onnx
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder

@@ -1,0 +1,1 @@
+"""Encoders as graphs that other programs run."""
