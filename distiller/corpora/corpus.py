@@ -122,9 +122,9 @@ def all_audio(
     skipped = [row for _, rows in scans for row in rows]
     usable = with_enough_samples([cut for cuts, _ in scans for cut in cuts], decoder, skipped)
     if not usable:
-        unusable = countable(skipped)
-        none = f"none of the {len(unusable)} utterances of {path} can be used; {_first(unusable)}"
-        raise UserError(none if unusable else f"{path} holds no audio")
+        if unusable := countable(skipped):
+            raise UserError(f"none of the {len(unusable)} utterances of {path} can be used; {_first(unusable)}")
+        raise UserError(f"{path} holds no audio")
     return usable, skipped
 
 

@@ -120,6 +120,8 @@ class Distilled(PreTrainedModel):
             nn.init.ones_(module.scale)
         elif isinstance(module, FeatureProjection) and module.pruned_column is not None:
             nn.init.zeros_(module.pruned_column)
+        elif getattr(module, "layer_weights", None) is not None:  # of a head; only HuBERT's own class does it
+            nn.init.constant_(module.layer_weights, 1 / module.layer_weights.numel())
 
 
 class DistilledModel(Distilled):

@@ -84,7 +84,7 @@ class OnDevice:
         self.module, self.device, self.world_size, self.global_rank = module, torch.device(device), 1, 0
         self.adamw, self.optimizer = module.optimizer(), SimpleNamespace()
         self.strategy = SimpleNamespace(precision=SimpleNamespace(unscale_gradients=lambda _: None))
-        self.zero_grad = self.adamw.zero_grad
+        self.zero_grad, self.param_groups = self.adamw.zero_grad, self.adamw.param_groups
         self.no_backward_sync = lambda _, enabled: nullcontext()
         self.backward = lambda loss: loss.backward()
 

@@ -135,6 +135,8 @@ def test_every_head_of_the_family_opens_and_computes_a_loss(family: str, folders
     assert set(named) == {"AutoConfig", "AutoModel", *openers}
     for opener, labels in openers.items():
         model = opened(opener, folders[family], num_labels=5, use_weighted_layer_sum=opener != "AutoModelForCTC")
+        if model.config.use_weighted_layer_sum:  # not what happened to be in memory
+            assert torch.equal(model.layer_weights, torch.full((4,), 0.25)), opener
         output = model.eval()(**batch(), labels=labels)
         assert bool(output.loss.isfinite()), opener
         assert output.logits.shape[0] == 2

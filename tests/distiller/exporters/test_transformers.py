@@ -233,10 +233,10 @@ def test_an_export_that_deviates_is_not_kept(tmp_path, capsys, monkeypatch) -> N
     save(student(), tmp_path / "student")
     whole = export_transformers._plain_files
 
-    def spoiled(encoder: SpeechEncoder) -> dict[str, bytes | str]:
+    def spoiled(encoder: SpeechEncoder, recognizer: None) -> dict[str, bytes | str]:
         with torch.no_grad():
             encoder.layers[1].feed_forward.output.bias[0] += 0.01
-        files = whole(encoder)
+        files = whole(encoder, recognizer)
         with torch.no_grad():
             encoder.layers[1].feed_forward.output.bias[0] -= 0.01
         return files
