@@ -44,7 +44,7 @@ def distilled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
 
 def use(monkeypatch: pytest.MonkeyPatch, distil: Callable[[Recipe, Path], object]) -> None:
     distillation, report = ModuleType("distiller.distillation.distil"), ModuleType("distiller.reports.report")
-    vars(distillation).update(distil=distil)
+    vars(distillation).update(distil=distil, open_run=distil)
     vars(report).update(print_report=lambda output: print(f"table of {output}"))
     for module in (distillation, report):
         monkeypatch.setitem(sys.modules, module.__name__, module)
