@@ -30,7 +30,7 @@ examples:
 def parser() -> Parser:
     built = Parser(prog="distiller/merge.py", description=DESCRIPTION, epilog=EPILOG)
     option = built.add_argument
-    models = "student folders, other checkpoints, or s3prl's dev-best.ckpt with a fine-tuned upstream; two or more"
+    models = "student folders, other checkpoints, recognisers (without their heads), s3prl's dev-best.ckpt; two or more"
     option("models", nargs="+", metavar="MODEL", help=models)
     option("--alpha", type=float, help="share of the second of two models, usually from 0 to 1")
     option(
