@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from distiller.common.command import Parser, comma_separated, complain, run_command
 from distiller.common.files import check_writable, expanded
+from distiller.extraction.options import check_subsets
 
 DESCRIPTION = """\
 Quantise a teacher's layers into units, the targets of objective=units: k-means, or a residual quantiser of several
@@ -70,6 +71,7 @@ def _main(options: argparse.Namespace) -> None:
         require(
             0 < getattr(options, name) < float("inf"), f"--{name.replace('_', '-')}", getattr(options, name), "above 0"
         )
+    check_subsets(options.subsets)
     folder = expanded(options.corpus)
     if options.corpus != "synthetic" and not os.path.exists(folder):
         raise UserError(f"CORPUS {options.corpus} does not exist; it could be synthetic, a folder or a manifest")

@@ -26,12 +26,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raises: UserError: an impossible value, or no such corpus."""
+    check_subsets(options.subsets)
     chunk, batch = options.chunk_seconds, options.batch_seconds
     require(1 <= chunk < float("inf"), "--chunk-seconds", chunk, "at least 1")
     require(0 < batch < float("inf"), "--batch-seconds", batch, "above 0")
     require(options.workers >= 0, "--workers", options.workers, "an integer of at least 0")
     if options.corpus != "synthetic" and not os.path.exists(expanded(options.corpus)):
         raise UserError(f"CORPUS {options.corpus} does not exist; it could be synthetic, a folder or a manifest")
+
+
+def check_subsets(subsets: Sequence[str]) -> None:
+    """Raises: UserError: one of them occurs twice."""
+    require(len(set(subsets)) == len(subsets), "--subsets", list(subsets), "different names")
 
 
 def tell_skipped(skipped: Sequence[tuple[str, str]]) -> None:

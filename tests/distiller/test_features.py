@@ -213,6 +213,7 @@ def test_other_settings_do_not_mix(small_run: SmallRun, monkeypatch: pytest.Monk
         (["--chunk-seconds=0"], "--chunk-seconds is 0.0, but it must be at least 1"),
         (["--workers=-1"], "--workers is -1"),
         (["--subsets=x"], "has no subset 'x'"),
+        (["--subsets=x,x"], "--subsets is ['x', 'x'], but it must be different names"),
         (["--weights=nowhere.json"], "nowhere.json cannot be read"),
         (["--weights=teacher/config.json"], "--weights teacher/config.json is not a JSON list of numbers"),
         (["--weights=w.json", "--mean"], "--mean is True, but it must be left out with --weights"),

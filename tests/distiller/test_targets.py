@@ -113,6 +113,7 @@ def test_windows_of_long_recordings_have_units_of_their_own(small_run: SmallRun)
         (["--stages=0"], "--stages is 0"),
         (["--longest=0"], "--longest is 0"),
         (["--seed=-1"], "--seed is -1"),
+        (["--subsets=train,train"], "--subsets is ['train', 'train'], but it must be different names"),
     ],
 )
 def test_mistakes_are_one_line(small_run: SmallRun, argv: list[str], text: str) -> None:
