@@ -13,22 +13,9 @@ import torch
 from huggingface_hub import constants
 
 from distiller import export
+from tests.distiller.exporters.test_transformers import STUDENTS
+from tests.distiller.exporters.test_transformers import student as random_student
 from upstream.checkpoint import load, save
-from upstream.config import EncoderConfig
-from upstream.encoder import SpeechEncoder
-
-NARROW: dict[str, Any] = {
-    "embed_dim": 24,
-    "num_heads": 2,
-    "head_dim": 12,
-    "attention_heads": ((0, 1),) * 2,
-    "ffn_dims": (32,) * 2,
-    "conv_layers": ((8, 10, 5), *((8, 3, 2),) * 4, (8, 2, 2), (24, 2, 2)),
-    "projection": False,
-    "positional_kernel": 8,
-    "positional_groups": 4,
-}
-PRUNED = {**NARROW, "attention_heads": ((1,), None), "ffn_dims": (7, 0)}
 
 
 class Hub:
@@ -106,12 +93,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     server.server_close()
 
 
-@pytest.fixture(params=[NARROW, PRUNED], ids=["narrow", "pruned"])
+@pytest.fixture(params=["narrow", "pruned"])
 def student(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    torch.manual_seed(0)
     card = f"# star student of facebook/hubert-base-ls960\n\n| audio | {tmp_path}/LibriSpeech |\n"
     files = {"README.md": card, "origin.json": '{"teacher": "facebook/hubert-base-ls960"}'}
-    save(SpeechEncoder(EncoderConfig(**request.param)), tmp_path / "student", files)
+    save(random_student(**STUDENTS[request.param]), tmp_path / "student", files)
     return tmp_path / "student"
 
 
