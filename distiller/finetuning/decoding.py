@@ -34,7 +34,9 @@ class Beam:
         try:
             from torchaudio.models.decoder import ctc_decoder
         except (ImportError, RuntimeError):
-            raise UserError("beam search needs flashlight-text; run uv sync --extra beam") from None
+            raise UserError(
+                "beam search needs flashlight-text (Python 3.11 or 3.12); run uv sync --extra beam"
+            ) from None
         self.vocabulary = vocabulary
         # pieces of words contain their spaces; the decoder adds its silence around each hypothesis
         silence = SPACE if SPACE in vocabulary.index else BLANK

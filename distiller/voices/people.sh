@@ -12,6 +12,9 @@
 set -euo pipefail
 export LC_ALL=C.UTF-8
 [ $# -eq 1 ] || { echo "usage: $0 FOLDER" >&2; exit 2; }
+for tool in apt-get dpkg ffmpeg; do
+  command -v "$tool" >/dev/null || { echo "error: this needs $tool, which is not installed" >&2; exit 2; }
+done
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 cd "$work"

@@ -1,5 +1,6 @@
 """Transcribed noises in LibriSpeech's layout, and a command line that fine-tunes a tiny encoder on them in a second."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import soundfile
 
 from distiller import finetune
 
+BEAM = find_spec("flashlight") is not None
+needs_beam = pytest.mark.skipif(not BEAM, reason="flashlight-text is not installed")
 WORDS = ("AB", "BA", "A", "ABBA", "B")
 
 

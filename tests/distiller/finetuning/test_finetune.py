@@ -20,14 +20,14 @@ from distiller.finetuning.vocabulary import BLANK, Vocabulary
 from distiller.graphs.onnx import graph_of, metadata, session
 from distiller.objectives.base import Term
 from tests.distiller.conftest import TEACHER
-from tests.distiller.finetuning.conftest import SmallFineTuning
+from tests.distiller.finetuning.conftest import BEAM, SmallFineTuning, needs_beam
 from upstream.checkpoint import load
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
 
 def test_a_run_leaves_a_recogniser_its_error_rates_and_what_it_heard(small: SmallFineTuning) -> None:
-    out = small.completes("decoding.beam=5")
+    out = small.completes(*["decoding.beam=5"] * BEAM)
     report = json.loads(Path("run/report.json").read_text())
     rows = read_csv(Path("run/transcripts.csv"))
     assert [row["said"] for row in sorted(rows, key=lambda row: row["id"])] == ["AB BA", "BA ABBA"]
@@ -39,7 +39,7 @@ def test_a_run_leaves_a_recogniser_its_error_rates_and_what_it_heard(small: Smal
     rates = error_rates(list(heard), list(heard.values()))
     assert report["held_out"]["greedy"]["wer"] == pytest.approx(rates.wer)
     assert report["held_out"]["greedy"]["cer"] == pytest.approx(rates.cer)
-    assert {"utterances", "hours", "greedy", "beam"} == report["held_out"].keys()
+    assert {"utterances", "hours", "greedy", *["beam"] * BEAM} == report["held_out"].keys()
     assert f"greedy: WER {rates.wer:.2f} %, CER {rates.cer:.2f} %" in out
     assert f"| greedy | {rates.wer:.2f} | {rates.cer:.2f} |" in Path("run/model/README.md").read_text()
     assert len(read_csv(Path("run/metrics.csv"))) == 4
@@ -176,8 +176,15 @@ def test_files_are_transcribed_and_bad_ones_are_said(
     assert [line.split(":")[0] for line in err.splitlines()] == ["error"] * 2
     assert "nowhere.wav" in err
     assert "text.wav" in err
-    assert transcribe.main(["model", "a.wav", "--beam=20", "--device=cpu"]) == 0
-    assert capfd.readouterr().out.startswith("a.wav\t")
+
+
+@needs_beam
+def test_a_file_is_transcribed_by_beam_search(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recogniser(tmp_path / "model")
+    wav = tmp_path / "a.wav"
+    soundfile.write(wav, 0.1 * np.random.default_rng(0).standard_normal(8000), 16_000, subtype="PCM_16")
+    assert transcribe.main([str(tmp_path / "model"), str(wav), "--beam=20", "--device=cpu"]) == 0
+    assert capfd.readouterr().out.startswith(f"{wav}\t")
 
 
 def test_a_long_file_is_heard_in_chunks(tmp_path: Path) -> None:
