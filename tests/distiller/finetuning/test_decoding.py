@@ -51,7 +51,7 @@ def test_without_its_package_beam_search_is_refused(monkeypatch: pytest.MonkeyPa
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "flashlight", None)
     monkeypatch.setitem(sys.modules, "flashlight.lib", None)
-    with pytest.raises(UserError, match="beam search needs flashlight-text .* run uv sync --extra beam"):
+    with pytest.raises(UserError, match=r"beam search needs flashlight-text .* run uv sync --extra beam"):
         Beam(VOCABULARY, 5)
 
 
