@@ -13,7 +13,7 @@ from distiller.recipes.recipe import Recipe
 from distiller.students.gates import GatedEncoder
 from distiller.students.lagrangian import SparsityLagrangian
 from distiller.training.layer_options import half_matrices
-from distiller.training.module import TrainingModule
+from distiller.training.module import TrainingModule, by_decay
 from upstream.encoder import SpeechEncoder
 
 
@@ -32,6 +32,7 @@ class Distillation(TrainingModule):
         self.objective = objective
         self.needs_teacher = recipe.objective.needs_teacher
         self.control = recipe.control
+        self.extractor_lr = recipe.optimizer.lr * recipe.optimizer.extractor_lr_scale
         self.shapes = (teacher.config, student.config)
         self._teacher = (teacher.eval().requires_grad_(False),)  # a tuple hides it from nn.Module
 
@@ -55,6 +56,13 @@ class Distillation(TrainingModule):
     def frame_lengths(self, batch: Batch) -> Tensor:
         counts = [shape.frame_count(batch.lengths) for shape in self.shapes]
         return torch.minimum(*counts) if self.needs_teacher else counts[1]  # as `aligned` cuts the outputs
+
+    def special_groups(self) -> list[dict[str, Any]]:
+        """The extractor's weights, if their learning rate is another."""
+        if self.extractor_lr == self.optimizer_config.lr:
+            return []
+        weights, decay = self.encoder.feature_extractor.parameters(), self.optimizer_config.weight_decay
+        return by_decay(weights, decay, lr=self.extractor_lr)
 
     def compared(self) -> dict[str, nn.Module]:
         """The networks whose outputs go into the loss, as far as they can be run alone."""
@@ -110,4 +118,4 @@ class JointDistillation(Distillation):
 
     def special_groups(self) -> list[dict[str, Any]]:
         self.lagrangian.steps = self.steps  # known only once the corpus has been opened
-        return self.lagrangian.parameter_groups(self.gated)
+        return [*super().special_groups(), *self.lagrangian.parameter_groups(self.gated)]

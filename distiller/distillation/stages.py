@@ -32,11 +32,13 @@ from distiller.common.process import rank
 from distiller.common.provenance import parameter_count
 from distiller.corpora.corpus import Corpus, open_audio, open_corpus
 from distiller.distillation.distillation_module import Distillation, JointDistillation
+from distiller.distillation.log_mel import LogMelRegression
 from distiller.objectives.config import ClustersConfig, ObjectiveConfig
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import Recipe, final_stage
 from distiller.reports.report import pruning_summary
 from distiller.students.build import build_student
+from distiller.students.config import NarrowConfig
 from distiller.students.gates import GatedEncoder
 from distiller.students.lagrangian import SparsityLagrangian
 from distiller.students.prune import remove_closed_units
@@ -47,7 +49,7 @@ from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError, require
 
-JOINT, PRUNED, FINAL = "joint", "pruned", "final"
+LOG_MEL, JOINT, PRUNED, FINAL = "log-mel", "joint", "pruned", "final"
 PROJECTIONS, METADATA = "objective.safetensors", "pruning.json"  # beside the encoder in OUTPUT/pruned
 
 
@@ -140,13 +142,29 @@ def first_module(run: Run, section: ObjectiveConfig) -> Distillation:
 
 
 def distil_narrow(run: Run) -> Distilled | None:
-    """One stage, straight below the output."""
+    """One stage, straight below the output; before it, if the recipe asks for that, the extractor's own."""
     module = first_module(run, with_clusters(run))
     assert isinstance(module.student, SpeechEncoder)
     untrained = copy.deepcopy(module.student)
+    seconds = learn_log_mel(run, module.student)
     if not train(run, module, run.recipe, run.output):
         return None
-    return Distilled(module.kept_student(), untrained, [run.output], module.progress.elapsed)
+    return Distilled(module.kept_student(), untrained, [run.output], seconds + module.progress.elapsed)
+
+
+def learn_log_mel(run: Run, student: SpeechEncoder) -> float:
+    """Train the extractor of a new student for `student.log_mel.steps`; returns the seconds that took."""
+    assert isinstance(run.recipe.student, NarrowConfig)
+    section = run.recipe.student.log_mel
+    if not section.steps:
+        return 0.0
+    if rank() == 0:
+        print(f"The extractor learns the log-mel spectrogram: {section.steps} steps")
+    module = LogMelRegression(student, run.recipe, section.lr)
+    trainer = replace(run.recipe.trainer, steps=section.steps, epochs=None, ema=0.0)
+    train(run, module, replace(run.recipe, trainer=trainer), run.output / LOG_MEL, keep_best=lambda trained: None)
+    student.requires_grad_(True)
+    return module.progress.elapsed
 
 
 def distil_pruned(run: Run) -> Distilled | None:
@@ -240,7 +258,7 @@ def with_clusters(run: Run) -> ObjectiveConfig:
 
 def train(
     run: Run,
-    module: Distillation,
+    module: TrainingModule,
     recipe: Recipe,
     folder: Path,
     keep_best: Callable[[TrainingModule], None] | None = None,

@@ -24,8 +24,8 @@ from distiller.corpora.config import CorpusConfig
 from distiller.objectives.config import ObjectiveConfig, UnitsObjectiveConfig
 from distiller.objectives.registry import OBJECTIVES, config_class
 from distiller.recipes.yaml_files import dump, merged, methods, overlay, parse_overrides, read, renewed, shipped
-from distiller.students.config import STUDENTS, PruningConfig, StudentConfig
-from distiller.training.config import OptimizerConfig, TrainerConfig
+from distiller.students.config import STUDENTS, LogMelConfig, NarrowConfig, PruningConfig, StudentConfig
+from distiller.training.config import DistillationOptimizerConfig, OptimizerConfig, TrainerConfig
 from upstream.errors import UserError, one_of, require
 
 BUNDLED = "bundled"  # the name of the teacher in distiller/assets/teacher
@@ -60,7 +60,7 @@ class Recipe:
     objective: ObjectiveConfig  # the class that `config_class` has for its name
     student: StudentConfig  # the class that STUDENTS has for its name
     pruning: PruningConfig | None
-    optimizer: OptimizerConfig
+    optimizer: DistillationOptimizerConfig
     trainer: TrainerConfig
     probe: ProbeConfig
 
@@ -141,6 +141,9 @@ def build(values: Mapping[str, Any]) -> Recipe:
         fsdp, activations = recipe.trainer.strategy == "fsdp", recipe.trainer.checkpoint_activations
         require(not fsdp, "student.name", recipe.student.name, "narrow with trainer.strategy fsdp")
         require(not activations, "student.name", recipe.student.name, "narrow with trainer.checkpoint_activations")
+    if recipe.trainer.strategy == "fsdp" and isinstance(recipe.student, NarrowConfig):
+        log_mel = recipe.student.log_mel.steps
+        require(not log_mel, "student.log_mel.steps", log_mel, "0 with trainer.strategy fsdp, which shards layers")
     if any(isinstance(part, UnitsObjectiveConfig) for part in recipe.objective.parts()):
         control, strategy = recipe.control, recipe.trainer.strategy
         require(control == "none", "control", control, "none with objective units, which has no teacher")
@@ -185,6 +188,10 @@ def to_dict(recipe: AnyRecipe) -> dict[str, Any]:
     values["optimizer"]["betas"] = list(recipe.optimizer.betas)
     if recipe.corpus.augment == AugmentConfig():  # a run of a version without it continues
         del values["corpus"]["augment"]
+    if values["optimizer"].get("extractor_lr_scale") == 1.0:
+        del values["optimizer"]["extractor_lr_scale"]
+    if values.get("student", {}).get("log_mel") == asdict(LogMelConfig()):
+        del values["student"]["log_mel"]
     return values
 
 

@@ -140,6 +140,14 @@ SIZES = {
 
 
 @dataclass(config=STRICT)
+class LogMelConfig:
+    """Steps before the run's own, in which the extractor alone learns the log-mel spectrogram."""
+
+    steps: Annotated[int, Field(ge=0, description="an integer from 0")] = 0
+    lr: Annotated[float, ABOVE_0] = 1e-2  # the rest of its optimiser is the recipe's, without weight decay
+
+
+@dataclass(config=STRICT)
 class NarrowConfig(StudentConfig):
     """A student of the teacher's kind but narrower, as in the STaR paper.
 
@@ -153,6 +161,7 @@ class NarrowConfig(StudentConfig):
     initialization: Literal["random", "teacher"] = "random"  # type: ignore[misc]  # here a recipe chooses it
     dropout: Annotated[float, PROBABILITY] = 0.1
     feature_dropout: Annotated[float, PROBABILITY] = 0.05
+    log_mel: LogMelConfig = field(default_factory=LogMelConfig)
 
     @model_validator(mode="after")
     def _known_size(self) -> "NarrowConfig":
@@ -160,6 +169,8 @@ class NarrowConfig(StudentConfig):
         require(self.size in sizes, "student.size", self.size, one_of(self.size, sizes))
         if self.initialization == "teacher":
             require(self.size == "teacher", "student.size", self.size, "teacher when student.initialization is")
+            steps = self.log_mel.steps
+            require(not steps, "student.log_mel.steps", steps, "0 where the extractor is the teacher's")
         return self
 
     def shape(self, teacher: EncoderConfig) -> EncoderConfig:

@@ -38,6 +38,14 @@ class OptimizerConfig:
 
 
 @dataclass(config=STRICT)
+class DistillationOptimizerConfig(OptimizerConfig):
+    """That of a student, whose extractor may start from nothing."""
+
+    # learning rate of the convolutions' weights, as a multiple of lr
+    extractor_lr_scale: Annotated[float, ABOVE_0] = 1.0
+
+
+@dataclass(config=STRICT)
 class TrainerConfig:
     """Length of the run, and how it is distributed, checked and kept."""
 

@@ -2,6 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -105,10 +106,7 @@ class TrainingModule(nn.Module, ABC):
         config, special = self.optimizer_config, self.special_groups()
         apart = {id(p) for group in special for p in group["params"]}
         trained = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+        groups = by_decay(trained, config.weight_decay)
         fused = all(p.device.type in FUSED for p in trained) or None  # None: torch's choice among the others
         adamw = torch.optim.AdamW([*groups, *special], lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
         adamw.register_load_state_dict_pre_hook(_computed_as_here)
@@ -136,6 +134,15 @@ class TrainingModule(nn.Module, ABC):
     def unsharded(self) -> AbstractContextManager[None]:
         """Inside it every rank holds all parameters; every rank must enter it."""
         return nullcontext() if self.shards is None else self.shards.unsharded()
+
+
+def by_decay(parameters: Iterable[nn.Parameter], weight_decay: float, **settings: Any) -> list[dict[str, Any]]:
+    """Optimiser groups with `settings`: matrices with weight decay, biases and norms without."""
+    parameters = list(parameters)
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay, **settings},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **settings},
+    ]
 
 
 def _computed_as_here(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
