@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 TEN_SECONDS = 10 * SAMPLE_RATE  # in samples
 ORIGIN = "origin.json"  # in a student's folder: its teacher
 LICENCES = {  # of a teacher's weights, from its own card; embedded: the older name of the bundled teacher
-    ("bundled", "embedded"): "Apache-2.0 (this project's own weights, trained on synthetic speech)",
+    ("bundled", "embedded"): (
+        "Apache-2.0 (this project's own weights; docs/teacher.md names its training's recordings and licences)"
+    ),
     "facebook/hubert": "Apache-2.0",
     "facebook/wav2vec2": "Apache-2.0",
     "microsoft/wavlm": "see the licence that microsoft/wavlm's own card names",

@@ -132,7 +132,7 @@ SIZES = {
     "bundled": Size(
         192, 768, 4, 12, ((32, 10, 5), (32, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2), (96, 2, 2), (128, 2, 2))
     ),
-    # for the bundled teacher and synthetic speech: a quarter of the teacher's parameters
+    # for the bundled teacher and synthetic speech: a ninth of the teacher's parameters
     "synthetic": Size(
         96, 256, 4, 6, ((32, 10, 5), (32, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2), (64, 2, 2), (96, 2, 2))
     ),

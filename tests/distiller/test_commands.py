@@ -30,7 +30,6 @@ WORK = [
     ("corpus", "verify out", "distiller.preparation.prepare.verify"),
     ("corpus", "benchmark", "distiller.benchmarks.reading.benchmark"),
     ("synthesise", "--hours=1 --output=out", "distiller.voices.make.make_speech"),
-    ("pretraining", "--output=out", "distiller.distillation.pretraining.pretrain"),
     ("merge", "student student-2 --output=out", "distiller.exporters.merging.merge"),
     ("results", "out --table=out/t.csv", "distiller.results.collect"),
 ]

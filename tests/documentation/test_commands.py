@@ -27,10 +27,10 @@ def test_command(case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def test_every_script_is_shown() -> None:
-    """A command without an example is hard to find; pretraining and results are for maintainers."""
+    """A command without an example is hard to find; results is for maintainers."""
     files = [path for folder in ("distiller", "downstream_recipes") for path in (ROOT / folder).glob("*.py")]
     scripts = {str(path.relative_to(ROOT)) for path in files}
-    scripts = {script for script in scripts if not script.endswith(("__init__.py", "pretraining.py", "results.py"))}
+    scripts = {script for script in scripts if not script.endswith(("__init__.py", "results.py"))}
     assert scripts - {script for script, _ in CASES.values()} == set()
 
 

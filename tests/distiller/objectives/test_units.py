@@ -16,7 +16,7 @@ from distiller.distillation.distillation_module import Distillation
 from distiller.distillation.plan import costs
 from distiller.objectives.base import Term
 from distiller.objectives.config import UnitsObjectiveConfig
-from distiller.objectives.units import UnitHead, Units, UnitTargets
+from distiller.objectives.units import UnitHead, Units, UnitTargets, span_mask
 from distiller.recipes.recipe import load_recipe
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderOutput, SpeechEncoder
@@ -101,6 +101,18 @@ def test_the_loss_is_torchaudios_hubert_loss(folder: Path, unmasked: float) -> N
     terms = terms_of(units, targets, output)
     assert {term.unit for term in terms} == {"frame"}
     torch.testing.assert_close(sum(term.weight * term.total for term in terms), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_span_mask_covers_complete_spans_of_valid_frames_only() -> None:
+    torch.manual_seed(0)
+    valid = torch.ones(50, 200, dtype=torch.bool)
+    valid[:, 150:] = False
+    mask = span_mask(valid, span=10, starts=0.065)
+    assert not mask[:, 150:].any()
+    assert float(mask[:, 10:150].float().mean()) == pytest.approx(1 - (1 - 0.065) ** 10, abs=0.03)
+    begins = mask[:, 1:140] & ~mask[:, :139]
+    for row, frame in begins.nonzero().tolist():
+        assert mask[row, frame + 1 : frame + 11].all()
 
 
 def test_the_penalty_is_the_mean_square_of_the_convolutions_without_padding(folder: Path) -> None:
