@@ -26,7 +26,7 @@ def parser() -> Parser:
     parser = Parser(any_path=True, prog="superb.py", description=__doc__)
     add = parser.add_argument
     add("-u", "--upstream", required=True, help="an entry of upstream/hubconf.py, or of s3prl")
-    add("-k", "--checkpoint", help="whatever upstream.checkpoint.load opens, or a URL")
+    add("-k", "--checkpoint", help="whatever upstream.checkpoint.load opens, a URL, or an ONNX file of a student")
     add("-g", "--model-config", help="as s3prl's -g: STaR's YAML, states=all, padding=reference")
     add("--tasks", default="all", help="all (the table's ten), or codes with commas: pr,sid")
     add("--corpora", help="YAML file of paths, or mini; default: $SUPERB_CORPORA")

@@ -13,8 +13,9 @@ from .checkpoint import load
 from .chunked import encode
 from .config import SAMPLE_RATE
 from .encoder import EncoderOutput
-from .errors import UserError, no_such, one_of, shown
+from .errors import UserError, no_such, one_of, require, shown
 from .formats.files import read_yaml
+from .onnx_encoder import SUFFIX, OnnxEncoder
 from .waveforms import as_batch, normalize_waveforms
 
 OPTIONS = {
@@ -30,7 +31,7 @@ class UpstreamExpert(nn.Module):
     """A `SpeechEncoder` with s3prl's upstream interface.
 
     Args:
-        ckpt: as in `checkpoint.load`.
+        ckpt: as in `checkpoint.load`, or an ONNX file of a student (`onnx_encoder`), which has `states` "layers" only.
         model_config: the configuration file of a checkpoint that does not contain it (STaR's YAML), or options as text
             (`states=all,padding=reference`, for s3prl's `-g`), or both with a comma between.
         states: "layers" (F^1..F^L), "projected" (P, F^1..F^L) or "all" (P, F^0..F^L).
@@ -60,7 +61,16 @@ class UpstreamExpert(nn.Module):
         self.name = type(self).__name__
         self.states, self.padding = options["states"], options["padding"]
         self.chunk_seconds = float(options["chunk_seconds"] or math.inf)
-        self.encoder = load(ckpt, configuration)
+        self.encoder = load(ckpt, configuration) if Path(ckpt).suffix != SUFFIX else self._exported(Path(ckpt))
+
+    def _exported(self, path: Path) -> OnnxEncoder:
+        """An ONNX file in the place of the encoder, which has neither P nor parts that could run alone."""
+        states, padding = self.states, self.padding
+        require(states == "layers", "upstream option states", states, f"layers for {path.name}, which has no P")
+        require(padding == "invariant", "upstream option padding", padding, f"invariant for {path.name}")
+        whole = math.isinf(self.chunk_seconds)
+        require(whole, "upstream option chunk_seconds", self.chunk_seconds, f"left out for {path.name}")
+        return OnnxEncoder(path)
 
     def get_downsample_rates(self, key: str = "hidden_states") -> int:
         """Samples per frame, the same for every key."""
@@ -93,6 +103,8 @@ class UpstreamExpert(nn.Module):
 
     def _encode(self, waveforms: Tensor, lengths: Tensor) -> EncoderOutput:
         encoder = self.encoder
+        if isinstance(encoder, OnnxEncoder):
+            return encoder(waveforms, lengths)
         if waveforms.shape[1] > self.chunk_seconds * SAMPLE_RATE:
             return encode(encoder, waveforms, lengths, self.chunk_seconds)
         if self.padding == "invariant":

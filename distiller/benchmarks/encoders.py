@@ -16,6 +16,7 @@ from upstream.config import BASE_CONV_LAYERS, EncoderConfig
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError, one_of, require
 from upstream.formats import huggingface_writing
+from upstream.onnx_encoder import metadata, session
 
 TRANSFORMERS = "transformers:"  # before a folder or hub name: run it with the classes of `transformers`
 RANDOM = "random:"  # before the name of a shape: random weights, so nothing is downloaded
@@ -104,8 +105,6 @@ def _open_transformers(name: str, device: str) -> Opened:
 
 
 def _open_onnx(path: Path, device: str, threads: int) -> Opened:
-    from distiller.graphs.onnx import metadata, session
-
     if device != "cpu":
         raise UserError(f"{path}: ONNX files are measured on the CPU, not on {device}")
     known = metadata(path)

@@ -68,8 +68,9 @@ def peak_memory_mb(device: str = "cpu", children: bool = False) -> float:
 
 
 def parameter_count(module: "nn.Module") -> int:
-    """Number of parameters of a module."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    """Number of parameters of a module, also of those that are in an ONNX file."""
+    exported = sum(getattr(part, "exported_parameters", 0) for part in module.modules())
+    return exported + sum(parameter.numel() for parameter in module.parameters())
 
 
 def public(name: str) -> str:

@@ -7,14 +7,13 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -26,13 +25,11 @@ from distiller.graphs.blocked import in_blocks
 from distiller.graphs.checks import LENGTHS, checked, farthest, temporary_folder, wavs
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError, require
-from upstream.waveforms import as_batch
+from upstream.onnx_encoder import Run, session
 
 OPSET = 18
 QUANTIZED = ["MatMul", "Gemm"]  # linear layers; 8-bit convolutions are slower than 32-bit ones in onnxruntime
 LONGEST = 2**24  # samples that the graph declares as its limit, 17 minutes
-
-Run = Callable[[Any, Any], tuple[Tensor, Tensor]]  # (waveforms, lengths) -> (states, frame lengths)
 
 
 class StatesGraph(nn.Module):
@@ -220,47 +217,6 @@ def quantized(graph: StatesGraph, path: Path) -> str:
         f"largest difference {deviation.largest:.2g}; 10 s of audio in {eight_bit:.3f} s on one thread "
         f"({full:.3f} s in 32 bits, {full / eight_bit:.2f} times faster)"
     )
-
-
-def _open(path: Path, threads: int) -> Any:
-    check_packages("onnxruntime")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises kinds of its own
-        raise UserError(f"{path} cannot be opened by onnxruntime: {str(error).splitlines()[0]:.120}") from None
-
-
-def session(path: Path, threads: int = 0) -> Run:
-    """onnxruntime over a file, on the CPU, for any audio that `as_batch` takes; 0 threads: all cores.
-
-    Raises:
-        UserError: onnxruntime cannot open the file, or it is not an export of this project.
-    """
-    opened = _open(path, threads)
-    names = {value.name for value in opened.get_inputs()}
-    if names != {"waveforms", "lengths"}:
-        raise UserError(f"{path} has the inputs {', '.join(sorted(names))}, but they must be waveforms and lengths")
-
-    def run(waveforms: Any, lengths: Any) -> tuple[Tensor, Tensor]:
-        waveforms, lengths = as_batch(waveforms, lengths, torch.zeros(()), minimum=1)
-        states, frame_lengths = opened.run(None, {"waveforms": waveforms.numpy(), "lengths": lengths.numpy()})
-        return torch.from_numpy(states), torch.from_numpy(np.asarray(frame_lengths))
-
-    return run
-
-
-def metadata(path: Path) -> dict[str, str]:
-    """The encoder's configuration and its number of parameters, which `to_onnx` wrote beside the graph.
-
-    Raises:
-        UserError: onnxruntime is missing or cannot open the file.
-    """
-    return _open(path, threads=1).get_modelmeta().custom_metadata_map
 
 
 def seconds_each(runs: Sequence[Run], rounds: int = 7) -> list[float]:

@@ -104,7 +104,7 @@ def test_where_it_cannot_be_is_refused() -> None:
         load_recipe("star", teachers)
     with pytest.raises(UserError, match=r"student.log_mel.steps is 5, but it must be 0 with trainer.strategy fsdp"):
         load_recipe("star", ["student.log_mel.steps=5", "trainer.strategy=fsdp"])
-    with pytest.raises(UserError, match="student.log_mel is not a recipe key"):
+    with pytest.raises(UserError, match=r"student\.log_mel is not a recipe key"):
         load_recipe("skill", ["student.log_mel.steps=5"])
 
 

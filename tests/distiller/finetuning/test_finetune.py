@@ -17,13 +17,14 @@ from distiller.finetuning.decoding import error_rates, greedy
 from distiller.finetuning.module import CTC
 from distiller.finetuning.recognizer import Recognizer, open_recognizer
 from distiller.finetuning.vocabulary import BLANK, Vocabulary
-from distiller.graphs.onnx import graph_of, metadata, session
+from distiller.graphs.onnx import graph_of
 from distiller.objectives.base import Term
 from tests.distiller.conftest import TEACHER
 from tests.distiller.finetuning.conftest import BEAM, SmallFineTuning, needs_beam
 from upstream.checkpoint import load
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
+from upstream.onnx_encoder import metadata, session
 
 
 def test_a_run_leaves_a_recogniser_its_error_rates_and_what_it_heard(small: SmallFineTuning) -> None:

@@ -14,49 +14,15 @@ import torch
 
 from distiller import export
 from distiller.graphs import onnx as export_onnx
+from tests.distiller.graphs.conftest import SHAPE
 from upstream.checkpoint import save
 from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
+from upstream.onnx_encoder import metadata, session
 
 pytest.importorskip("onnxscript", reason="the dependency group 'export' is not installed")
 pytest.importorskip("onnxruntime", reason="the dependency group 'export' is not installed")
-
-SHAPE = {
-    "family": "wavlm",
-    "embed_dim": 24,
-    "num_heads": 2,
-    "head_dim": 12,
-    "attention_heads": ((1,), None),
-    "ffn_dims": (7, 0),
-    "conv_layers": ((8, 10, 5), *((8, 3, 2),) * 4, (8, 2, 2), (24, 2, 2)),
-    "feature_scale": True,
-    "normalize_waveform": True,
-    "positional_kernel": 8,
-    "positional_groups": 4,
-    "relative_buckets": 32,
-    "relative_max_distance": 80,
-}
-
-
-@pytest.fixture(scope="module")
-def student() -> SpeechEncoder:
-    torch.manual_seed(2)
-    encoder = SpeechEncoder(EncoderConfig(**SHAPE)).eval()
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return encoder
-
-
-@pytest.fixture(scope="module")
-def onnx_file(student, tmp_path_factory) -> Path:
-    """All hidden states of `student`."""
-    folder = tmp_path_factory.mktemp("onnx")
-    save(student, folder / "student")
-    argv = [str(folder / "student"), "--to", "onnx", "--output", str(folder / "student.onnx")]
-    assert export.main(argv) == 0
-    return folder / "student.onnx"
 
 
 def padded_batch(samples: int, shorter: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,7 +34,7 @@ def padded_batch(samples: int, shorter: int) -> tuple[torch.Tensor, torch.Tensor
 @pytest.mark.parametrize(("samples", "shorter"), [(16000, 9000), (8011, 400), (400, 400), (719, 719), (4321, 4320)])
 def test_any_batch_and_length_equals_pytorch(samples, shorter, student, onnx_file) -> None:
     waveforms, lengths = padded_batch(samples, shorter)
-    states, frame_lengths = export_onnx.session(onnx_file)(waveforms, lengths)
+    states, frame_lengths = session(onnx_file)(waveforms, lengths)
     with torch.no_grad():
         expected = student(waveforms, lengths)
     assert torch.equal(frame_lengths, expected.frame_lengths)
@@ -98,7 +64,7 @@ def test_it_runs_with_onnxruntime_and_numpy_alone(student, onnx_file, tmp_path) 
 
 def test_the_file_is_one_and_says_what_it_holds(student, onnx_file) -> None:
     assert sorted(path.name for path in onnx_file.parent.iterdir()) == ["student", "student.onnx"]
-    facts = export_onnx.metadata(onnx_file)
+    facts = metadata(onnx_file)
     assert EncoderConfig.from_dict(json.loads(facts["encoder"])) == student.config
     assert int(facts["parameters"]) == sum(parameter.numel() for parameter in student.parameters())
 
@@ -119,7 +85,7 @@ def test_one_state_instead_of_all(student, tmp_path, capsys) -> None:
         argv = [str(tmp_path / "student"), "--to", "onnx", "--output", str(path), "--states", states, *options]
         assert export.main(argv) == 0
         assert ("weighted_states" if states == "weighted" else "last_hidden_state") in capsys.readouterr().out
-        found, frame_lengths = export_onnx.session(path)(waveforms, lengths)
+        found, frame_lengths = session(path)(waveforms, lengths)
         for row, frames in enumerate(frame_lengths.tolist()):
             assert (found[row, :frames] - expected[row, :frames]).abs().max() < 1e-4
 
@@ -139,10 +105,10 @@ def test_eight_bits_are_smaller_and_their_deviation_is_said(tmp_path, capsys) ->
     sizes = [(tmp_path / f"{name}.onnx").stat().st_size for name in ("whole", "int8")]
     assert sizes[1] < 0.5 * sizes[0]
     graph = export_onnx.graph_of(encoder, "all", None)
-    deviation = export_onnx.compare(graph, export_onnx.session(tmp_path / "int8.onnx"))
+    deviation = export_onnx.compare(graph, session(tmp_path / "int8.onnx"))
     assert 1e-4 < deviation.relative < 0.1
     assert deviation.cosine > 0.99
-    assert export_onnx.metadata(tmp_path / "int8.onnx")["parameters"]
+    assert metadata(tmp_path / "int8.onnx")["parameters"]
 
 
 @pytest.mark.slow
@@ -234,7 +200,7 @@ def test_what_is_no_onnx_file_is_one_sentence(tmp_path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"not a graph")
     for path in (tmp_path / "a.onnx", tmp_path / "absent.onnx"):
         with pytest.raises(UserError, match="cannot be opened by onnxruntime"):
-            export_onnx.session(path)
+            session(path)
 
 
 def test_without_the_packages_the_command_that_installs_them_is_said(student, tmp_path, monkeypatch) -> None:
@@ -267,7 +233,7 @@ def test_two_minutes_take_memory_that_grows_with_the_wav(onnx_file) -> None:
 
 
 def test_the_helper_takes_the_audio_people_have(student, onnx_file) -> None:
-    run = export_onnx.session(onnx_file)
+    run = session(onnx_file)
     wav = np.random.default_rng(0).integers(-3000, 3000, 5000).astype(np.int16)
     with torch.no_grad():
         expected = student(wav).hidden_states[-1]
