@@ -70,8 +70,10 @@ class AnyRecipe(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     corpus: CorpusConfig
-    optimizer: OptimizerConfig
     trainer: TrainerConfig
+
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
 
 
 def load_recipe(name_or_file: str | Path, overrides: Iterable[str] = ()) -> Recipe:
