@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -42,7 +43,7 @@ def require_utf8(path: str) -> None:
     try:
         path.encode()
     except UnicodeEncodeError:
-        shown = os.fsencode(path).decode(errors="replace")
+        shown = re.sub("[\ud800-\udfff]", "\ufffd", path)
         raise UserError(f"{shown} is not UTF-8, as paths here must be; rename it, or set a UTF-8 locale") from None
 
 

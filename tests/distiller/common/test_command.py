@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from distiller.common.command import Failed, Parser, run_command
+from distiller.common.files import require_utf8
 from upstream.errors import UserError
 
 
@@ -86,6 +87,12 @@ def test_a_terminal_without_our_characters() -> None:
     assert code == 0
     assert out.startswith(b"None\n2 \\xf6 3 \\u2192 6 0 1")
     assert error == b"warned \\xf6\n"
+
+
+@pytest.mark.parametrize("code", [0xDCE9, 0xD800])  # a byte of a name, and what no name has
+def test_text_that_no_file_name_can_be_is_shown_without_it(code: int) -> None:
+    with pytest.raises(UserError, match=r"^caf\ufffd is not UTF-8, as paths here must be"):
+        require_utf8(f"caf{chr(code)}")
 
 
 def test_a_path_that_is_no_utf8(tmp_path: Path) -> None:
