@@ -35,13 +35,14 @@ class OnnxEncoder(nn.Module):
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         super().__init__()
-        known, self.run = metadata(path), session(path, threads)
-        outputs = {value.name for value in open_session(path, 1).get_outputs()}
+        opened = open_session(path, threads)
+        known, outputs = opened.get_modelmeta().custom_metadata_map, {value.name for value in opened.get_outputs()}
         if "encoder" not in known or STATES not in outputs:
             raise UserError(f"{path} does not hold all hidden states; export it with --to onnx and without --states")
         self.config = EncoderConfig.from_dict(json.loads(known["encoder"]), str(path))
         if self.config.layer_norm_first:
             raise UserError(f"{path} is of a pre-LN encoder, whose last state after its final norm is not in the file")
+        self.run = _runner(opened, path)
         self.exported_parameters = int(known["parameters"])
         self.like = nn.Parameter(torch.empty(0), requires_grad=False)  # the dtype and device of what goes in
         self.register_buffer(
@@ -83,7 +84,10 @@ def session(path: Path, threads: int = 0) -> Run:
     Raises:
         UserError: onnxruntime cannot open the file, or it is not an export of this project.
     """
-    opened = open_session(path, threads)
+    return _runner(open_session(path, threads), path)
+
+
+def _runner(opened: Any, path: Path) -> Run:
     names = {value.name for value in opened.get_inputs()}
     if names != {"waveforms", "lengths"}:
         raise UserError(f"{path} has the inputs {', '.join(sorted(names))}, but they must be waveforms and lengths")

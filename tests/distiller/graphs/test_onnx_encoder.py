@@ -35,6 +35,17 @@ def test_it_has_the_features_of_its_student(student: SpeechEncoder, onnx_file: P
     assert _identity(file) == _identity(hubconf.starhubert(ckpt=str(onnx_file)))
 
 
+def test_two_files_of_one_shape_are_told_apart(onnx_file: Path, tmp_path: Path) -> None:
+    """Else a cache of features would take one's for the other's."""
+    import onnx
+
+    model = onnx.load(onnx_file)
+    model.doc_string = "another file"
+    onnx.save(model, tmp_path / "other.onnx")
+    ours, others = (UpstreamExpert(path, states="layers") for path in (onnx_file, tmp_path / "other.onnx"))
+    assert _identity(ours) != _identity(others)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
