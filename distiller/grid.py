@@ -32,8 +32,9 @@ examples:
       --also "units star objective=units objective.targets=exp/units" probe.words=[pairs/fr]
 
 The first of --seeds is run at all --targets, the others at --paired alone; star and distilhubert do not prune and have
-one size. Each run is one of distiller/run.py, and key=value changes its recipe. The same command again continues
-unfinished runs and keeps finished ones. A summary (.md) and a figure (.png) are written beside the table.
+one size. Each run is one of distiller/run.py, and key=value changes its recipe. Once a run is finished, those after it
+take its probes of the teacher and of log-mel (probe.references). The same command again continues unfinished runs and
+keeps finished ones. A summary (.md) and a figure (.png) are written beside the table.
 """
 
 

@@ -25,6 +25,7 @@ from distiller.recipes.recipe import Recipe, in_batches
 from distiller.reports import card, report
 from distiller.reports.distances import write_distances
 from distiller.reports.figures import distance_curves, loss_curves, phone_accuracy, remaining_units
+from distiller.reports.references import load_references
 from distiller.training.devices import device_count, fitting_seconds, indices
 from distiller.training.loop import HALF, arrange_layers
 from upstream.checkpoint import save
@@ -46,6 +47,7 @@ def distil(recipe: Recipe, output: Path) -> None:
     started = time.perf_counter()
     run = open_run(recipe, output)
     recipe = run.recipe
+    references = load_references(recipe.probe, identity(run.teacher))
     words = report.load_words(recipe.probe, run.teacher)
     torch.manual_seed(recipe.seed)
     distilled = stages.distil(run)
@@ -57,8 +59,11 @@ def distil(recipe: Recipe, output: Path) -> None:
     distance_curves(output)
     if recipe.pruning is not None:
         remaining_units(output, run.teacher.config, student.config, distilled.folders[0])
-    encoders = {"random": distilled.untrained, "teacher": run.teacher, "student": student}
-    probe = report.probe_all(encoders, student.config.frame_count if recipe.probe.enabled else None, words)
+    encoders = {"student": student}
+    if not references:
+        encoders = {"random": distilled.untrained, "teacher": run.teacher} | encoders
+    frame_count = student.config.frame_count if recipe.probe.enabled else None
+    probe = report.probe_all(encoders, frame_count, words, references)
     seconds = distilled.seconds + time.perf_counter() - started
     skipped = skipped_count(output / "skipped.csv")
     result = report.summary(recipe, distilled.folders[-1], student, probe, skipped, seconds)

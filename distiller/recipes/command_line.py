@@ -40,7 +40,8 @@ def with_absolute_paths(
     for folder in words:
         if not dry_run and not os.path.isdir(folder):
             raise UserError(f"probe.words {folder} is not a folder; it must be one that holds GROUP/WORD.flac")
-    probe = replace(recipe.probe, words=words)
+    references = recipe.probe.references and (_absolute(recipe.probe.references, "") or recipe.probe.references)
+    probe = replace(recipe.probe, words=words, references=references)
     recipe = replace(recipe, teacher=teacher, corpus=corpus, probe=probe)
 
     def located(section: ObjectiveConfig) -> ObjectiveConfig:

@@ -32,7 +32,9 @@ BUNDLED = "bundled"  # the name of the teacher in distiller/assets/teacher
 
 # Keys that a continued run may change: they decide how fast and how safely it runs, not its result. (step_seconds has
 # become batch_seconds and trainer.accumulate.)
-RESUMABLE = frozenset({"corpus.workers", "corpus.max_skipped", "corpus.step_seconds", "trainer.checkpoint_every"})
+RESUMABLE = frozenset(
+    {"corpus.workers", "corpus.max_skipped", "corpus.step_seconds", "trainer.checkpoint_every", "probe.references"}
+)
 
 
 @dataclass(config=STRICT)
@@ -46,6 +48,9 @@ class ProbeConfig:
         check(lambda folders: len({Path(folder).name for folder in folders}) == len(folders)),
         Field(description="folders of different names"),
     ] = field(default_factory=list)
+    # a finished run with the same teacher and probes: its rows of the teacher and of log-mel stand in this run's table,
+    # which has no random student then
+    references: Text | None = None
 
 
 @dataclass(config=STRICT, kw_only=True)

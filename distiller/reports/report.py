@@ -20,6 +20,7 @@ from distiller.probes.representations import CONTEXT, FRAME, encoder_layers, fil
 from distiller.probes.words import Words
 from distiller.recipes.recipe import AnyRecipe, ProbeConfig, Recipe, to_dict
 from distiller.reports.figures import FIGURES, TERM
+from distiller.reports.references import Rows
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
 
@@ -57,20 +58,24 @@ def load_words(config: ProbeConfig, teacher: SpeechEncoder) -> dict[str, Words]:
 
 
 def probe_all(
-    encoders: Mapping[str, SpeechEncoder], frame_count: Callable[[int], int] | None, words: Mapping[str, Words]
-) -> dict[str, dict[str, Any]]:
+    encoders: Mapping[str, SpeechEncoder],
+    frame_count: Callable[[int], int] | None,
+    words: Mapping[str, Words],
+    references: Rows,
+) -> Rows:
     """Both filterbanks and the encoders through the same probes: a row each, or nothing without any probe.
 
     Args:
         encoders: by the name of their row.
         frame_count: of an utterance, for phones and speakers; left out, they are not probed.
         words: of `load_words`.
+        references: of `load_references`; rows that are not measured again.
     """
-    represented = {"filterbank": filterbank(), "stacked_filterbank": filterbank(CONTEXT)}
+    represented = {} if references else {"filterbank": filterbank(), "stacked_filterbank": filterbank(CONTEXT)}
     represented |= {name: encoder_layers(encoder.cpu().eval()) for name, encoder in encoders.items()}
     probes: dict[str, Probe | Words] = {} if frame_count is None else {"": Probe.synthetic(frame_count)}
     probes |= {f"_{name}": probe for name, probe in words.items()}
-    rows: dict[str, dict[str, Any]] = {name: {"layers": {}} for name in represented} if probes else {}
+    rows: Rows = references | {name: {"layers": {}} for name in represented} if probes else {}
     for ending, probe in probes.items():
         for name, represent in represented.items():
             result = probe.run(represent, name)

@@ -24,6 +24,7 @@ output = pathlib.Path(sys.argv[sys.argv.index("--output") + 1])
 output.mkdir(parents=True, exist_ok=True)
 with (output / "ran").open("a") as file:
     file.write("x")
+(output / "references").write_text("".join(word for word in sys.argv if word.startswith("probe.references=")))
 if "pruning.target=0.9" in sys.argv:
     sys.exit("error: pruning.target is 0.9,\\n")
 (output / "report.json").touch()
@@ -67,6 +68,23 @@ def test_every_run_happens_once_and_a_failing_one_stops_no_other(
     run_cells(cells, tmp_path / "out", [], jobs=1)
     ran = {cell.name: len((tmp_path / "out" / cell.name / "ran").read_text()) for cell in cells}
     assert ran == {"skill-0.9-1": 2, "dphubert-0.9-1": 2, "skill-0.5-1": 1, "dphubert-0.5-1": 1}
+    teacher_rows = f'probe.references="{tmp_path / "out" / "skill-0.5-1"}"'  # of the first that finished
+    assert (tmp_path / "out" / "dphubert-0.9-1" / "references").read_text() == teacher_rows
+    assert not (tmp_path / "out" / "skill-0.5-1" / "references").read_text()  # nothing was finished then
+
+
+def test_only_a_run_with_the_same_teacher_and_probes_lends_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path
+) -> None:
+    (tmp_path / "stub.py").write_text(STUB)
+    monkeypatch.setattr("distiller.benchmarks.grid.RUN", tmp_path / "stub.py")
+    other = Method("other", "star", (f"teacher={tiny_teacher}",))
+    unprobed = Method("unprobed", "star", ("probe.enabled=false",))
+    cells = cells_of([METHODS["star"], other, unprobed, METHODS["distilhubert"]], [0.5], 0.5, [1])
+    run_cells(cells, tmp_path / "out", [], jobs=1)
+    lent = {cell.method.name: (tmp_path / "out" / cell.name / "references").read_text() for cell in cells}
+    assert lent.pop("distilhubert") == f'probe.references="{tmp_path / "out" / "star-1"}"'
+    assert lent == {"star": "", "other": "", "unprobed": ""}
 
 
 class Grid:

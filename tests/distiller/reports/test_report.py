@@ -124,3 +124,43 @@ def test_words_must_be_there_before_any_work(small_run) -> None:
     assert "probe.words nowhere is not a folder" in small_run.refused("probe.words=[nowhere]")
     Path("empty").mkdir()
     assert "holds no audio" in small_run.refused("probe.words=[empty]")
+
+
+def test_rows_of_a_finished_run_stand_in_for_the_teacher_and_log_mel(small_run) -> None:
+    random = np.random.default_rng(1)
+    for group in ("near", "far"):
+        Path("prompts", group).mkdir(parents=True)
+        for word in ("one", "two"):
+            soundfile.write(f"prompts/{group}/{word}.wav", 0.1 * random.standard_normal(5000), 16_000)
+    measured, _ = small_run.completes("probe.words=[prompts]")
+    Path("run").rename("first run")
+    measured["probe"]["teacher"]["word_prompts"] = 12.5  # a number that no measurement of these four words gives
+    Path("first run/report.json").write_text(json.dumps(measured))
+    report, printed = small_run.completes("probe.words=[prompts]", "probe.references=first run")
+    assert set(report["probe"]) == {"filterbank", "stacked_filterbank", "teacher", "student"}
+    assert report["probe"]["teacher"] == measured["probe"]["teacher"]
+    assert report["probe"]["student"] == measured["probe"]["student"]
+    assert " 12.5 " in printed
+    assert "| teacher | 12.5 |" in Path("run/student/README.md").read_text()
+
+
+def test_references_must_be_a_probed_run_of_the_same_teacher_and_words(small_run, tmp_path: Path) -> None:
+    assert "probe.references nowhere is not a finished run that was probed" in small_run.refused(
+        "probe.references=nowhere"
+    )
+    small_run.completes()
+    Path("run").rename("plain")
+    assert "plain is not a finished run that was probed" in small_run.refused("probe.references=plain")
+    report = json.loads(Path("plain/report.json").read_text())
+    report["probe"] = {name: {"layers": {}} for name in ("filterbank", "stacked_filterbank", "teacher")}
+    report["recipe"]["probe"]["words"] = ["/elsewhere"]
+    Path("plain/report.json").write_text(json.dumps(report))
+    assert "has another teacher or other probes: words (['/elsewhere'] against [])" in small_run.refused(
+        "probe.references=plain"
+    )
+    report["recipe"]["probe"]["words"] = []
+    Path("plain/report.json").write_text(json.dumps(report))
+    inputs = json.loads(Path("plain/inputs.json").read_text())
+    inputs["teacher"]["sha256"] = "0" * 16
+    Path("plain/inputs.json").write_text(json.dumps(inputs))
+    assert "other probes: teacher.sha256 ('0000000000000000' against " in small_run.refused("probe.references=plain")
