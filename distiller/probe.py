@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The command distiller/probe.py: what can be read from the layers of encoders on real recordings."""
+"""The command distiller/probe.py: what can be read from the layers of encoders."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from upstream.errors import UserError, require
 
 DESCRIPTION = """\
 Probe every layer of encoders on recordings of people, with log-mel energies beside them; the last and best layers are
-printed, and all of them written to a table. At least one of --words and --classes is needed; each may be given again.
+printed, and all of them written to a table. One of --words, --classes and --abx is needed; each may be given again.
 
 --words FOLDER: FOLDER/GROUP/WORD.flac, groups being speakers or channels. For every recording the nearest of another
 group is looked up, by dynamic time warping; counted is how often it is of the same word.
@@ -25,6 +25,11 @@ group is looked up, by dynamic time warping; counted is how often it is of the s
 recordings are told by what the other groups teach. Or FOLDER/CLASS/NAME.flac, for example speakers of the same prompts:
 the classes of one half of the names are told by what the other half teaches. "linear" is ridge regression and
 "centroid" the nearest centroid, both on the mean of a recording's frames; classes have equal weight.
+
+--abx FOLDER: one of ZeroSpeech's .item files, such as triphone-dev-clean.item, and below the same folder the recordings
+that it names. Counted is how often a phone is nearer to one of another kind than to one of its own, within speakers and
+across, in the same context. `--abx synthetic` takes triphones of the synthetic corpus. It needs Python 3.12 and
+`uv sync --extra abx`.
 """
 
 EPILOG = """\
@@ -32,9 +37,11 @@ examples:
   distiller/probes/prompt_pairs.sh pairs          # real prompts, each by two speakers, in three languages
   python distiller/probe.py bundled exp/star/student --words pairs/fr --words pairs/it --classes pairs
   python distiller/probe.py microsoft/wavlm-base-plus --classes speakers --output exp/speakers.csv
+  python distiller/probe.py bundled exp/star/student --abx synthetic
 
 Any format that libsndfile reads is taken. The silence at both ends is cut off, and of what is longer than 10 s the
-first 10 s are used. What cannot be used is listed beside the table, in NAME.skipped.csv.
+first 10 s are used; ABX takes recordings as they are. What cannot be used is listed beside the table, in
+NAME.skipped.csv.
 """
 
 
@@ -45,6 +52,8 @@ def parser() -> Parser:
     folder = {"type": Path, "action": "append", "default": [], "metavar": "FOLDER"}
     built.add_argument("--words", **folder, help="recordings of the same words by several speakers")
     built.add_argument("--classes", **folder, help="recordings of several speakers, languages, ...")
+    abx = {"action": "append", "default": [], "metavar": "FOLDER"}
+    built.add_argument("--abx", **abx, help="recordings with an .item file of their phones, or synthetic")
     table = "the table (default: exp/probe.csv)"
     built.add_argument("--output", type=Path, default=Path("exp/probe.csv"), metavar="CSV", help=table)
     return built
@@ -55,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> None:
-    if not (options.words or options.classes):
-        raise UserError("give --words FOLDER, --classes FOLDER or both")
+    if not (options.words or options.classes or options.abx):
+        raise UserError("give --words FOLDER, --classes FOLDER or --abx FOLDER")
     require(
         options.output.suffix == ".csv" and not options.output.is_dir(), "--output", str(options.output), "a .csv file"
     )
@@ -65,7 +74,7 @@ def _main(options: argparse.Namespace) -> None:
     from distiller.probes.evaluate import evaluate
 
     encoders = {name: load_teacher(name) for name in options.models}
-    evaluate(encoders, options.words, options.classes, options.output)
+    evaluate(encoders, options.words, options.classes, options.abx, options.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Models through the probes of folders of recordings, log-mel energies beside them: a table."""
+"""Models through the probes of recordings, log-mel energies beside them: a table."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,29 +10,41 @@ from rich.table import Column, Table
 
 from distiller.audio.skipped import write_skipped
 from distiller.common.files import write_csv
+from distiller.corpora.config import SYNTHETIC
+from distiller.probes.abx import Abx, check_installed
 from distiller.probes.classes import Classes
-from distiller.probes.representations import CONTEXT, FRAME, encoder_layers, filterbank
+from distiller.probes.representations import CONTEXT, FRAME, HOP, encoder_layers, filterbank
 from distiller.probes.words import Words
+from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
+from upstream.errors import UserError
 
 
 def evaluate(
-    encoders: Mapping[str, SpeechEncoder], words: Sequence[Path], classes: Sequence[Path], output: Path
+    encoders: Mapping[str, SpeechEncoder],
+    words: Sequence[Path],
+    classes: Sequence[Path],
+    abx: Sequence[str],
+    output: Path,
 ) -> None:
     """Probe every layer of the encoders and of both filterbanks; write the table, and print its last and best layers.
 
     Args:
         encoders: by the names that the table gives them.
         words, classes: folders for `Words.load` and `Classes.load`.
+        abx: folders for `Abx.load`, or "synthetic".
         output: the table; what could not be used is listed beside it.
 
     Raises:
-        UserError: a folder cannot be used, or the table not be written.
+        UserError: a folder cannot be used, or the table not be written; fastabx is not installed, or frames do not fit.
     """
+    if abx:
+        check_frames(encoders)
     min_samples = max([FRAME, *(encoder.config.min_samples for encoder in encoders.values())])
-    probes: list[tuple[Path, Words | Classes]] = [
+    probes: list[tuple[Path, Words | Classes | Abx]] = [
         *((folder, Words.load(folder, min_samples)) for folder in words),
         *((folder, Classes.load(folder, min_samples)) for folder in classes),
+        *((Path(name), Abx.synthetic() if name == SYNTHETIC else Abx.load(Path(name), min_samples)) for name in abx),
     ]
     representations = {"log-mel": filterbank(), f"log-mel, ±{CONTEXT} frames": filterbank(CONTEXT)}
     representations |= {name: encoder_layers(encoder) for name, encoder in encoders.items()}
@@ -49,6 +61,15 @@ def evaluate(
     print(f"Layers  {output}")
 
 
+def check_frames(encoders: Mapping[str, SpeechEncoder]) -> None:
+    """Raises: UserError: fastabx is not installed, or an encoder's frames are not 20 ms apart as ABX takes them."""
+    check_installed()
+    for name, encoder in encoders.items():
+        if encoder.config.samples_per_frame != HOP:
+            shift = 1000 * encoder.config.samples_per_frame / SAMPLE_RATE
+            raise UserError(f"{name} has a frame every {shift:g} ms, but ABX takes encoders with one every 20 ms")
+
+
 def _rows(folder: Path, results: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {"folder": folder, "model": name, "layer": layer, "measure": measure, "percent": percent}
@@ -60,8 +81,9 @@ def _rows(folder: Path, results: Mapping[str, dict[str, Any]]) -> list[dict[str,
 
 def _table(folder: Path, results: Mapping[str, dict[str, Any]]) -> Table:
     columns = [key for key in next(iter(results.values())) if key != "layers"]
+    of_errors = " of errors" if any(key.startswith("abx") for key in columns) else ""
     titles = (Column(key.replace("_best", ", best layer"), justify="right") for key in columns)
-    table = Table("", *titles, title=f"{folder}, percent", box=box.SIMPLE_HEAD)
+    table = Table("", *titles, title=f"{folder}, percent{of_errors}", box=box.SIMPLE_HEAD)
     for name, result in results.items():
         table.add_row(name, *(f"{result[key]:.1f}" for key in columns))
     return table

@@ -41,7 +41,7 @@ def test_every_layer_and_both_filterbanks_are_in_the_table(folder, tiny_teacher,
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["bundled"], "give --words FOLDER, --classes FOLDER or both"),
+        (["bundled"], "give --words FOLDER, --classes FOLDER or --abx FOLDER"),
         (["--words", "pairs"], "the following arguments are required: MODEL (see --help)"),
         (["bundled", "--words", "nowhere"], "nowhere does not exist"),
         (["bundled", "--words", "pairs/studio"], "pairs/studio must have GROUP/WORD.flac of the same WORD in two"),
