@@ -1,6 +1,6 @@
 """docs/browser in a real browser: what it computes of a file and of the microphone is what PyTorch computes.
 
-Needs Chromium, and onnxruntime-web's folder `dist` in docs/browser/node_modules or where ONNXRUNTIME_WEB says.
+Needs Chromium, and onnxruntime-web's folder `dist`, where docs/browser/README.md installs it or ONNXRUNTIME_WEB says.
 """
 
 import json
@@ -33,8 +33,9 @@ from upstream.config import SAMPLE_RATE, EncoderConfig
 from upstream.encoder import SpeechEncoder
 from upstream.onnx_encoder import session
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/browser"
-RUNTIME = Path(os.environ.get("ONNXRUNTIME_WEB", PAGE / "node_modules/onnxruntime-web/dist"))
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/browser"
+RUNTIME = Path(os.environ.get("ONNXRUNTIME_WEB", ROOT / "exp/browser/node_modules/onnxruntime-web/dist"))
 BUNDLE = "ort.wasm.bundle.min.mjs"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 
