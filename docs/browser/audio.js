@@ -15,8 +15,9 @@ export class Microphone {
       stream = await navigator.mediaDevices.getUserMedia({ audio });
     } catch (error) {
       if (error.name === "NotAllowedError")
-        throw new Error("The microphone is not allowed. Allow it beside the page's address, then press Microphone again.");
-      throw new Error(error.name === "NotFoundError" ? "There is no microphone." : `The microphone fails: ${error.message}`);
+        throw new Error("The microphone is not allowed. Allow it beside the page's address, then press it again.");
+      if (error.name === "NotFoundError") throw new Error("There is no microphone.");
+      throw new Error(`The microphone fails: ${error.message}`);
     }
     const context = new AudioContext({ sampleRate: RATE });
     try {
@@ -28,7 +29,8 @@ export class Microphone {
       return new Microphone(stream, context, recorder.port);
     } catch (error) {
       for (const track of stream.getTracks()) track.stop();
-      throw new Error(`This browser cannot record at 16 kHz (${error.message}). Choose an audio file, or another browser.`);
+      const advice = "Choose an audio file, or another browser.";
+      throw new Error(`This browser cannot record at 16 kHz (${error.message}). ${advice}`);
     }
   }
 
@@ -41,7 +43,10 @@ export class Microphone {
     };
   }
 
-  /** Up to `count` samples, {samples, start}; ends at a multiple of `step`, so that frames stay where they were. */
+  /**
+   * Up to `count` samples, {samples, start, room}: where they start, and how many there will be.
+   * They end at a multiple of `step`, so that frames stay where they were.
+   */
   recent(count, step) {
     const end = this.heard - (this.heard % step);
     const start = Math.max(0, end - count);

@@ -2,7 +2,7 @@
 
 import { Microphone, RATE, Recording } from "./audio.js";
 import { Model } from "./model.js";
-import { draw, movePlayhead } from "./pictures.js";
+import { draw, movePlayhead, nameLayer } from "./pictures.js";
 import { CODEBOOK, SETTINGS, Units } from "./units.js";
 
 const RUNS = 15; // whose median time is shown; a still picture is computed as often
@@ -56,6 +56,7 @@ async function openModel(name, bytes) {
   find("model-facts").textContent =
     `${name}: ${layers} layers of ${config.embed_dim} channels, ${millions} M parameters`;
   Object.assign(find("layer"), { max: layers, value: Math.ceil(layers / 2) });
+  nameLayer();
   [times, shown] = [[], null];
   if (units) useUnits(units);
 }
@@ -66,7 +67,7 @@ function useSource(opened) {
   source = opened;
   const live = source instanceof Microphone;
   find("microphone").setAttribute("aria-pressed", live);
-  find("microphone").textContent = live ? "Stop the microphone" : "Microphone";
+  find("microphone").textContent = live ? "Stop" : "Microphone";
   player.hidden = !(source instanceof Recording);
   if (source) shown = null;
 }
@@ -89,6 +90,7 @@ function useUnits(opened) {
   const { layers, units: count, stages } = units.settings;
   find("unit-facts").textContent = `${stages > 1 ? `${stages} × ` : ""}${count} units of layer ${layers.join(", ")}`;
   if (layers.length === 1) find("layer").value = layers[0];
+  nameLayer();
 }
 
 /** Chosen or dropped files: those of a units folder, a model, or sound. */
@@ -173,6 +175,7 @@ addEventListener("drop", (event) => {
   if (files.length) attempt(() => openFiles(files));
 });
 find("microphone").addEventListener("click", () => attempt(toggleMicrophone));
+find("layer").addEventListener("input", nameLayer);
 for (const id of ["layer", "scaling"]) find(id).addEventListener("input", () => shown && draw(shown));
 find("seconds").addEventListener("input", () => (times = []));
 

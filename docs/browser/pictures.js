@@ -8,6 +8,11 @@ import { BANDS, HOP, logMel } from "./spectrogram.js";
 
 const find = (id) => document.getElementById(id);
 
+/** Says everywhere which layer is chosen. */
+export function nameLayer() {
+  for (const label of document.querySelectorAll(".layer")) label.textContent = find("layer").value;
+}
+
 /**
  * Draws all of it, for the layer and the comparison chosen on the page.
  *
@@ -15,9 +20,7 @@ const find = (id) => document.getElementById(id);
  * result: of `Model.run`; streams: of `Units.of`, or undefined; live: whether it comes from the microphone.
  */
 export function draw({ samples, start, room, result, streams, live }) {
-  const layer = Number(find("layer").value);
-  for (const label of document.querySelectorAll(".layer")) label.textContent = layer;
-  const states = layerOf(result, layer);
+  const states = layerOf(result, Number(find("layer").value));
   const roomFrames = Math.round((room / samples.length) * result.frames);
   drawSpectrogram(samples, room);
   drawStates(states, result, roomFrames);

@@ -29,7 +29,8 @@ export function gram(states, frames, channels, scaling) {
   for (let a = 0; a < frames; a++) {
     for (let b = 0; b <= a; b++) {
       let sum = 0;
-      for (let channel = 0; channel < channels; channel++) sum += rows[a * channels + channel] * rows[b * channels + channel];
+      for (let channel = 0; channel < channels; channel++)
+        sum += rows[a * channels + channel] * rows[b * channels + channel];
       products[a * frames + b] = products[b * frames + a] = sum;
     }
   }

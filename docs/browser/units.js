@@ -37,7 +37,7 @@ export class Units {
         `The units were fitted on a model with ${named(teacher.parameters)}, but this one has ${named(model.parameters)}.`,
       );
     if (layer_zero === "feature_projection" && this.layers.some(([layer]) => layer === 0))
-      throw new Error("The units are of the feature projection, which an .onnx file does not give; fit them on a layer.");
+      throw new Error("The units are of the feature projection, which is not in an .onnx file; fit them on a layer.");
   }
 
   /** The units of what `Model.run` returned, by stream: [{layer, stage, units: (frame,)}]. */

@@ -66,6 +66,11 @@ class Page:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
+    def choose(self, selector: str, *files: Path) -> None:
+        """Gives files to a file picker."""
+        found = self.call("Runtime.evaluate", expression=f"document.querySelector('{selector}')")["result"]
+        self.call("DOM.setFileInputFiles", files=[str(file) for file in files], objectId=found["objectId"])
+
     def resize(self, width: int, height: int) -> None:
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600

@@ -191,6 +191,16 @@ def test_states_of_a_file(name, page, address, encoders, wav) -> None:
     assert "real time" in visit.text("#pace")
 
 
+def test_files_are_chosen(page, address, site, encoders, wav) -> None:
+    visit = Visit(page, address)
+    page.evaluate("import('/page.js').then(() => true)")
+    page.choose("#model-file", site / "hubert.onnx")
+    page.choose("#audio-file", site / "noise.wav")
+    assert np.abs(visit.shown()["states"] - states_of(encoders["hubert"], wav)).max() < 1e-4
+    page.choose("#unit-files", site / "units/targets.json", site / "units/codebook.safetensors")
+    waited(lambda: visit.text("#unit-facts") == "2 × 20 units of layer 1")  # noqa: RUF001
+
+
 def test_states_in_8_bits(page, address, site, encoders, wav) -> None:
     """Rounding differs between processors, so they are close to onnxruntime's and as close to PyTorch's."""
     states = Visit(page, address, model="int8.onnx", audio="noise.wav").shown()["states"]
