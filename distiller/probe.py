@@ -15,8 +15,8 @@ from distiller.common.files import check_writable
 from upstream.errors import UserError, require
 
 DESCRIPTION = """\
-Probe every layer of encoders on recordings of people, with log-mel energies beside them; the last and best layers are
-printed, and all of them written to a table. One of --words, --classes and --abx is needed; each may be given again.
+Probe every layer of encoders, with log-mel energies beside them; the last and best layers are printed, and all of them
+written to a table. One of --words, --classes, --abx and --synthetic is needed; the first three may be given again.
 
 --words FOLDER: FOLDER/GROUP/WORD.flac, groups being speakers or channels. For every recording the nearest of another
 group is looked up, by dynamic time warping; counted is how often it is of the same word.
@@ -30,6 +30,9 @@ the classes of one half of the names are told by what the other half teaches. "l
 that it names. Counted is how often a phone is nearer to one of another kind than to one of its own, within speakers and
 across, in the same context. `--abx synthetic` takes triphones of the synthetic corpus. It needs Python 3.12 and
 `uv sync --extra abx`.
+
+--synthetic: phones and speakers of the synthetic corpus by ridge regression, as at the end of a run. "Unseen" are
+phones of speakers that the regression has not seen.
 """
 
 EPILOG = """\
@@ -37,7 +40,7 @@ examples:
   distiller/probes/prompt_pairs.sh pairs          # real prompts, each by two speakers, in three languages
   python distiller/probe.py bundled exp/star/student --words pairs/fr --words pairs/it --classes pairs
   python distiller/probe.py microsoft/wavlm-base-plus --classes speakers --output exp/speakers.csv
-  python distiller/probe.py bundled exp/star/student --abx synthetic
+  python distiller/probe.py bundled exp/star/student --synthetic --abx synthetic
 
 Any format that libsndfile reads is taken. The silence at both ends is cut off, and of what is longer than 10 s the
 first 10 s are used; ABX takes recordings as they are. What cannot be used is listed beside the table, in
@@ -54,6 +57,7 @@ def parser() -> Parser:
     built.add_argument("--classes", **folder, help="recordings of several speakers, languages, ...")
     abx = {"action": "append", "default": [], "metavar": "FOLDER"}
     built.add_argument("--abx", **abx, help="recordings with an .item file of their phones, or synthetic")
+    built.add_argument("--synthetic", action="store_true", help="phones and speakers of the synthetic corpus")
     table = "the table (default: exp/probe.csv)"
     built.add_argument("--output", type=Path, default=Path("exp/probe.csv"), metavar="CSV", help=table)
     return built
@@ -64,17 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> None:
-    if not (options.words or options.classes or options.abx):
-        raise UserError("give --words FOLDER, --classes FOLDER or --abx FOLDER")
+    if not (options.words or options.classes or options.abx or options.synthetic):
+        raise UserError("give --words FOLDER, --classes FOLDER, --abx FOLDER or --synthetic")
     require(
         options.output.suffix == ".csv" and not options.output.is_dir(), "--output", str(options.output), "a .csv file"
     )
     check_writable(options.output.parent)
     from distiller.distillation.teacher import load_teacher  # takes seconds
-    from distiller.probes.evaluate import evaluate
+    from distiller.probes.evaluate import evaluate, load_probes
 
     encoders = {name: load_teacher(name) for name in options.models}
-    evaluate(encoders, options.words, options.classes, options.abx, options.output)
+    probes = load_probes(encoders, options.words, options.classes, options.abx, options.synthetic)
+    evaluate(encoders, probes, options.output)
 
 
 if __name__ == "__main__":

@@ -13,39 +13,58 @@ from distiller.common.files import write_csv
 from distiller.corpora.config import SYNTHETIC
 from distiller.probes.abx import Abx, check_installed
 from distiller.probes.classes import Classes
+from distiller.probes.phones import Probe
 from distiller.probes.representations import CONTEXT, FRAME, HOP, encoder_layers, filterbank
 from distiller.probes.words import Words
 from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
+AnyProbe = Words | Classes | Abx | Probe
 
-def evaluate(
+
+def load_probes(
     encoders: Mapping[str, SpeechEncoder],
     words: Sequence[Path],
     classes: Sequence[Path],
     abx: Sequence[str],
-    output: Path,
-) -> None:
+    synthetic: bool,
+) -> list[tuple[Path, AnyProbe]]:
+    """Probes by the folders of their recordings.
+
+    Args:
+        encoders: what will be probed.
+        words, classes: folders for `Words.load` and `Classes.load`.
+        abx: folders for `Abx.load`, or "synthetic".
+        synthetic: also phones and speakers of the synthetic corpus.
+
+    Raises:
+        UserError: a folder cannot be used; fastabx is not installed, or does not fit an encoder's frames.
+    """
+    if abx:
+        check_frames(encoders)
+    configs = [encoder.config for encoder in encoders.values()]
+    shortest = max([FRAME, *(config.min_samples for config in configs)])
+    probes: list[tuple[Path, AnyProbe]] = [(folder, Words.load(folder, shortest)) for folder in words]
+    probes += [(folder, Classes.load(folder, shortest)) for folder in classes]
+    for name in abx:
+        probes.append((Path(name), Abx.synthetic() if name == SYNTHETIC else Abx.load(Path(name), shortest)))
+    if synthetic:
+        probes.append((Path(SYNTHETIC), Probe.synthetic(configs[0].frame_count)))
+    return probes
+
+
+def evaluate(encoders: Mapping[str, SpeechEncoder], probes: Sequence[tuple[Path, AnyProbe]], output: Path) -> None:
     """Probe every layer of the encoders and of both filterbanks; write the table, and print its last and best layers.
 
     Args:
         encoders: by the names that the table gives them.
-        words, classes: folders for `Words.load` and `Classes.load`.
-        abx: folders for `Abx.load`, or "synthetic".
+        probes: of `load_probes`.
         output: the table; what could not be used is listed beside it.
 
     Raises:
-        UserError: a folder cannot be used, or the table not be written; fastabx is not installed, or frames do not fit.
+        UserError: the table cannot be written.
     """
-    if abx:
-        check_frames(encoders)
-    min_samples = max([FRAME, *(encoder.config.min_samples for encoder in encoders.values())])
-    probes: list[tuple[Path, Words | Classes | Abx]] = [
-        *((folder, Words.load(folder, min_samples)) for folder in words),
-        *((folder, Classes.load(folder, min_samples)) for folder in classes),
-        *((Path(name), Abx.synthetic() if name == SYNTHETIC else Abx.load(Path(name), min_samples)) for name in abx),
-    ]
     representations = {"log-mel": filterbank(), f"log-mel, ±{CONTEXT} frames": filterbank(CONTEXT)}
     representations |= {name: encoder_layers(encoder) for name, encoder in encoders.items()}
     rows: list[dict[str, Any]] = []

@@ -4,7 +4,7 @@ Phones: a linear map per layer from a frame to its phone. Speakers: one from an 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor
 
+from distiller.audio.skipped import Skipped
 from distiller.probes.representations import Layers, Representation, represented
 from distiller.probes.ridge import Ridge, accuracy
 from distiller.synthesis.espeak import PHONES
@@ -23,6 +24,7 @@ class Probe:
     """The labelled speech for probing, decoded once. train and seen have the same speakers, unseen has others."""
 
     splits: dict[str, list[tuple[Tensor, Tensor, int]]]  # (waveform, phone of each frame, speaker)
+    skipped: list[Skipped] = field(default_factory=list)  # none: what is synthesised can be used
 
     @classmethod
     def synthetic(cls, frame_count: Callable[[int], int]) -> "Probe":

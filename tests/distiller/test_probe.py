@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from distiller import probe
 from distiller.common.files import read_csv
+from distiller.probes.phones import Probe
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def test_every_layer_and_both_filterbanks_are_in_the_table(folder, tiny_teacher,
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["bundled"], "give --words FOLDER, --classes FOLDER or --abx FOLDER"),
+        (["bundled"], "give --words FOLDER, --classes FOLDER, --abx FOLDER or --synthetic"),
         (["--words", "pairs"], "the following arguments are required: MODEL (see --help)"),
         (["bundled", "--words", "nowhere"], "nowhere does not exist"),
         (["bundled", "--words", "pairs/studio"], "pairs/studio must have GROUP/WORD.flac of the same WORD in two"),
@@ -61,3 +63,26 @@ def test_a_mistake_is_one_line(arguments, line, folder, monkeypatch, capsys):
     assert line in error
     assert error.count("\n") == 1
     assert not Path("exp").exists()
+
+
+def test_phones_and_speakers_of_the_synthetic_corpus(tiny_teacher, tmp_path, monkeypatch, capsys):
+    random = torch.Generator().manual_seed(0)
+    examples = [(torch.randn(8000, generator=random), torch.arange(24) % 3, index % 2) for index in range(4)]
+    splits = dict.fromkeys(("train", "seen", "unseen"), examples)
+    monkeypatch.setattr(Probe, "synthetic", lambda frame_count: Probe(splits))
+    output = tmp_path / "table.csv"
+    assert probe.main([str(tiny_teacher), "--synthetic", "--output", str(output)]) == 0
+    rows = read_csv(output)
+    assert {row["measure"] for row in rows} == {"phone", "phone_unseen", "speaker"}
+    assert {row["folder"] for row in rows} == {"synthetic"}
+    assert "synthetic, percent" in capsys.readouterr().out
+
+
+def test_abx_is_refused_before_any_work_without_its_library_or_with_other_frames(tiny_teacher, monkeypatch, capsys):
+    monkeypatch.setattr("distiller.probes.abx.importlib.util.find_spec", lambda name: None)
+    assert probe.main([str(tiny_teacher), "--abx", "synthetic"]) == 2
+    assert "fastabx is not installed; run uv sync --extra abx, with Python 3.12 or later" in capsys.readouterr().err
+    monkeypatch.setattr("distiller.probes.evaluate.check_installed", lambda: None)
+    monkeypatch.setattr("distiller.probes.evaluate.HOP", 160)
+    assert probe.main([str(tiny_teacher), "--abx", "synthetic"]) == 2
+    assert "has a frame every 20 ms, but ABX takes" in capsys.readouterr().err
