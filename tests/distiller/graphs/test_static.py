@@ -111,7 +111,8 @@ def test_states_that_are_far_off_are_not_kept(student: SpeechEncoder, tmp_path: 
         return run
 
     for factor, off in ((1.2, "0.2"), (float("nan"), "nan")):
-        monkeypatch.setattr(static, "session", lambda path, threads, run=that_gives(factor): run)
+        run = that_gives(factor)
+        monkeypatch.setattr(static, "session", lambda path, threads, run=run: run)
         with pytest.raises(UserError, match=rf"x.onnx is not written: its states are off by {off} of their size"):
             static.statically_quantized(graph, tmp_path / "x.onnx", wavs())
         assert not list(tmp_path.iterdir())
