@@ -17,7 +17,7 @@ from upstream.errors import UserError, require
 
 FOLDERS = ("student", "transformers")  # what is written as one
 DESCRIPTION = """\
-Export a student: a folder for `transformers`, an ONNX file (also with 8-bit weights), or a `torch.export` program;
+Export a student: a folder for `transformers`, an ONNX file (also in 8 bits), or a `torch.export` program;
 or make a student folder of any other checkpoint, such as s3prl's dev-best.ckpt with a fine-tuned upstream.
 
 A recogniser of distiller/finetune.py becomes a folder for `AutoModelForCTC` with a tokenizer, or a graph of its logits.
@@ -30,6 +30,7 @@ examples:
   python distiller/export.py exp/star/student --to transformers --output exp/star/transformers
   python distiller/export.py exp/star/student --to onnx --output exp/star/student.onnx
   python distiller/export.py exp/star/student --to onnx --quantize int8 --output exp/star/student-int8.onnx
+  python distiller/export.py exp/star/student --to onnx --quantize static-int8 --calibrate synthetic --output fast.onnx
   python distiller/export.py DPHuBERT-sp0.75.pth --to onnx --states last --output dphubert.onnx
   python distiller/export.py exp/star/student --to transformers --push-to-hub my-name/star-student
   python distiller/export.py exp/ctc/model --to transformers --output exp/ctc/transformers
@@ -44,7 +45,10 @@ def parser() -> Parser:
     )
     built.add_argument("--to", required=True, choices=(*FOLDERS, "onnx", "torch-export"))
     built.add_argument("--output", type=Path, help="the folder (transformers, student) or file to write")
-    built.add_argument("--quantize", choices=("int8",), help="8-bit linear layers (onnx)")
+    kinds = "int8: linear layers in 8 bits; static-int8: convolutions and activations, too (onnx)"
+    built.add_argument("--quantize", choices=("int8", "static-int8"), help=kinds)
+    audio = "a folder, a list, Lhotse, or synthetic: speech that static-int8 measures the range of activations on"
+    built.add_argument("--calibrate", metavar="CORPUS", help=audio)
     states = "what the graph returns (default: all; logits of a recogniser)"
     built.add_argument("--states", choices=("all", "weighted", "last", "logits"), help=states)
     weights = {"type": comma_separated(float), "metavar": "W,W,..."}
@@ -76,6 +80,8 @@ def _check(options: argparse.Namespace) -> None:
     """Options that go together."""
     if options.quantize and options.to != "onnx":
         raise UserError(f"--quantize {options.quantize} goes with --to onnx, not --to {options.to}")
+    if (options.quantize == "static-int8") != bool(options.calibrate):
+        raise UserError("--quantize static-int8 and --calibrate CORPUS go together: neither does without the other")
     if options.to in FOLDERS and (options.states not in (None, "all") or options.weights):
         raise UserError(f"--states and --weights are for graphs; --to {options.to} always gives all hidden states")
     if options.weights and options.states != "weighted":

@@ -21,7 +21,9 @@ ROOMS: dict[str, set[str]] = {
     "distiller.objectives": {"distiller.codebooks.folder"},
     "distiller.students": set(),
     "distiller.graphs": {"distiller.finetuning.recognizer"},
-    "distiller.exporters": {"distiller.graphs", "distiller.finetuning.recognizer"},
+    "distiller.exporters": {
+        "distiller.audio", "distiller.corpora", "distiller.graphs", "distiller.finetuning.recognizer",
+    },
     "distiller.corpora": {"distiller.audio", "distiller.augmentation.config", "distiller.synthesis"},
     "distiller.preparation": {"distiller.audio", "distiller.corpora"},
     "distiller.extraction": {"distiller.audio", "distiller.corpora"},

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distiller.common.provenance import parameter_count
+from distiller.exporters.calibration import calibration_audio
 from distiller.exporters.card import student_files, transformers_card
 from distiller.exporters.fine_tuned import open_student
 from distiller.exporters.hub import preview, push
 from distiller.exporters.transformers import needs_own_code, to_transformers
 from distiller.graphs import onnx
+from distiller.graphs.static import statically_quantized
 from upstream.checkpoint import save
 from upstream.errors import UserError
 
@@ -19,6 +21,7 @@ def export(
     to: str,
     output: Path | None,
     quantize: str | None = None,
+    calibrate: str | None = None,
     states: str | None = None,
     weights: Sequence[float] | None = None,
     model_config: str | None = None,
@@ -32,7 +35,7 @@ def export(
     Args:
         checkpoint: anything that `upstream.checkpoint.load` opens, or s3prl's dev-best.ckpt with a fine-tuned upstream.
         to: "student", "transformers", "onnx" or "torch-export".
-        quantize: "int8" for an ONNX file with 8-bit linear layers.
+        quantize: "int8" for an ONNX file with 8-bit linear layers; "static-int8", by audio of the corpus `calibrate`.
         states, weights: what a graph returns, as `onnx.graph_of`; by default all states, or a recogniser's logits.
         model_config: the YAML of a STaR checkpoint.
         student: what s3prl fine-tuned, if it is not where s3prl found it.
@@ -40,7 +43,7 @@ def export(
         upload, private: whether to upload it rather than to show what would be, and as a private model.
 
     Raises:
-        UserError: a checkpoint that cannot be opened, a deviation above 1e-4, the disk or the hub refuses.
+        UserError: a checkpoint that cannot be opened, a deviation above 1e-4 (static-int8: 0.1), disk or hub refuse.
     """
     if push_to_hub is not None:
         with tempfile.TemporaryDirectory() as temporary:
@@ -66,6 +69,8 @@ def export(
         call = f"{opener}.from_pretrained" + (" with trust_remote_code=True" if own_code else "")
         return f"{output}: {call} opens it; largest difference of any {compared} {difference:.1e}"
     graph = onnx.graph_of(encoder, states or ("logits" if recognizer else "all"), weights, recognizer)
+    if calibrate:
+        return statically_quantized(graph, output, calibration_audio(calibrate, encoder.config))
     if quantize:
         return onnx.quantized(graph, output)
     difference = (onnx.to_program if to == "torch-export" else onnx.to_onnx)(graph, output)

@@ -29,6 +29,18 @@ def temporary_folder(output: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread, without gradients."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def wavs() -> list[Tensor]:
     """Three wavs of different lengths, (sample,) each: noise of speech's loudness that swells and fades."""
     generator = torch.Generator().manual_seed(0)

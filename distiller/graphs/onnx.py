@@ -22,7 +22,7 @@ from distiller.common.files import writing
 from distiller.common.provenance import TEN_SECONDS, parameter_count
 from distiller.finetuning.recognizer import Recognizer
 from distiller.graphs.blocked import in_blocks
-from distiller.graphs.checks import LENGTHS, checked, farthest, temporary_folder, wavs
+from distiller.graphs.checks import checked, farthest, temporary_folder, wavs
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError, require
 from upstream.onnx_encoder import Run, session
@@ -114,14 +114,26 @@ def to_onnx(graph: StatesGraph, path: Path) -> float:
         UserError: a deviation above 1e-4, a missing package, or a disk that refuses.
     """
     check_packages("onnx", "onnxscript", "onnxruntime")
+    with writing(path) as temporary:
+        save_onnx(graph, temporary, graph, OPSET)
+        return checked(compare(graph, session(temporary)).largest, path, "its states", "PyTorch's")
+
+
+def save_onnx(graph: StatesGraph, path: Path, computed: StatesGraph, opset: int) -> None:
+    """Write the file, unchecked.
+
+    Args:
+        graph: what the file says that it holds.
+        computed: what it computes: `graph`, or that in other arithmetic.
+    """
     with _quietly(), torch.no_grad():
         program = torch.onnx.export(
-            export_program(graph),
+            export_program(computed),
             _example(),
             dynamo=True,
             input_names=["waveforms", "lengths"],
             output_names=[graph.output_name, "frame_lengths"],
-            opset_version=OPSET,
+            opset_version=opset,
             verbose=False,
         )
     assert program is not None  # with dynamo=True it never is
@@ -131,28 +143,30 @@ def to_onnx(graph: StatesGraph, path: Path) -> float:
     program.model.metadata_props["parameters"] = str(parameter_count(graph))
     if graph.vocabulary is not None:
         program.model.metadata_props["vocabulary"] = json.dumps(graph.vocabulary.to_dict())
-    with writing(path) as temporary:
-        program.save(temporary, external_data=False)
-        return checked(compare(graph, session(temporary)).largest, path, "its states", "PyTorch's")
+    program.save(path, external_data=False)
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """Deviation of a graph's states from the student's, over valid frames of three wavs, alone and in a batch."""
+    """Deviation of a graph's states from the student's, over valid frames of some wavs, alone and in a batch."""
 
     largest: float  # infinite where a state is not finite
     relative: float  # |difference| / |states|, Euclidean over everything
     cosine: float  # lowest mean over a wav's frames
 
 
-def compare(graph: StatesGraph, run: Run) -> Deviation:
+def compare(graph: StatesGraph, run: Run, audio: Sequence[Tensor] | None = None) -> Deviation:
     """Deviation of `run` from the encoder, of wavs in a batch and alone.
+
+    Args:
+        audio: the wavs, (sample,) each; by default three of noise.
 
     Raises:
         UserError: frame lengths differ from the encoder's.
     """
-    batch = (pad_sequence(wavs(), batch_first=True), torch.tensor(LENGTHS))
-    alone = [(wav[None], torch.tensor([len(wav)])) for wav in wavs()]
+    audio = wavs() if audio is None else audio
+    batch = (pad_sequence(list(audio), batch_first=True), torch.tensor(list(map(len, audio))))
+    alone = [(wav[None], torch.tensor([len(wav)])) for wav in audio]
     largest, squares, norm, cosines = 0.0, 0.0, 0.0, []
     for waveforms, lengths in [batch, *alone]:
         with torch.no_grad():
@@ -212,10 +226,15 @@ def quantized(graph: StatesGraph, path: Path) -> str:
             if not math.isfinite(deviation.largest):
                 raise UserError(f"{path} is not written: in 8 bits its states are not finite")
             full, eight_bit = seconds_each([session(full_precision, threads=1), run])
+    return eight_bit_line(path, deviation, full, eight_bit, "in 32 bits")
+
+
+def eight_bit_line(path: Path, deviation: Deviation, full: float, eight_bit: float, reference: str) -> str:
+    """What is said of an 8-bit file, which takes `eight_bit` seconds where `reference` takes `full`."""
     return (
         f"{path}: relative error {deviation.relative:.3f}, mean cosine of a wav at least {deviation.cosine:.4f}, "
         f"largest difference {deviation.largest:.2g}; 10 s of audio in {eight_bit:.3f} s on one thread "
-        f"({full:.3f} s in 32 bits, {full / eight_bit:.2f} times faster)"
+        f"({full:.3f} s {reference}, {full / eight_bit:.2f} times faster)"
     )
 
 

@@ -143,12 +143,13 @@ SCRIPTS: dict[str, tuple[Command, tuple[str, ...], dict[str, Sequence[str]], boo
         stopping(
             export.main,
             *((export_onnx, name) for name in ("to_onnx", "to_program", "quantized")),
-            (exporting, "to_transformers"),
+            *((exporting, name) for name in ("to_transformers", "statically_quantized", "calibration_audio")),
         ),
         ("student", "--to=onnx", "--output=out.onnx"),
         {
             "--to": ["onnx", "transformers", "torch-export", "x"],
-            "--quantize": ["int8", "x"],
+            "--quantize": ["int8", "static-int8", "x"],
+            "--calibrate": ["synthetic", *PATHS],
             "--states": ["all", "weighted", "last", "x"],
             "--weights": ["1,1,1", "1", "nan,1,1", "0,0,0", "1e400,1,1", ",", "x", "-1,-1,-1"],
             "--model-config": PATHS,

@@ -22,6 +22,16 @@ def refused(capsys, *argv: str) -> str:
         (["s", "--to", "keras", "--output", "o"], "invalid choice: 'keras'"),
         (["s", "--output", "o"], "the following arguments are required: --to"),
         (["s", "--to", "transformers", "--output", "o", "--quantize", "int8"], "--quantize int8 goes with --to onnx"),
+        (["s", "--to", "onnx", "--output", "o", "--quantize", "static-int8"], "and --calibrate CORPUS go together"),
+        (["s", "--to", "onnx", "--output", "o", "--calibrate", "c"], "and --calibrate CORPUS go together"),
+        (
+            ["s", "--to", "onnx", "--output", "o", "--quantize", "int8", "--calibrate", "c"],
+            "--quantize static-int8 and --calibrate CORPUS go together",
+        ),
+        (
+            ["s", "--to", "torch-export", "--output", "o", "--quantize", "static-int8", "--calibrate", "c"],
+            "--quantize static-int8 goes with --to onnx, not --to torch-export",
+        ),
         (["s", "--to", "onnx", "--output", "o", "--weights", "1,2"], "--weights goes with --states weighted"),
         (
             ["s", "--to", "onnx", "--output", "o", "--states", "weighted", "--weights", "1,x"],

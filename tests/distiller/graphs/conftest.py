@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from distiller import export
@@ -45,3 +47,19 @@ def onnx_file(student, tmp_path_factory) -> Path:
     argv = [str(folder / "student"), "--to", "onnx", "--output", str(folder / "student.onnx")]
     assert export.main(argv) == 0
     return folder / "student.onnx"
+
+
+@pytest.fixture(scope="session")
+def static_file(student, tmp_path_factory) -> Path:
+    """The same in 8 bits, with scales measured on the noises in speech/ beside it."""
+    folder = tmp_path_factory.mktemp("static")
+    save(student, folder / "student")
+    (folder / "speech").mkdir()
+    random = np.random.default_rng(0)
+    for index in range(8):
+        swell = np.abs(np.sin(np.linspace(0.1, 9.0, 12_000)))
+        soundfile.write(folder / "speech" / f"{index}.wav", 0.1 * swell * random.standard_normal(12_000), 16_000)
+    path = folder / "static.onnx"
+    argv = [str(folder / "student"), "--to", "onnx", "--output", str(path), "--quantize", "static-int8"]
+    assert export.main([*argv, "--calibrate", str(folder / "speech")]) == 0
+    return path

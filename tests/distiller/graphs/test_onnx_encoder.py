@@ -35,6 +35,17 @@ def test_it_has_the_features_of_its_student(student: SpeechEncoder, onnx_file: P
     assert _identity(file) == _identity(hubconf.starhubert(ckpt=str(onnx_file)))
 
 
+def test_a_static_8_bit_file_gives_features_that_do_not_depend_on_the_batch(static_file: Path) -> None:
+    file = hubconf.starhubert(ckpt=str(static_file))
+    with torch.no_grad():
+        together = file(WAVS)["hidden_states"]
+        alone = [file([wav])["hidden_states"] for wav in WAVS]
+    for layer, states in enumerate(together):
+        for row, one in enumerate(alone):
+            expected = one[layer][0]
+            assert (states[row, : len(expected)] - expected).norm() < 0.01 * expected.norm()
+
+
 def test_two_files_of_one_shape_are_told_apart(onnx_file: Path, tmp_path: Path) -> None:
     """Else a cache of features would take one's for the other's."""
     import onnx
