@@ -97,7 +97,7 @@ def export_program(graph: StatesGraph) -> torch.export.ExportedProgram:
     config = graph.encoder.config  # a single frame is a special case for tracing, so it gets two or more
     batch = torch.export.Dim("batch", min=1, max=4096)
     sample = torch.export.Dim("sample", min=config.min_samples + config.samples_per_frame, max=LONGEST)
-    with _quietly(), torch.no_grad():
+    with quietly(), torch.no_grad():
         return torch.export.export(
             StatesGraph(in_blocks(graph.encoder), graph.states, graph.weights, graph.head).eval(),
             _example(),
@@ -114,7 +114,7 @@ def to_onnx(graph: StatesGraph, path: Path) -> float:
         UserError: a deviation above 1e-4, a missing package, or a disk that refuses.
     """
     check_packages("onnx", "onnxscript", "onnxruntime")
-    with _quietly(), torch.no_grad():
+    with quietly(), torch.no_grad():
         program = torch.onnx.export(
             export_program(graph),
             _example(),
@@ -181,7 +181,7 @@ def to_program(graph: StatesGraph, path: Path) -> float:
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # which has the paths of this machine
     with writing(path) as temporary:
-        with _quietly():
+        with quietly():
             torch.export.save(program, content := io.BytesIO())  # of a full disk its own writer says it in 40 lines
             temporary.write_bytes(content.getvalue())
             run = torch.export.load(temporary).module()
@@ -204,7 +204,7 @@ def quantized(graph: StatesGraph, path: Path) -> str:
         full_precision = folder / "fp32.onnx"
         to_onnx(graph, full_precision)
         with writing(path) as temporary:
-            with _quietly():
+            with quietly():
                 kinds = {"op_types_to_quantize": QUANTIZED, "weight_type": QuantType.QInt8}
                 quantize_dynamic(full_precision, temporary, per_channel=True, **kinds)
             run = session(temporary, threads=1)
@@ -244,7 +244,7 @@ def _example() -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Silences warnings of the exporters that no user can act on."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

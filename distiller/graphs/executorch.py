@@ -1,0 +1,141 @@
+"""A student as an ExecuTorch program (.pte) for phones: a wav of any length up to a longest in, hidden states out."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from distiller.common.files import writing
+from distiller.graphs.checks import checked
+from distiller.graphs.onnx import StatesGraph, compare, quietly
+from distiller.graphs.unpadded import UnpaddedGraph
+from upstream.config import SAMPLE_RATE
+from upstream.errors import UserError, require
+from upstream.onnx_encoder import Run
+from upstream.waveforms import as_batch
+
+INSTALL = "uv sync --no-group dev --group executorch"  # its requirements do not go with those of the group dev
+LONGEST = "longest_samples"  # the method of the file that returns its limit
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is known of a file."""
+
+    difference: float  # the largest from PyTorch
+    samples: int  # of the longest wav
+    delegated: int  # operators that XNNPACK runs
+    others: int
+
+
+def to_executorch(graph: StatesGraph, path: Path, longest: float) -> Written:
+    """Write the file, run and check it before it is kept.
+
+    Args:
+        longest: seconds of the longest wav that the file takes.
+
+    Raises:
+        UserError: a deviation above 1e-4, a missing package, a `longest` too short, or a disk that refuses.
+    """
+    check_package()
+    least = graph.encoder.config.min_samples + graph.encoder.config.samples_per_frame
+    samples = round(longest * SAMPLE_RATE)
+    require(samples > max(least, SAMPLE_RATE), "--longest", longest, "more than 1 second")
+    with _lowering():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.devtools.backend_debug import get_delegation_info
+        from executorch.exir import to_edge_transform_and_lower
+
+        lowered = to_edge_transform_and_lower(
+            _program(graph, least, samples),
+            partitioner=[XnnpackPartitioner()],
+            constant_methods={LONGEST: samples},
+        )
+        counts = get_delegation_info(lowered.exported_program().graph_module)
+        content = lowered.to_executorch().buffer
+    with writing(path) as temporary:
+        temporary.write_bytes(content)
+        difference = checked(compare(graph, program(temporary)).largest, path, "its states", "PyTorch's")
+    return Written(difference, samples, counts.num_delegated_nodes, counts.num_non_delegated_nodes)
+
+
+def program(path: Path) -> Run:
+    """ExecuTorch over a file, for any audio that `as_batch` takes, one wav at a time.
+
+    Raises:
+        UserError: executorch is not installed, does not fit this torch, or cannot open the file; a wav that is too long.
+    """
+    check_package()
+    from executorch.runtime import Runtime, Verification
+
+    with _one_sentence(path):
+        opened = Runtime.get().load_program(path, verification=Verification.Minimal)
+        longest = int(opened.load_method(LONGEST).execute([])[0])  # type: ignore[union-attr]
+        method: Any = opened.load_method("forward")
+
+    def run(waveforms: Any, lengths: Any) -> tuple[Tensor, Tensor]:
+        waveforms, lengths = as_batch(waveforms, lengths, torch.zeros(()), minimum=1)
+        if (most := int(lengths.max())) > longest:
+            raise UserError(f"a wav has {most} samples, but {path} takes at most {longest}")
+        rows, counts = [], []
+        for waveform, length in zip(waveforms, lengths.tolist(), strict=True):
+            with _one_sentence(path):
+                states, frames = method.execute([waveform[None, :length].contiguous()])
+            rows.append(states.squeeze(-3).movedim(-2, 0).clone())  # (frame, ..., channel)
+            counts.append(frames.clone())
+        return pad_sequence(rows, batch_first=True).movedim(1, -2).movedim(0, -3), torch.cat(counts)
+
+    return run
+
+
+def check_package() -> None:
+    """Raises: UserError: executorch is not installed."""
+    if importlib.util.find_spec("executorch") is None:
+        raise UserError(f"executorch is not installed; run {INSTALL}")
+
+
+def _program(graph: StatesGraph, least: int, longest: int) -> torch.export.ExportedProgram:
+    """The graph for a wav of any length up to the longest."""
+    exported = torch.export.export(
+        UnpaddedGraph(graph).eval(),
+        (torch.randn(1, SAMPLE_RATE),),
+        dynamic_shapes={"waveforms": {1: torch.export.Dim("sample", min=least, max=longest)}},
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+    for node in exported.graph.nodes:  # that there are frames is true, but ExecuTorch has not the operators to assert it
+        if node.op == "call_function" and "_assert_" in str(node.target):
+            exported.graph.erase_node(node)
+    exported.graph.eliminate_dead_code()
+    return exported
+
+
+@contextmanager
+def _lowering() -> Iterator[None]:
+    """What lowering needs: its compiler of schemas beside this Python, no asserts, and lengths of any size.
+
+    For oneDNN, torch would choose a convolution by the size of its input, and take the lengths of others away.
+    """
+    folders = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    settings = torch._dynamo.config.patch(do_not_emit_runtime_asserts=True)
+    environment = mock.patch.dict(os.environ, PATH=folders)
+    with environment, settings, torch.backends.mkldnn.flags(enabled=False), quietly(), torch.no_grad():
+        yield
+
+
+@contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be run by this executorch and torch {torch.__version__}: {reason:.120}") from None
