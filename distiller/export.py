@@ -16,9 +16,10 @@ from distiller.common.files import check_writable
 from upstream.errors import UserError, require
 
 FOLDERS = ("student", "transformers")  # what is written as one
+MOST_SECONDS = 300  # of a wav on a phone, whose attention maps are in memory at once
 DESCRIPTION = """\
-Export a student: a folder for `transformers`, an ONNX file (also with 8-bit weights), or a `torch.export` program;
-or make a student folder of any other checkpoint, such as s3prl's dev-best.ckpt with a fine-tuned upstream.
+Export a student: a folder for `transformers`, an ONNX file (also with 8-bit weights), an ExecuTorch program for
+phones, or a `torch.export` program; or make a student folder of any other checkpoint, such as s3prl's dev-best.ckpt with a fine-tuned upstream.
 
 A recogniser of distiller/finetune.py becomes a folder for `AutoModelForCTC` with a tokenizer, or a graph of its logits.
 
@@ -30,6 +31,7 @@ examples:
   python distiller/export.py exp/star/student --to transformers --output exp/star/transformers
   python distiller/export.py exp/star/student --to onnx --output exp/star/student.onnx
   python distiller/export.py exp/star/student --to onnx --quantize int8 --output exp/star/student-int8.onnx
+  python distiller/export.py exp/star/student --to executorch --longest 20 --output exp/star/student.pte
   python distiller/export.py DPHuBERT-sp0.75.pth --to onnx --states last --output dphubert.onnx
   python distiller/export.py exp/star/student --to transformers --push-to-hub my-name/star-student
   python distiller/export.py exp/ctc/model --to transformers --output exp/ctc/transformers
@@ -42,9 +44,11 @@ def parser() -> Parser:
     built.add_argument(
         "checkpoint", help="a student, a recogniser, or any checkpoint that upstream.checkpoint.load opens"
     )
-    built.add_argument("--to", required=True, choices=(*FOLDERS, "onnx", "torch-export"))
+    built.add_argument("--to", required=True, choices=(*FOLDERS, "onnx", "executorch", "torch-export"))
     built.add_argument("--output", type=Path, help="the folder (transformers, student) or file to write")
     built.add_argument("--quantize", choices=("int8",), help="8-bit linear layers (onnx)")
+    longest = "the longest wav that the program takes (executorch; default: 30)"
+    built.add_argument("--longest", type=float, metavar="SECONDS", help=longest)
     states = "what the graph returns (default: all; logits of a recogniser)"
     built.add_argument("--states", choices=("all", "weighted", "last", "logits"), help=states)
     weights = {"type": comma_separated(float), "metavar": "W,W,..."}
@@ -76,6 +80,10 @@ def _check(options: argparse.Namespace) -> None:
     """Options that go together."""
     if options.quantize and options.to != "onnx":
         raise UserError(f"--quantize {options.quantize} goes with --to onnx, not --to {options.to}")
+    if options.longest is not None:
+        if options.to != "executorch":
+            raise UserError(f"--longest goes with --to executorch, not --to {options.to}")
+        require(1 < options.longest <= MOST_SECONDS, "--longest", options.longest, f"above 1 and at most {MOST_SECONDS}")
     if options.to in FOLDERS and (options.states not in (None, "all") or options.weights):
         raise UserError(f"--states and --weights are for graphs; --to {options.to} always gives all hidden states")
     if options.weights and options.states != "weighted":

@@ -9,7 +9,7 @@ from distiller.exporters.card import student_files, transformers_card
 from distiller.exporters.fine_tuned import open_student
 from distiller.exporters.hub import preview, push
 from distiller.exporters.transformers import needs_own_code, to_transformers
-from distiller.graphs import onnx
+from distiller.graphs import executorch, onnx
 from upstream.checkpoint import save
 from upstream.errors import UserError
 
@@ -19,6 +19,7 @@ def export(
     to: str,
     output: Path | None,
     quantize: str | None = None,
+    longest: float | None = None,
     states: str | None = None,
     weights: Sequence[float] | None = None,
     model_config: str | None = None,
@@ -31,8 +32,9 @@ def export(
 
     Args:
         checkpoint: anything that `upstream.checkpoint.load` opens, or s3prl's dev-best.ckpt with a fine-tuned upstream.
-        to: "student", "transformers", "onnx" or "torch-export".
+        to: "student", "transformers", "onnx", "executorch" or "torch-export".
         quantize: "int8" for an ONNX file with 8-bit linear layers.
+        longest: seconds of the longest wav that an ExecuTorch program takes; by default 30.
         states, weights: what a graph returns, as `onnx.graph_of`; by default all states, or a recogniser's logits.
         model_config: the YAML of a STaR checkpoint.
         student: what s3prl fine-tuned, if it is not where s3prl found it.
@@ -68,6 +70,9 @@ def export(
     graph = onnx.graph_of(encoder, states or ("logits" if recognizer else "all"), weights, recognizer)
     if quantize:
         return onnx.quantized(graph, output)
+    if to == "executorch":
+        written = executorch.to_executorch(graph, output, longest or executorch.SECONDS)
+        return f"{output}: {written}"
     difference = (onnx.to_program if to == "torch-export" else onnx.to_onnx)(graph, output)
     inputs_and_outputs = f"waveforms and lengths in, {graph.output_name} and frame_lengths out"
     return f"{output}: {inputs_and_outputs}; {difference:.1e} at most from PyTorch"

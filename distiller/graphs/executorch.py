@@ -19,11 +19,12 @@ from distiller.graphs.checks import checked
 from distiller.graphs.onnx import StatesGraph, compare, quietly
 from distiller.graphs.unpadded import UnpaddedGraph
 from upstream.config import SAMPLE_RATE
-from upstream.errors import UserError, require
+from upstream.errors import UserError
 from upstream.onnx_encoder import Run
 from upstream.waveforms import as_batch
 
-INSTALL = "uv sync --no-group dev --group executorch"  # its requirements do not go with those of the group dev
+INSTALL = "uv sync --group executorch"
+SECONDS = 30.0  # of the longest wav, by default
 LONGEST = "longest_samples"  # the method of the file that returns its limit
 
 
@@ -31,10 +32,18 @@ LONGEST = "longest_samples"  # the method of the file that returns its limit
 class Written:
     """What is known of a file."""
 
+    output_name: str
+    shortest: int  # samples of the shortest wav
+    longest: int
     difference: float  # the largest from PyTorch
-    samples: int  # of the longest wav
     delegated: int  # operators that XNNPACK runs
     others: int
+
+    def __str__(self) -> str:
+        share = f"XNNPACK runs {self.delegated} of its {self.delegated + self.others} operators"
+        takes = f"one wav (1, {self.shortest} to {self.longest} samples)"
+        outputs = f"{self.output_name} and frame_lengths out"
+        return f"{takes} in, {outputs}; {self.difference:.1e} at most from PyTorch; {share}"
 
 
 def to_executorch(graph: StatesGraph, path: Path, longest: float) -> Written:
@@ -44,28 +53,28 @@ def to_executorch(graph: StatesGraph, path: Path, longest: float) -> Written:
         longest: seconds of the longest wav that the file takes.
 
     Raises:
-        UserError: a deviation above 1e-4, a missing package, a `longest` too short, or a disk that refuses.
+        UserError: a deviation above 1e-4, a missing package, an encoder that drops frames, or a disk that refuses.
     """
     check_package()
-    least = graph.encoder.config.min_samples + graph.encoder.config.samples_per_frame
-    samples = round(longest * SAMPLE_RATE)
-    require(samples > max(least, SAMPLE_RATE), "--longest", longest, "more than 1 second")
+    config, samples = graph.encoder.config, round(longest * SAMPLE_RATE)
+    if config.frame_multiple > 1:
+        raise UserError(f"{path} is not written: ExecuTorch has no encoders that drop frames beyond a multiple")
     with _lowering():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.devtools.backend_debug import get_delegation_info
         from executorch.exir import to_edge_transform_and_lower
 
         lowered = to_edge_transform_and_lower(
-            _program(graph, least, samples),
-            partitioner=[XnnpackPartitioner()],
-            constant_methods={LONGEST: samples},
+            _program(graph, samples), partitioner=[XnnpackPartitioner()], constant_methods={LONGEST: samples}
         )
-        counts = get_delegation_info(lowered.exported_program().graph_module)
+        operators = get_delegation_info(lowered.exported_program().graph_module).delegation_by_operator
         content = lowered.to_executorch().buffer
     with writing(path) as temporary:
         temporary.write_bytes(content)
         difference = checked(compare(graph, program(temporary)).largest, path, "its states", "PyTorch's")
-    return Written(difference, samples, counts.num_delegated_nodes, counts.num_non_delegated_nodes)
+    named = [count for name, count in operators.items() if name.startswith("aten")]
+    delegated, others = (sum(getattr(count, kind) for count in named) for kind in ("delegated", "non_delegated"))
+    return Written(graph.output_name, config.min_samples, samples, difference, delegated, others)
 
 
 def program(path: Path) -> Run:
@@ -103,12 +112,14 @@ def check_package() -> None:
         raise UserError(f"executorch is not installed; run {INSTALL}")
 
 
-def _program(graph: StatesGraph, least: int, longest: int) -> torch.export.ExportedProgram:
+def _program(graph: StatesGraph, longest: int) -> torch.export.ExportedProgram:
     """The graph for a wav of any length up to the longest."""
+    config = graph.encoder.config  # a single frame is a special case for tracing; the file takes one as well
+    sample = torch.export.Dim("sample", min=config.min_samples + config.samples_per_frame, max=longest)
     exported = torch.export.export(
         UnpaddedGraph(graph).eval(),
         (torch.randn(1, SAMPLE_RATE),),
-        dynamic_shapes={"waveforms": {1: torch.export.Dim("sample", min=least, max=longest)}},
+        dynamic_shapes={"waveforms": {1: sample}},
         strict=False,
         prefer_deferred_runtime_asserts_over_guards=True,
     )
