@@ -18,8 +18,9 @@ from upstream.errors import UserError, require
 FOLDERS = ("student", "transformers")  # what is written as one
 MOST_SECONDS = 300  # of a wav on a phone, whose attention maps are in memory at once
 DESCRIPTION = """\
-Export a student: a folder for `transformers`, an ONNX file (also with 8-bit weights), an ExecuTorch program for
-phones, or a `torch.export` program; or make a student folder of any other checkpoint, such as s3prl's dev-best.ckpt with a fine-tuned upstream.
+Export a student: a folder for `transformers`, an ONNX file (also with 8-bit weights), an ExecuTorch program for phones,
+or a `torch.export` program; or make a student folder of any other checkpoint, such as s3prl's dev-best.ckpt with a
+fine-tuned upstream.
 
 A recogniser of distiller/finetune.py becomes a folder for `AutoModelForCTC` with a tokenizer, or a graph of its logits.
 
@@ -83,7 +84,9 @@ def _check(options: argparse.Namespace) -> None:
     if options.longest is not None:
         if options.to != "executorch":
             raise UserError(f"--longest goes with --to executorch, not --to {options.to}")
-        require(1 < options.longest <= MOST_SECONDS, "--longest", options.longest, f"above 1 and at most {MOST_SECONDS}")
+        require(
+            1 < options.longest <= MOST_SECONDS, "--longest", options.longest, f"above 1 and at most {MOST_SECONDS}"
+        )
     if options.to in FOLDERS and (options.states not in (None, "all") or options.weights):
         raise UserError(f"--states and --weights are for graphs; --to {options.to} always gives all hidden states")
     if options.weights and options.states != "weighted":

@@ -60,9 +60,9 @@ def to_executorch(graph: StatesGraph, path: Path, longest: float) -> Written:
     if config.frame_multiple > 1:
         raise UserError(f"{path} is not written: ExecuTorch has no encoders that drop frames beyond a multiple")
     with _lowering():
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.devtools.backend_debug import get_delegation_info
-        from executorch.exir import to_edge_transform_and_lower
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # pyright: ignore[reportMissingImports]
+        from executorch.devtools.backend_debug import get_delegation_info  # pyright: ignore[reportMissingImports]
+        from executorch.exir import to_edge_transform_and_lower  # pyright: ignore[reportMissingImports]
 
         lowered = to_edge_transform_and_lower(
             _program(graph, samples), partitioner=[XnnpackPartitioner()], constant_methods={LONGEST: samples}
@@ -81,10 +81,10 @@ def program(path: Path) -> Run:
     """ExecuTorch over a file, for any audio that `as_batch` takes, one wav at a time.
 
     Raises:
-        UserError: executorch is not installed, does not fit this torch, or cannot open the file; a wav that is too long.
+        UserError: executorch is not installed, does not fit this torch or cannot open the file; too long a wav.
     """
     check_package()
-    from executorch.runtime import Runtime, Verification
+    from executorch.runtime import Runtime, Verification  # pyright: ignore[reportMissingImports]
 
     with _one_sentence(path):
         opened = Runtime.get().load_program(path, verification=Verification.Minimal)
@@ -123,7 +123,8 @@ def _program(graph: StatesGraph, longest: int) -> torch.export.ExportedProgram:
         strict=False,
         prefer_deferred_runtime_asserts_over_guards=True,
     )
-    for node in exported.graph.nodes:  # that there are frames is true, but ExecuTorch has not the operators to assert it
+    # that there are frames, torch would assert with functions of sizes that ExecuTorch refuses
+    for node in exported.graph.nodes:
         if node.op == "call_function" and "_assert_" in str(node.target):
             exported.graph.erase_node(node)
     exported.graph.eliminate_dead_code()
@@ -137,9 +138,9 @@ def _lowering() -> Iterator[None]:
     For oneDNN, torch would choose a convolution by the size of its input, and take the lengths of others away.
     """
     folders = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    settings = torch._dynamo.config.patch(do_not_emit_runtime_asserts=True)
-    environment = mock.patch.dict(os.environ, PATH=folders)
-    with environment, settings, torch.backends.mkldnn.flags(enabled=False), quietly(), torch.no_grad():
+    asserts = torch._dynamo.config.patch(do_not_emit_runtime_asserts=True)
+    one_dnn = torch.backends.mkldnn.flags(enabled=False, allow_tf32=False)
+    with quietly(), torch.no_grad(), mock.patch.dict(os.environ, PATH=folders), asserts, one_dnn:
         yield
 
 
@@ -148,5 +149,5 @@ def _one_sentence(path: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be run by this executorch and torch {torch.__version__}: {reason:.120}") from None
+        versions = f"this executorch and torch {torch.__version__}"
+        raise UserError(f"{path} cannot be run by {versions}: {str(error).splitlines()[0]:.120}") from None

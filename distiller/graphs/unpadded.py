@@ -51,7 +51,7 @@ class PairBiases(DistanceBiases):
 
 
 class PlainAttention(SelfAttention):
-    """`SelfAttention` of a single wav as products of (head, frame, head_dim), whose shapes have one dynamic size each."""
+    """`SelfAttention` of a single wav as products of (head, frame, head_dim), without shapes of a dynamic batch."""
 
     def __init__(self, attention: SelfAttention) -> None:
         nn.Module.__init__(self)
@@ -101,12 +101,14 @@ class PlainPositions(nn.Module):
             convolution.bias = nn.Parameter(positional.bias.detach())
             self.layers = nn.ModuleList([convolution])
         for layer in self.layers:
+            assert isinstance(layer, nn.Conv1d)
             layer.padding = (0,)
 
     def forward(self, states: Tensor) -> Tensor:  # (1, frame, channel)
         for layer in self.layers:
-            before = layer.kernel_size[0] // 2
-            padded = F.pad(states.transpose(1, 2), (before, layer.kernel_size[0] - 1 - before))
+            assert isinstance(layer, nn.Conv1d)
+            kernel = layer.kernel_size[0]
+            padded = F.pad(states.transpose(1, 2), (kernel // 2, kernel - 1 - kernel // 2))
             states = layer(padded).transpose(1, 2)
             states = F.gelu(F.layer_norm(states, states.shape[2:]) if self.stacked else states)
         return states

@@ -23,8 +23,14 @@ def refused(capsys, *argv: str) -> str:
         (["s", "--output", "o"], "the following arguments are required: --to"),
         (["s", "--to", "transformers", "--output", "o", "--quantize", "int8"], "--quantize int8 goes with --to onnx"),
         (["s", "--to", "executorch", "--output", "o", "--quantize", "int8"], "--quantize int8 goes with --to onnx"),
-        (["s", "--to", "onnx", "--output", "o", "--longest", "9"], "--longest goes with --to executorch, not --to onnx"),
-        (["s", "--to", "executorch", "--output", "o", "--longest", "1"], "--longest is 1.0, but it must be above 1 and"),
+        (
+            ["s", "--to", "onnx", "--output", "o", "--longest", "9"],
+            "--longest goes with --to executorch",
+        ),
+        (
+            ["s", "--to", "executorch", "--output", "o", "--longest", "1"],
+            "--longest is 1.0, but it must be above 1",
+        ),
         (["s", "--to", "executorch", "--output", "o", "--longest", "nan"], "--longest is nan, but it must be above 1"),
         (["s", "--to", "onnx", "--output", "o", "--weights", "1,2"], "--weights goes with --states weighted"),
         (
