@@ -68,11 +68,15 @@ def export(
         call = f"{opener}.from_pretrained" + (" with trust_remote_code=True" if own_code else "")
         return f"{output}: {call} opens it; largest difference of any {compared} {difference:.1e}"
     graph = onnx.graph_of(encoder, states or ("logits" if recognizer else "all"), weights, recognizer)
+    return f"{output}: {_written(graph, to, output, quantize, longest)}"
+
+
+def _written(graph: onnx.StatesGraph, to: str, output: Path, quantize: str | None, longest: float | None) -> str:
+    """Write a graph; returns what it takes and gives and how close it is to the student."""
+    if to == "executorch":
+        return str(executorch.to_executorch(graph, output, longest or executorch.SECONDS))
     if quantize:
         return onnx.quantized(graph, output)
-    if to == "executorch":
-        written = executorch.to_executorch(graph, output, longest or executorch.SECONDS)
-        return f"{output}: {written}"
     difference = (onnx.to_program if to == "torch-export" else onnx.to_onnx)(graph, output)
     inputs_and_outputs = f"waveforms and lengths in, {graph.output_name} and frame_lengths out"
-    return f"{output}: {inputs_and_outputs}; {difference:.1e} at most from PyTorch"
+    return f"{inputs_and_outputs}; {difference:.1e} at most from PyTorch"

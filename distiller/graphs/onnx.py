@@ -213,7 +213,7 @@ def quantized(graph: StatesGraph, path: Path) -> str:
                 raise UserError(f"{path} is not written: in 8 bits its states are not finite")
             full, eight_bit = seconds_each([session(full_precision, threads=1), run])
     return (
-        f"{path}: relative error {deviation.relative:.3f}, mean cosine of a wav at least {deviation.cosine:.4f}, "
+        f"relative error {deviation.relative:.3f}, mean cosine of a wav at least {deviation.cosine:.4f}, "
         f"largest difference {deviation.largest:.2g}; 10 s of audio in {eight_bit:.3f} s on one thread "
         f"({full:.3f} s in 32 bits, {full / eight_bit:.2f} times faster)"
     )
