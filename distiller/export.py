@@ -16,9 +16,11 @@ from distiller.common.files import check_writable
 from upstream.errors import UserError, require
 
 FOLDERS = ("student", "transformers")  # what is written as one
+MOST_SECONDS = 300  # of a wav on a phone, whose attention maps are in memory at once
 DESCRIPTION = """\
-Export a student: a folder for `transformers`, an ONNX file (also in 8 bits), or a `torch.export` program;
-or make a student folder of any other checkpoint, such as s3prl's dev-best.ckpt with a fine-tuned upstream.
+Export a student: a folder for `transformers`, an ONNX file (also in 8 bits), an ExecuTorch program for phones, or a
+`torch.export` program; or make a student folder of any other checkpoint, such as s3prl's dev-best.ckpt with a
+fine-tuned upstream.
 
 A recogniser of distiller/finetune.py becomes a folder for `AutoModelForCTC` with a tokenizer, or a graph of its logits.
 
@@ -31,6 +33,7 @@ examples:
   python distiller/export.py exp/star/student --to onnx --output exp/star/student.onnx
   python distiller/export.py exp/star/student --to onnx --quantize int8 --output exp/star/student-int8.onnx
   python distiller/export.py exp/star/student --to onnx --quantize static-int8 --calibrate synthetic --output fast.onnx
+  python distiller/export.py exp/star/student --to executorch --longest 20 --output exp/star/student.pte
   python distiller/export.py DPHuBERT-sp0.75.pth --to onnx --states last --output dphubert.onnx
   python distiller/export.py exp/star/student --to transformers --push-to-hub my-name/star-student
   python distiller/export.py exp/ctc/model --to transformers --output exp/ctc/transformers
@@ -43,12 +46,14 @@ def parser() -> Parser:
     built.add_argument(
         "checkpoint", help="a student, a recogniser, or any checkpoint that upstream.checkpoint.load opens"
     )
-    built.add_argument("--to", required=True, choices=(*FOLDERS, "onnx", "torch-export"))
+    built.add_argument("--to", required=True, choices=(*FOLDERS, "onnx", "executorch", "torch-export"))
     built.add_argument("--output", type=Path, help="the folder (transformers, student) or file to write")
     kinds = "int8: linear layers in 8 bits; static-int8: convolutions and activations, too (onnx)"
     built.add_argument("--quantize", choices=("int8", "static-int8"), help=kinds)
     audio = "a folder, a list, Lhotse, or synthetic: speech that static-int8 measures the range of activations on"
     built.add_argument("--calibrate", metavar="CORPUS", help=audio)
+    longest = "the longest wav that the program takes (executorch; default: 30)"
+    built.add_argument("--longest", type=float, metavar="SECONDS", help=longest)
     states = "what the graph returns (default: all; logits of a recogniser)"
     built.add_argument("--states", choices=("all", "weighted", "last", "logits"), help=states)
     weights = {"type": comma_separated(float), "metavar": "W,W,..."}
@@ -82,6 +87,12 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--quantize {options.quantize} goes with --to onnx, not --to {options.to}")
     if (options.quantize == "static-int8") != bool(options.calibrate):
         raise UserError("--quantize static-int8 and --calibrate CORPUS go together: neither does without the other")
+    if options.longest is not None:
+        if options.to != "executorch":
+            raise UserError(f"--longest goes with --to executorch, not --to {options.to}")
+        require(
+            1 < options.longest <= MOST_SECONDS, "--longest", options.longest, f"above 1 and at most {MOST_SECONDS}"
+        )
     if options.to in FOLDERS and (options.states not in (None, "all") or options.weights):
         raise UserError(f"--states and --weights are for graphs; --to {options.to} always gives all hidden states")
     if options.weights and options.states != "weighted":

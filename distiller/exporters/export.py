@@ -10,7 +10,7 @@ from distiller.exporters.card import student_files, transformers_card
 from distiller.exporters.fine_tuned import open_student
 from distiller.exporters.hub import preview, push
 from distiller.exporters.transformers import needs_own_code, to_transformers
-from distiller.graphs import onnx
+from distiller.graphs import executorch, onnx
 from distiller.graphs.static import statically_quantized
 from upstream.checkpoint import save
 from upstream.errors import UserError
@@ -22,6 +22,7 @@ def export(
     output: Path | None,
     quantize: str | None = None,
     calibrate: str | None = None,
+    longest: float | None = None,
     states: str | None = None,
     weights: Sequence[float] | None = None,
     model_config: str | None = None,
@@ -34,8 +35,9 @@ def export(
 
     Args:
         checkpoint: anything that `upstream.checkpoint.load` opens, or s3prl's dev-best.ckpt with a fine-tuned upstream.
-        to: "student", "transformers", "onnx" or "torch-export".
+        to: "student", "transformers", "onnx", "executorch" or "torch-export".
         quantize: "int8" for an ONNX file with 8-bit linear layers; "static-int8", by audio of the corpus `calibrate`.
+        longest: seconds of the longest wav that an ExecuTorch program takes; by default 30.
         states, weights: what a graph returns, as `onnx.graph_of`; by default all states, or a recogniser's logits.
         model_config: the YAML of a STaR checkpoint.
         student: what s3prl fine-tuned, if it is not where s3prl found it.
@@ -69,10 +71,24 @@ def export(
         call = f"{opener}.from_pretrained" + (" with trust_remote_code=True" if own_code else "")
         return f"{output}: {call} opens it; largest difference of any {compared} {difference:.1e}"
     graph = onnx.graph_of(encoder, states or ("logits" if recognizer else "all"), weights, recognizer)
+    return f"{output}: {_written(graph, to, output, quantize, calibrate, longest)}"
+
+
+def _written(
+    graph: onnx.StatesGraph,
+    to: str,
+    output: Path,
+    quantize: str | None,
+    calibrate: str | None,
+    longest: float | None,
+) -> str:
+    """Write a graph; returns what it takes and gives and how close it is to the student."""
     if calibrate:
-        return statically_quantized(graph, output, calibration_audio(calibrate, encoder.config))
+        return statically_quantized(graph, output, calibration_audio(calibrate, graph.encoder.config))
+    if to == "executorch":
+        return str(executorch.to_executorch(graph, output, longest or executorch.SECONDS))
     if quantize:
         return onnx.quantized(graph, output)
     difference = (onnx.to_program if to == "torch-export" else onnx.to_onnx)(graph, output)
     inputs_and_outputs = f"waveforms and lengths in, {graph.output_name} and frame_lengths out"
-    return f"{output}: {inputs_and_outputs}; {difference:.1e} at most from PyTorch"
+    return f"{inputs_and_outputs}; {difference:.1e} at most from PyTorch"

@@ -97,7 +97,7 @@ def export_program(graph: StatesGraph) -> torch.export.ExportedProgram:
     config = graph.encoder.config  # a single frame is a special case for tracing, so it gets two or more
     batch = torch.export.Dim("batch", min=1, max=4096)
     sample = torch.export.Dim("sample", min=config.min_samples + config.samples_per_frame, max=LONGEST)
-    with _quietly(), torch.no_grad():
+    with quietly(), torch.no_grad():
         return torch.export.export(
             StatesGraph(in_blocks(graph.encoder), graph.states, graph.weights, graph.head).eval(),
             _example(),
@@ -126,7 +126,7 @@ def save_onnx(graph: StatesGraph, path: Path, computed: StatesGraph, opset: int)
         graph: what the file says that it holds.
         computed: what it computes: `graph`, or that in other arithmetic.
     """
-    with _quietly(), torch.no_grad():
+    with quietly(), torch.no_grad():
         program = torch.onnx.export(
             export_program(computed),
             _example(),
@@ -195,7 +195,7 @@ def to_program(graph: StatesGraph, path: Path) -> float:
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # which has the paths of this machine
     with writing(path) as temporary:
-        with _quietly():
+        with quietly():
             torch.export.save(program, content := io.BytesIO())  # of a full disk its own writer says it in 40 lines
             temporary.write_bytes(content.getvalue())
             run = torch.export.load(temporary).module()
@@ -218,7 +218,7 @@ def quantized(graph: StatesGraph, path: Path) -> str:
         full_precision = folder / "fp32.onnx"
         to_onnx(graph, full_precision)
         with writing(path) as temporary:
-            with _quietly():
+            with quietly():
                 kinds = {"op_types_to_quantize": QUANTIZED, "weight_type": QuantType.QInt8}
                 quantize_dynamic(full_precision, temporary, per_channel=True, **kinds)
             run = session(temporary, threads=1)
@@ -226,13 +226,13 @@ def quantized(graph: StatesGraph, path: Path) -> str:
             if not math.isfinite(deviation.largest):
                 raise UserError(f"{path} is not written: in 8 bits its states are not finite")
             full, eight_bit = seconds_each([session(full_precision, threads=1), run])
-    return eight_bit_line(path, deviation, full, eight_bit, "in 32 bits")
+    return eight_bit_line(deviation, full, eight_bit, "in 32 bits")
 
 
-def eight_bit_line(path: Path, deviation: Deviation, full: float, eight_bit: float, reference: str) -> str:
+def eight_bit_line(deviation: Deviation, full: float, eight_bit: float, reference: str) -> str:
     """What is said of an 8-bit file, which takes `eight_bit` seconds where `reference` takes `full`."""
     return (
-        f"{path}: relative error {deviation.relative:.3f}, mean cosine of a wav at least {deviation.cosine:.4f}, "
+        f"relative error {deviation.relative:.3f}, mean cosine of a wav at least {deviation.cosine:.4f}, "
         f"largest difference {deviation.largest:.2g}; 10 s of audio in {eight_bit:.3f} s on one thread "
         f"({full:.3f} s {reference}, {full / eight_bit:.2f} times faster)"
     )
@@ -263,7 +263,7 @@ def _example() -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Silences warnings of the exporters that no user can act on."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -48,7 +48,7 @@ def statically_quantized(graph: StatesGraph, path: Path, audio: Sequence[Tensor]
             )
         with one_thread():
             full, eight_bit = seconds_each([graph, run])
-    return eight_bit_line(path, deviation, full, eight_bit, "in 32 bits by PyTorch")
+    return eight_bit_line(deviation, full, eight_bit, "in 32 bits by PyTorch")
 
 
 @torch.inference_mode()

@@ -32,6 +32,16 @@ def refused(capsys, *argv: str) -> str:
             ["s", "--to", "torch-export", "--output", "o", "--quantize", "static-int8", "--calibrate", "c"],
             "--quantize static-int8 goes with --to onnx, not --to torch-export",
         ),
+        (["s", "--to", "executorch", "--output", "o", "--quantize", "int8"], "--quantize int8 goes with --to onnx"),
+        (
+            ["s", "--to", "onnx", "--output", "o", "--longest", "9"],
+            "--longest goes with --to executorch",
+        ),
+        (
+            ["s", "--to", "executorch", "--output", "o", "--longest", "1"],
+            "--longest is 1.0, but it must be above 1",
+        ),
+        (["s", "--to", "executorch", "--output", "o", "--longest", "nan"], "--longest is nan, but it must be above 1"),
         (["s", "--to", "onnx", "--output", "o", "--weights", "1,2"], "--weights goes with --states weighted"),
         (
             ["s", "--to", "onnx", "--output", "o", "--states", "weighted", "--weights", "1,x"],
@@ -50,6 +60,7 @@ def test_a_wrong_command_is_one_line(argv, said, tmp_path, monkeypatch, capsys) 
     [
         ["--to", "onnx", "--output", "file/x.onnx"],
         ["--to", "torch-export", "--output", "file/x.pt2"],
+        ["--to", "executorch", "--output", "file/x.pte"],
         ["--to", "transformers", "--output", "file"],
     ],
 )
