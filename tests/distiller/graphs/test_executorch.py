@@ -21,7 +21,7 @@ HUBERT.pop("relative_max_distance")
 PRE_NORM = {"layer_norm_first": True, "conv_norm": "layer", "conv_bias": True, "normalize_waveform": True}
 DATA2VEC = {"family": "data2vec-audio", "positional_layers": 3, "conv_norm": "layer", "feature_scale": False}
 SHAPES = {
-    "wavlm": SHAPE,
+    "wavlm": {**SHAPE, "relative_max_distance": 12},  # which frames of the longest wav exceed
     "hubert": HUBERT,
     "pre-norm": {**HUBERT, **PRE_NORM},
     "data2vec": {**HUBERT, **DATA2VEC},
