@@ -95,7 +95,8 @@ class EightBitExtractor(nn.Module):
         super().__init__()
         self.layers, self.scale, self.multiple = extractor.conv_layers, extractor.scale, extractor.frame_multiple
         for layer in list(self.layers)[1:]:
-            layer.conv = EightBitConvolution(layer.conv)
+            assert isinstance(layer, ConvLayer)
+            layer.conv = EightBitConvolution(layer.conv)  # type: ignore[assignment]
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         """(batch, sample) -> (batch, frame, channel); `lengths` (batch,) in samples, None if all are full."""
@@ -105,6 +106,7 @@ class EightBitExtractor(nn.Module):
         assert isinstance(first, ConvLayer)
         rows = F.gelu(_first(first, waveforms, lengths))
         for layer in others:
+            assert isinstance(layer, ConvLayer)
             rows = layer.conv(rows)
             rows = F.gelu(rows if layer.layer_norm is None else layer.layer_norm(rows))
         if self.multiple > 1:

@@ -54,7 +54,7 @@ def statically_quantized(graph: StatesGraph, path: Path, audio: Sequence[Tensor]
 @torch.inference_mode()
 def input_ranges(encoder: SpeechEncoder, audio: Sequence[Tensor]) -> dict[str, Range]:
     """The lowest and the highest input of each linear layer over all frames of these wavs, by the layer's name."""
-    names = {layer: name for name, layer in linear_layers(encoder).items()}
+    names: dict[nn.Module, str] = {layer: name for name, layer in linear_layers(encoder).items()}
     ranges: dict[str, Range] = dict.fromkeys(names.values(), (0.0, 0.0))
 
     def widen(layer: nn.Module, inputs: tuple[Tensor]) -> None:
