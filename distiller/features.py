@@ -62,11 +62,11 @@ def _main(options: argparse.Namespace) -> None:
     check_writable(options.output)
     from distiller.audio.skipped import Skipped  # takes seconds
     from distiller.clustering.compare import usable_device
-    from distiller.distillation.teacher import identity, load_teacher
     from distiller.extraction.extract import extract_features
     from distiller.extraction.forward import Pace
     from distiller.extraction.ranks import joined
     from distiller.extraction.weights import read_weights
+    from distiller.teachers.teacher import identity, load_teacher
 
     if options.weights is not None:
         config = replace(config, weights=read_weights(options.weights))

@@ -74,8 +74,8 @@ def _main(options: argparse.Namespace) -> None:
         options.output.suffix == ".csv" and not options.output.is_dir(), "--output", str(options.output), "a .csv file"
     )
     check_writable(options.output.parent)
-    from distiller.distillation.teacher import load_teacher  # takes seconds
     from distiller.probes.evaluate import evaluate, load_probes
+    from distiller.teachers.teacher import load_teacher  # takes seconds
 
     encoders = {name: load_teacher(name) for name in options.models}
     probes = load_probes(encoders, options.words, options.classes, options.abx, options.synthetic)

@@ -75,9 +75,9 @@ def _compare(options: argparse.Namespace) -> None:
     from distiller.clustering.compare import compare, usable_device  # takes seconds
     from distiller.common.strict import typed
     from distiller.corpora.corpus import open_audio
-    from distiller.distillation.teacher import load_teacher
     from distiller.objectives.config import ClustersConfig
     from distiller.recipes.yaml_files import renewed
+    from distiller.teachers.teacher import load_teacher
 
     calibration = {name: getattr(options, name) for name in ("corpus", "frames", "stride", "debiased")}
     section = {name: getattr(options, name) for name in ("layers", "linkage", "contiguous", "layer_zero")}

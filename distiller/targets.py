@@ -62,7 +62,7 @@ def _main(options: argparse.Namespace) -> None:
     from distiller.corpora.config import CorpusConfig
     from distiller.corpora.corpus import open_corpus
     from distiller.corpora.prepared import is_prepared
-    from distiller.distillation.teacher import identity, load_teacher
+    from distiller.teachers.teacher import identity, load_teacher
     from upstream.errors import UserError, require
 
     names = ("layers", "units", "stages", "norm", "layer_zero", "frames", "seed")

@@ -70,8 +70,8 @@ def _fit(options: argparse.Namespace) -> None:
     check_writable(options.output)
     from distiller.clustering.compare import usable_device  # takes seconds
     from distiller.codebooks.quantiser import fit_quantiser
-    from distiller.distillation.teacher import identity, load_teacher
     from distiller.extraction.forward import Pace
+    from distiller.teachers.teacher import identity, load_teacher
 
     pace = Pace(usable_device(options.device), options.batch_seconds, options.chunk_seconds, options.workers)
     encoder = load_teacher(options.model)
@@ -89,9 +89,9 @@ def _extract(options: argparse.Namespace) -> None:
     from distiller.clustering.compare import usable_device
     from distiller.codebooks.quantiser import open_quantiser
     from distiller.codebooks.text import extract_units, summary
-    from distiller.distillation.teacher import identity, load_teacher
     from distiller.extraction.forward import Pace
     from distiller.extraction.ranks import joined
+    from distiller.teachers.teacher import identity, load_teacher
 
     quantiser = open_quantiser(options.units)
     device, model = usable_device(options.device), options.model or quantiser.model

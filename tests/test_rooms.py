@@ -36,26 +36,30 @@ ROOMS: dict[str, set[str]] = {
     "distiller.recipes": {
         "distiller.augmentation.config", "distiller.corpora.config", "distiller.training.config",
         "distiller.objectives.config", "distiller.objectives.registry", "distiller.students.config",
+        "distiller.teachers.config",
     },
+    "distiller.teachers": {"distiller.objectives", "distiller.recipes"},
     "distiller.reports": {
-        "distiller.audio", "distiller.probes", "distiller.objectives", "distiller.clustering", "distiller.recipes",
+        "distiller.audio", "distiller.probes", "distiller.objectives", "distiller.teachers", "distiller.clustering",
+        "distiller.recipes",
     },
     "distiller.distillation": {
         "distiller.audio", "distiller.augmentation", "distiller.synthesis", "distiller.corpora",
-        "distiller.objectives", "distiller.students", "distiller.training", "distiller.clustering",
-        "distiller.codebooks", "distiller.probes", "distiller.recipes", "distiller.reports",
+        "distiller.objectives", "distiller.teachers", "distiller.students", "distiller.training",
+        "distiller.clustering", "distiller.codebooks", "distiller.probes", "distiller.recipes", "distiller.reports",
     },
     "distiller.finetuning": {
         "distiller.audio", "distiller.augmentation", "distiller.corpora", "distiller.objectives", "distiller.training",
-        "distiller.recipes", "distiller.reports", "distiller.distillation",
+        "distiller.teachers", "distiller.recipes", "distiller.reports", "distiller.distillation",
     },
     "distiller.benchmarks": {
         "distiller.audio", "distiller.synthesis", "distiller.corpora", "distiller.preparation", "distiller.students",
-        "distiller.recipes", "distiller.reports", "distiller.distillation", "distiller.graphs", "distiller.exporters",
+        "distiller.teachers", "distiller.recipes", "distiller.reports", "distiller.distillation", "distiller.graphs",
+        "distiller.exporters",
     },
     "distiller.steps": {
         "distiller.audio", "distiller.corpora", "distiller.objectives", "distiller.students", "distiller.training",
-        "distiller.recipes", "distiller.distillation", "distiller.benchmarks",
+        "distiller.teachers", "distiller.recipes", "distiller.distillation", "distiller.benchmarks",
     },
     "downstream_recipes.adaptation": set(),
     "downstream_recipes.tasks": {"downstream_recipes.adaptation"},

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from distiller.common.provenance import parameter_count
-from distiller.distillation.teacher import load_teacher
 from distiller.students.config import NarrowConfig
+from distiller.teachers.teacher import load_teacher
 from upstream.config import BASE_CONV_LAYERS, EncoderConfig
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError, one_of, require

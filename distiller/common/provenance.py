@@ -6,8 +6,9 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from upstream.config import SAMPLE_RATE
 
@@ -77,6 +78,11 @@ def public(name: str) -> str:
     """A path without its folders, which are only this machine's; a hub name or a word as it is."""
     path = PurePath(name)
     return path.name if path.is_absolute() or name.startswith((".", "~")) else name
+
+
+def teachers_of(recipe: Mapping[str, Any]) -> list[str]:
+    """The public names of a saved recipe's teachers."""
+    return [public(teacher["path"]) for teacher in recipe.get("teachers") or [{"path": recipe["teacher"]}]]
 
 
 def teacher_licence(teacher: str) -> str:

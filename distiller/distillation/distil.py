@@ -18,17 +18,19 @@ from distiller.corpora.config import AUTO
 from distiller.corpora.corpus import open_corpus
 from distiller.corpora.scanning import forgetting_a_failed_scan
 from distiller.distillation import stages
-from distiller.distillation.run_folder import BATCH, accept_inputs
-from distiller.distillation.teacher import identity, load_teacher
+from distiller.distillation.run_folder import BATCH, TEACHERS, accept_inputs
 from distiller.objectives.config import ClustersConfig, ObjectiveConfig, UnitsObjectiveConfig
 from distiller.recipes.recipe import Recipe, in_batches
 from distiller.reports import card, report
 from distiller.reports.distances import write_distances
 from distiller.reports.figures import distance_curves, loss_curves, phone_accuracy, remaining_units
 from distiller.reports.references import load_references
+from distiller.teachers.several import targets_of, teacher_names
+from distiller.teachers.teacher import identity, load_teacher
 from distiller.training.devices import device_count, fitting_seconds, indices
 from distiller.training.loop import HALF, arrange_layers
 from upstream.checkpoint import save
+from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
 OWN_MEMORY = {"cuda"}  # accelerators whose memory a batch is to fill
@@ -82,11 +84,16 @@ def open_run(recipe: Recipe, output: Path) -> stages.Run:
     Raises:
         UserError: one of them cannot be used, or is another one.
     """
-    run = stages.Run(recipe, output, load_teacher(recipe.teacher))
+    run = stages.Run(recipe, output, [load_teacher(teacher.path) for teacher in recipe.all_teachers])
     with forgetting_a_failed_scan(output / "corpus"):
         _ = run.augment  # its folders are opened before anything takes long
         run = settle_batches(run)
         inputs = {"teacher": identity(run.teacher), "corpus": run.corpus.identity()}
+        if recipe.teachers:
+            inputs[TEACHERS] = {
+                name: identity(teacher) | {"weight": section.weight, "layers": section.layers}
+                for name, teacher, section in zip(teacher_names(recipe), run.teachers, recipe.teachers, strict=True)
+            }
         for section in run.recipe.objective.parts():
             if isinstance(section, UnitsObjectiveConfig) and section.targets is not None:
                 inputs["units"] = UnitFolder(section.targets).identity()
@@ -121,19 +128,19 @@ def filling_seconds(run: stages.Run, longest: float) -> float:
     Raises:
         UserError: it is too small for the steps that are measured.
     """
-    recipe, teacher = run.recipe, copy.deepcopy(run.teacher)
+    recipe, teachers = run.recipe, copy.deepcopy(run.teachers)
     devices = str(recipe.trainer.devices)
     places = indices(devices) if "," in devices else range(int(devices))
     device = torch.device(recipe.trainer.accelerator, places[rank() % len(places)])
     free, _ = torch.cuda.mem_get_info(device)
 
-    def known(section: ObjectiveConfig) -> ObjectiveConfig:
+    def known(teacher: SpeechEncoder, name: str, section: ObjectiveConfig) -> ObjectiveConfig:
         if not isinstance(section, ClustersConfig) or section.clusters is not None:
             return section
         layers = section.layers or range(teacher.config.num_layers + 1)  # no other clusters need more memory
         return replace(section, clusters=[[layer] for layer in layers], target="mean")
 
-    module = stages.first_module(replace(run, teacher=teacher), recipe.objective.with_parts(known)).train()
+    module = stages.first_module(replace(run, teachers=teachers), targets_of(recipe, teachers, known)).train()
     half = HALF.get(recipe.trainer.precision)
     module.to(device)
     module.move_frozen(device, half)
@@ -159,6 +166,7 @@ def filling_seconds(run: stages.Run, longest: float) -> float:
         raise UserError(f"corpus.batch_seconds is auto, but {device} is too small to try it; give a number") from error
     finally:
         module.cpu()
-        teacher.cpu()
+        for teacher in teachers:
+            teacher.cpu()
         optimizer.state.clear()
         torch.cuda.empty_cache()

@@ -12,9 +12,10 @@ from distiller.common.files import expanded
 from distiller.common.provenance import TEN_SECONDS, parameter_count
 from distiller.corpora.config import AUTO, SYNTHETIC
 from distiller.corpora.corpus import hours, open_corpus
-from distiller.distillation.teacher import BUNDLED_TEACHER
 from distiller.recipes.recipe import BUNDLED, Recipe, final_stage, in_batches, to_yaml
 from distiller.students.lagrangian import SparsityLagrangian
+from distiller.teachers.several import teacher_names
+from distiller.teachers.teacher import BUNDLED_TEACHER
 from distiller.training.devices import device_count
 from upstream.checkpoint import load
 from upstream.config import FAMILIES, EncoderConfig
@@ -46,15 +47,19 @@ def print_plan(recipe: Recipe) -> None:
 
 def costs(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Names and texts of the lines about size and cost."""
-    teacher, known = teacher_shape(recipe.teacher)
-    if known:
-        macs = _giga(count_macs(teacher, TEN_SECONDS))
-        unused = "" if recipe.objective.needs_teacher else "; no training step runs it"
-        yield "teacher", f"{parameters(teacher):,} parameters, {macs} MACs for 10 s{unused}"
-    else:
-        yield "teacher", f"{recipe.teacher} is not on this machine; taken to be {_model(teacher)}"
+    names, found = teacher_names(recipe), [teacher_shape(teacher.path) for teacher in recipe.all_teachers]
+    for name, section, (teacher, known) in zip(names, recipe.all_teachers, found, strict=True):
+        if known:
+            macs = _giga(count_macs(teacher, TEN_SECONDS))
+            unused = "" if recipe.objective.needs_teacher else "; no training step runs it"
+            of = f"{name}: " if len(names) > 1 else ""
+            yield "teacher", f"{of}{parameters(teacher):,} parameters, {macs} MACs for 10 s{unused}"
+        else:
+            yield "teacher", f"{section.path} is not on this machine; taken to be {_model(teacher)}"
+    teacher, known = found[0]
     yield from _student(recipe, teacher, known)
-    yield from _length(recipe, max(shape.min_samples for shape in (teacher, recipe.student.shape(teacher))))
+    shapes = (*(shape for shape, _ in found), recipe.student.shape(teacher))
+    yield from _length(recipe, max(shape.min_samples for shape in shapes))
 
 
 def _student(recipe: Recipe, teacher: EncoderConfig, known: bool) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from distiller.training.devices import device_count
 from upstream.errors import UserError
 
 RECIPE, REPORT, INPUTS, SKIPPED, BATCH = "recipe.yaml", "report.json", "inputs.json", "skipped.csv", "batch.json"
+TEACHERS, LAYERS_OF = "set of teachers", "layers-of-"  # an input; the folder of a further teacher's clusters
 
 # Placement changes the last bits of the results, so it may not change during a run; a complete run is only shown.
 PLACEMENT = frozenset({"trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"})
@@ -24,7 +25,7 @@ PLACEMENT = frozenset({"trainer.accelerator", "trainer.devices", "trainer.num_no
 # Inputs of which INPUTS says what they hold; where they lie does not matter.
 PATHS = {
     "teacher": ("teacher",), "corpus": ("corpus.path",), "units": ("objective.targets", "objective.units.targets"),
-    "model": ("model",), "transcripts": ("text.path",),
+    "model": ("model",), TEACHERS: ("teachers",), "transcripts": ("text.path",),
 }  # fmt: skip
 
 # Files that may be in the folder before its run: shells and schedulers write their logs there.
@@ -32,7 +33,8 @@ LOGS = frozenset({".log", ".txt", ".out", ".err"})
 
 # What a run has written before its first checkpoint and another one would take for its own. (It replaces the rest.)
 OF_A_START = (
-    *(f"corpus/{name}" for name in SCANS), INPUTS, SKIPPED, BATCH, "clusters.json", "cka.csv", "similarity.png",
+    *(f"corpus/{name}" for name in SCANS), INPUTS, SKIPPED, BATCH,
+    *(folder + name for folder in ("", f"{LAYERS_OF}*/") for name in ("clusters.json", "cka.csv", "similarity.png")),
     "metrics.csv", "joint/metrics.csv", "tensorboard/events.out.tfevents.*", "joint/tensorboard/events.out.tfevents.*",
     "corpus/.busy", "calibration/.busy",
 )  # fmt: skip
@@ -142,9 +144,10 @@ def forget_start(output: Path, but: Collection[str] = ()) -> None:
         for path in output.glob(pattern):
             if path.name not in but and path.is_file():
                 path.unlink()
-    for name in ("corpus", "calibration", "tensorboard", "joint/tensorboard", "joint"):
-        with suppress(OSError):  # not there, or something of the user's is in it
-            (output / name).rmdir()
+    for name in ("corpus", "calibration", "tensorboard", "joint/tensorboard", "joint", f"{LAYERS_OF}*"):
+        for path in output.glob(name):
+            with suppress(OSError):  # something of the user's is in it
+                path.rmdir()
 
 
 # --- what a run was made from
@@ -170,9 +173,9 @@ def accept_inputs(output: Path, recipe: AnyRecipe, found: dict[str, dict[str, An
         UserError: one of them is another.
     """
     known = _inputs(output)
-    for name, values in found.items():
+    for name, values in {**{key: {} for key in known}, **found}.items():
         if other := difference(known.get(name, values), values):
-            key = next(key for key in PATHS[name] if key in flatten(to_dict(recipe)))
+            key = next((key for key in PATHS[name] if key in flatten(to_dict(recipe))), PATHS[name][0])
             raise UserError(
                 f"{output} was made with another {name}: {other}; change {key}, or choose another --output, or "
                 "--overwrite"

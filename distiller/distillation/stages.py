@@ -9,7 +9,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,8 +33,8 @@ from distiller.common.provenance import parameter_count
 from distiller.corpora.corpus import Corpus, open_audio, open_corpus
 from distiller.distillation.distillation_module import Distillation, JointDistillation
 from distiller.distillation.log_mel import LogMelRegression
+from distiller.distillation.run_folder import LAYERS_OF
 from distiller.objectives.config import ClustersConfig, ObjectiveConfig
-from distiller.objectives.registry import build
 from distiller.recipes.recipe import Recipe, final_stage
 from distiller.reports.report import pruning_summary
 from distiller.students.build import build_student
@@ -42,6 +42,7 @@ from distiller.students.config import NarrowConfig
 from distiller.students.gates import GatedEncoder
 from distiller.students.lagrangian import SparsityLagrangian
 from distiller.students.prune import remove_closed_units
+from distiller.teachers.several import Target, build_for, targets_of, teacher_names
 from distiller.training.loop import Training
 from distiller.training.module import TrainingModule
 from upstream.checkpoint import existing_checkpoint, load, save
@@ -59,19 +60,34 @@ class Run:
 
     recipe: Recipe
     output: Path
-    teacher: SpeechEncoder
+    teachers: list[SpeechEncoder]  # as `recipe.all_teachers`
+
+    @property
+    def teacher(self) -> SpeechEncoder:
+        """The one that gives the student its kind, and that it is compared with after training."""
+        return self.teachers[0]
+
+    @property
+    def longest(self) -> float:
+        """Seconds of audio that all teachers take, infinite if any."""
+        return min((teacher.config.max_samples or math.inf) / SAMPLE_RATE for teacher in self.teachers)
 
     @property
     def decoder(self) -> Decoder:
-        teacher = self.teacher.config
-        return Decoder(max(shape.min_samples for shape in (teacher, self.recipe.student.shape(teacher))))
+        shapes = [teacher.config for teacher in self.teachers]
+        return Decoder(max(shape.min_samples for shape in (*shapes, self.recipe.student.shape(shapes[0]))))
 
     @cached_property
     def corpus(self) -> Corpus:
         corpus = open_corpus(self.recipe.corpus, self.decoder, self.output / "corpus")
         if rank() == 0:
             print("".join(f"{line}\n" for line in corpus.inventory.lines()), end="")
-        _check_longest(corpus, self.teacher.config.max_samples / SAMPLE_RATE)
+        longest = max(cut.duration for cut in [*corpus.train, *corpus.validation])
+        if longest > self.longest:
+            raise UserError(
+                f"an utterance has {longest:.1f} s, but the teacher takes at most {self.longest:g} s; "
+                f"corpus.max_seconds={self.longest:g} splits longer ones"
+            )
         return corpus
 
     @cached_property
@@ -88,19 +104,8 @@ class Run:
         corpus = self.recipe.corpus
         if other is None:
             return CalibrationAudio(corpus.path, self.corpus.train, corpus.seconds)
-        longest = self.teacher.config.max_samples / SAMPLE_RATE or math.inf
-        cuts = open_audio(other, min(corpus.seconds, longest), self.decoder, self.output / "corpus")
+        cuts = open_audio(other, min(corpus.seconds, self.longest), self.decoder, self.output / "corpus")
         return CalibrationAudio(other, cuts, corpus.seconds)
-
-
-def _check_longest(corpus: Corpus, seconds: float) -> None:
-    """Raises UserError for an utterance of more `seconds` than the teacher takes; 0 if it takes any."""
-    longest = max(cut.duration for cut in [*corpus.train, *corpus.validation])
-    if seconds and longest > seconds:
-        raise UserError(
-            f"an utterance has {longest:.1f} s, but the teacher takes at most {seconds:g} s; "
-            f"corpus.max_seconds={seconds:g} splits longer ones"
-        )
 
 
 @dataclass
@@ -128,17 +133,21 @@ def distil(run: Run) -> Distilled | None:
     return distil_narrow(run) if run.recipe.pruning is None else distil_pruned(run)
 
 
-def first_module(run: Run, section: ObjectiveConfig) -> Distillation:
-    """What the first stage of a run trains, before its first step."""
-    recipe, teacher = run.recipe, run.teacher
-    student = build_student(recipe.student, teacher)
-    objective = build(section, teacher.config, student.config)
+def first_module(run: Run, targets: Sequence[Target]) -> Distillation:
+    """What the first stage of a run trains, before its first step.
+
+    Raises:
+        UserError: networks that cannot be compared.
+    """
+    recipe = run.recipe
+    student = build_student(recipe.student, run.teacher)
+    objective = build_for(targets, student.config)
     pruning = recipe.pruning
     if pruning is None:
-        return Distillation(teacher, student, objective, recipe)
-    lagrangian = SparsityLagrangian(pruning, student.config, parameter_count(teacher), steps=1)
+        return Distillation(run.teachers, student, objective, recipe)
+    lagrangian = SparsityLagrangian(pruning, student.config, parameter_count(run.teacher), steps=1)
     recipe = replace(recipe, trainer=replace(recipe.trainer, ema=0.0))  # averaged gates would be off the target
-    return JointDistillation(teacher, GatedEncoder(student, pruning.drops), objective, recipe, lagrangian)
+    return JointDistillation(run.teachers, GatedEncoder(student, pruning.drops), objective, recipe, lagrangian)
 
 
 def distil_narrow(run: Run) -> Distilled | None:
@@ -174,9 +183,9 @@ def distil_pruned(run: Run) -> Distilled | None:
     torch.manual_seed(run.recipe.seed)
     untrained = SpeechEncoder(pruned.encoder.config)
     recipe = final_stage(run.recipe)
-    objective = build(with_clusters(run), run.teacher.config, pruned.encoder.config)
+    objective = build_for(with_clusters(run), pruned.encoder.config)
     objective.load_state_dict(pruned.projections)
-    module = Distillation(run.teacher, pruned.encoder.train(), objective, recipe)
+    module = Distillation(run.teachers, pruned.encoder.train(), objective, recipe)
     if not train(run, module, recipe, run.output / FINAL):
         return None
     folders = [run.output / JOINT, run.output / FINAL]
@@ -233,27 +242,28 @@ def read_pruned(folder: Path) -> PrunedStudent:
         raise UserError(f"{folder} is damaged ({error}); remove it, and the same command prunes once more") from error
 
 
-def with_clusters(run: Run) -> ObjectiveConfig:
-    """The recipe's objective section; a part that needs clusters of the teacher's layers gets them here.
+def with_clusters(run: Run) -> list[Target]:
+    """The objective for each teacher; a part that needs clusters of the teacher's layers gets them here.
 
     Raises:
         UserError: more clusters than layers, or as `cluster_layers`.
     """
-    recipe = run.recipe
+    recipe, first = run.recipe, teacher_names(run.recipe)[0]
 
-    def found(section: ObjectiveConfig) -> ObjectiveConfig:
+    def found(teacher: SpeechEncoder, name: str, section: ObjectiveConfig) -> ObjectiveConfig:
         if not isinstance(section, ClustersConfig) or section.clusters is not None:
             return section
-        layers = section.layers if section.layers is not None else range(run.teacher.config.num_layers + 1)
+        layers = section.layers if section.layers is not None else range(teacher.config.num_layers + 1)
         possible = section.count == "auto" or int(section.count) <= len(layers)
         require(possible, f"{section.key}.count", section.count, f"auto or at most {len(layers)}, the teacher's layers")
         accelerator = recipe.trainer.accelerator
         device = accelerator if accelerator in ("cuda", "mps") else "cpu"
-        title = f"Layers of {Path(recipe.teacher).name}"
         audio = partial(run.calibration_audio, section.calibration.corpus)
-        return cluster_layers(section, run.teacher, audio, run.output, recipe.seed, device, title)
+        folder = run.output if name == first else run.output / f"{LAYERS_OF}{name}"
+        folder.mkdir(exist_ok=True)
+        return cluster_layers(section, teacher, audio, folder, recipe.seed, device, f"Layers of {name}")
 
-    return recipe.objective.with_parts(found)
+    return targets_of(recipe, run.teachers, found)
 
 
 def train(

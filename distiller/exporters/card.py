@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -45,8 +46,8 @@ def student_files(student: Student) -> dict[str, str]:
     card = (
         f"# Speech encoder, {parameter_count(student.encoder):,} parameters\n\n{history}\n\n{_demoted(_card(folder))}"
     )
-    teacher = _teacher(folder)
-    origin = {ORIGIN: json.dumps({"teacher": public(teacher)}) + "\n"} if teacher else {}
+    origin = _origin(folder)
+    origin = {ORIGIN: json.dumps(origin) + "\n"} if origin else {}
     return {"README.md": card.rstrip() + "\n", **origin}
 
 
@@ -62,7 +63,7 @@ def transformers_card(student: Student, own_code: bool) -> str:
     card = _card(folder)
     history = f"{student.history}\n\n" if student.history else ""
     return CARD.format(
-        head=yaml.safe_dump(_metadata(_teacher(folder), config), sort_keys=False),
+        head=yaml.safe_dump(_metadata(_origin(folder), config), sort_keys=False),
         parameters=parameter_count(student.encoder),
         layers=config.num_layers,
         width=config.embed_dim,
@@ -79,25 +80,26 @@ def _card(student: Path) -> str:
     return (student / "README.md").read_text(encoding="utf-8") if (student / "README.md").is_file() else ""
 
 
-def _teacher(student: Path) -> str:
-    """The teacher that a student's folder names; '' if there is none."""
+def _origin(student: Path) -> dict[str, Any]:
+    """The teacher, or the teachers, that a student's folder names; empty if there is none."""
     if (path := student / ORIGIN).is_file():
-        return json.loads(path.read_text())["teacher"]
+        return json.loads(path.read_text())
     if (path := student.parent / "report.json").is_file():  # a student from before that file, still in its run
-        return json.loads(path.read_text())["recipe"]["teacher"]
-    return ""
+        return {"teacher": public(json.loads(path.read_text())["recipe"]["teacher"])}
+    return {}
 
 
-def _metadata(teacher: str, config: EncoderConfig) -> dict[str, object]:
-    licence = teacher_licence(teacher).partition(" ")[0].lower()
+def _metadata(origin: dict[str, Any], config: EncoderConfig) -> dict[str, object]:
+    teachers = origin.get("teachers") or [origin.get("teacher", "")]
+    licences = {teacher_licence(teacher).partition(" ")[0].lower() for teacher in teachers}
     head: dict[str, object] = {
         "library_name": "transformers",
-        "license": licence if licence == "apache-2.0" else "other",
+        "license": "apache-2.0" if licences == {"apache-2.0"} else "other",
         "tags": ["speech", "audio", "distillation", config.family],
         "pipeline_tag": "feature-extraction",
     }
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", teacher):
-        head["base_model"] = teacher
+    if on_hub := [teacher for teacher in teachers if re.fullmatch(r"[\w.-]+/[\w.-]+", teacher)]:
+        head["base_model"] = on_hub[0] if len(on_hub) == 1 else on_hub
     return head
 
 

@@ -23,7 +23,6 @@ from distiller.common.values import digest
 from distiller.corpora.corpus import Corpus, hours, open_audio, open_corpus
 from distiller.corpora.scanning import forgetting_a_failed_scan
 from distiller.distillation.run_folder import REPORT, SKIPPED, accept_inputs
-from distiller.distillation.teacher import identity, load_teacher
 from distiller.finetuning.config import LOG_MEL, FineTuning
 from distiller.finetuning.decoding import Beam, ErrorRates, error_rates, greedy, require_packages
 from distiller.finetuning.log_mel import LogMel
@@ -31,6 +30,7 @@ from distiller.finetuning.module import CTC
 from distiller.finetuning.recognizer import Recognizer
 from distiller.finetuning.transcripts import Labelled, label
 from distiller.reports.report import of_training
+from distiller.teachers.teacher import identity, load_teacher
 from distiller.training.loop import Training
 from upstream.encoder import SpeechEncoder
 

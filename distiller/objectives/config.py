@@ -26,6 +26,7 @@ class ObjectiveConfig:
     needs_teacher: ClassVar[bool] = True  # whether a training step runs the teacher
     weight: ClassVar[float] = 1.0  # of its terms; a field where the objective is part of a sum
     sum_defaults: ClassVar[dict[str, Any]] = {}  # that hold only where the objective is part of a sum
+    of_teacher: ClassVar[str | None] = None  # the key that names layers of the teacher, where there is one
 
     name: str = ""
 
@@ -36,6 +37,9 @@ class ObjectiveConfig:
     def with_parts(self, change: Callable[["ObjectiveConfig"], "ObjectiveConfig"]) -> "ObjectiveConfig":
         """A copy in which `change` has replaced each part."""
         return change(self)
+
+    def check_several_teachers(self) -> None:
+        """Raises UserError where a mean over several teachers would make no sense."""
 
 
 @dataclass(config=STRICT)
@@ -52,6 +56,8 @@ class SumConfig(ObjectiveConfig):
 @dataclass(config=STRICT)
 class LayersConfig(ObjectiveConfig):
     """DPHuBERT's objective: chosen layers, with one projection for all but layer 0, which has its own."""
+
+    of_teacher: ClassVar[str | None] = "layers"
 
     name: str = "layers"
     # of the teacher; left out: 0 and every third of its depth (0, 4, 8, 12)
@@ -137,6 +143,8 @@ def _no_layer_twice(clusters: list[list[int]]) -> bool:
 class StarConfig(ObjectiveConfig):
     """STaR's objective; a weight of 0 leaves a term out."""
 
+    of_teacher: ClassVar[str | None] = "layer_map"
+
     name: str = "star"
     average_attention: Annotated[float, AT_LEAST_0] = 0.0
     last_attention: Annotated[float, AT_LEAST_0] = 0.0
@@ -156,6 +164,11 @@ class StarConfig(ObjectiveConfig):
         if not any(getattr(self, key) for key in keys):
             raise UserError(f"{self.key}: {', '.join(keys)} are all 0; at least one weight must be above 0")
         return self
+
+    def check_several_teachers(self) -> None:
+        if any(getattr(self, key) for key in GRAM_LAGS):
+            allowed = "centred or unit with several teachers, whose raw Gram matrices have norms of their own"
+            require(self.scaling in ("centred", "unit"), f"{self.key}.scaling", self.scaling, allowed)
 
 
 @dataclass(config=STRICT)

@@ -35,14 +35,19 @@ def with_absolute_paths(
     Raises:
         UserError: a teacher or corpus that does not exist; hub names are not checked, nor the corpus of a dry run.
     """
-    teacher, corpus = absolute_model(recipe.teacher, teacher_key), absolute_corpus(recipe.corpus, corpus_key, dry_run)
+    teachers = [
+        replace(section, path=absolute_model(section.path, f"teachers[{index}].path"))
+        for index, section in enumerate(recipe.teachers)
+    ]
+    teacher = teachers[0].path if teachers else absolute_model(recipe.teacher, teacher_key)
+    corpus = absolute_corpus(recipe.corpus, corpus_key, dry_run)
     words = [_absolute(folder, "") or folder for folder in recipe.probe.words]
     for folder in words:
         if not dry_run and not os.path.isdir(folder):
             raise UserError(f"probe.words {folder} is not a folder; it must be one that holds GROUP/WORD.flac")
     references = recipe.probe.references and (_absolute(recipe.probe.references, "") or recipe.probe.references)
     probe = replace(recipe.probe, words=words, references=references)
-    recipe = replace(recipe, teacher=teacher, corpus=corpus, probe=probe)
+    recipe = replace(recipe, teacher=teacher, teachers=teachers, corpus=corpus, probe=probe)
 
     def located(section: ObjectiveConfig) -> ObjectiveConfig:
         if not isinstance(section, UnitsObjectiveConfig) or section.targets is None:

@@ -25,6 +25,7 @@ from distiller.objectives.config import ObjectiveConfig, UnitsObjectiveConfig
 from distiller.objectives.registry import OBJECTIVES, config_class
 from distiller.recipes.yaml_files import dump, merged, methods, overlay, parse_overrides, read, renewed, shipped
 from distiller.students.config import STUDENTS, LogMelConfig, NarrowConfig, PruningConfig, StudentConfig
+from distiller.teachers.config import TeacherConfig
 from distiller.training.config import DistillationOptimizerConfig, OptimizerConfig, TrainerConfig
 from upstream.errors import UserError, one_of, require
 
@@ -59,7 +60,8 @@ class Recipe:
 
     method: Text
     seed: Annotated[int, Field(ge=0, lt=2**32, description="an integer from 0 to 4294967295")] = 1
-    teacher: Text  # bundled, a folder or file, or a hub name
+    teacher: Text  # bundled, a folder or file, or a hub name; of several `teachers` the first
+    teachers: list[TeacherConfig] = field(default_factory=list)  # in place of `teacher`: their mean is learned
     control: Literal["none", "reversed", "shuffled"] = "none"  # see distiller.distillation.controls
     corpus: CorpusConfig
     objective: ObjectiveConfig  # the class that `config_class` has for its name
@@ -68,6 +70,11 @@ class Recipe:
     optimizer: DistillationOptimizerConfig
     trainer: TrainerConfig
     probe: ProbeConfig
+
+    @property
+    def all_teachers(self) -> list[TeacherConfig]:
+        """The teachers, also where there is only one."""
+        return self.teachers or [TeacherConfig(self.teacher)]
 
 
 class AnyRecipe(Protocol):
@@ -141,9 +148,12 @@ def build(values: Mapping[str, Any]) -> Recipe:
         raise UserError(f"{key} is set, but there is no pruning where student.name is {values['student']['name']}")
     defaults = student.objective_defaults
     of_parts = defaults.get(name) or {part: defaults[part] for part in name.split("+") if part in defaults}
-    values = {**values, "objective": merged(of_parts, values["objective"])}
+    values = {**values, "objective": merged(of_parts, values["objective"]), **_teachers(values)}
     typed_sections = {name: cls and typed(cls, values.get(name), name) for name, cls in chosen.items()}
     recipe = typed(Recipe, dict.fromkeys(sections) | values | typed_sections)
+    for part in recipe.objective.parts():
+        if len(recipe.teachers) > 1:
+            part.check_several_teachers()
     if recipe.pruning is not None:  # gates have values in the forward pass only, and probabilities outside it
         fsdp, activations = recipe.trainer.strategy == "fsdp", recipe.trainer.checkpoint_activations
         require(not fsdp, "student.name", recipe.student.name, "narrow with trainer.strategy fsdp")
@@ -157,6 +167,25 @@ def build(values: Mapping[str, Any]) -> Recipe:
         # the mask is a parameter of the objective, used while the student runs
         require(strategy != "fsdp", "trainer.strategy", strategy, "another with objective units")
     return recipe
+
+
+def _teachers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys `teachers`, a path standing for a section with that path, and `teacher`, the first of them.
+
+    Raises:
+        UserError: `teacher` is another one, or `teachers` no list of such sections.
+    """
+    sections = values.get("teachers") or []
+    require(isinstance(sections, list), "teachers", sections, "a list of paths, or of sections such as {path: bundled}")
+    teachers = [
+        typed(TeacherConfig, {"path": each} if isinstance(each, str) else each, f"teachers[{index}]")
+        for index, each in enumerate(sections)
+    ]
+    if not teachers:
+        return {"teachers": []}
+    first = teachers[0].path
+    require(values.get("teacher", first) == first, "teacher", values.get("teacher"), "left out where teachers is set")
+    return {"teachers": teachers, "teacher": first}
 
 
 def _name(section: str, values: Mapping[str, Any], known: Collection[str]) -> Any:
@@ -197,6 +226,8 @@ def to_dict(recipe: AnyRecipe) -> dict[str, Any]:
         del values["corpus"]["augment"]
     if values["optimizer"].get("extractor_lr_scale") == 1.0:
         del values["optimizer"]["extractor_lr_scale"]
+    if not values.get("teachers", True):
+        del values["teachers"]
     if values.get("student", {}).get("log_mel") == asdict(LogMelConfig()):
         del values["student"]["log_mel"]
     return values

@@ -138,9 +138,10 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the values of `over`, both in today's words.
 
     Where `over` chooses another objective or student, `base`'s keys for it go, but for those of an objective that is a
-    part of both, such as star in star+units; trainer.epochs and .steps replace each other.
+    part of both, such as star in star+units; trainer.epochs and .steps replace each other, and so do teacher and
+    teachers.
     """
-    base, lengths = dict(base), {"epochs", "steps"}
+    base, lengths, teachers = dict(base), {"epochs", "steps"}, {"teacher", "teachers"}
     for section, dependent in (("objective", ["objective"]), ("student", ["student", "pruning"])):
         name, before = _keys(over, section).get("name"), _keys(base, section)
         if name is not None and name != before.get("name"):
@@ -149,6 +150,8 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
                 base[section] = _shared(before, name)
     if "trainer" in base and lengths & _keys(over, "trainer").keys():
         base["trainer"] = {key: value for key, value in _keys(base, "trainer").items() if key not in lengths}
+    if teachers & over.keys():
+        base = {key: value for key, value in base.items() if key not in teachers}
     return merged(base, over)
 
 

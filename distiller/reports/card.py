@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distiller.common.provenance import ORIGIN, public, teacher_licence
+from distiller.common.provenance import ORIGIN, public, teacher_licence, teachers_of
 from distiller.reports.figures import FIGURES
 from distiller.reports.report import audio_lines, columns, pruning_summary
 
@@ -42,15 +42,18 @@ PROBED = {"phone": "phones", "phone_unseen": "phones, unseen speakers", "speaker
 def files(output: Path, result: dict[str, Any]) -> dict[str, bytes | str]:
     """The card, the figures and the teacher's name, as extra files of a saved student."""
     figures = {path.name: path.read_bytes() for name in FIGURES if (path := output / name).exists()}
-    origin = json.dumps({"teacher": public(result["recipe"]["teacher"])}) + "\n"
+    teachers = teachers_of(result["recipe"])
+    origin = json.dumps({"teacher": teachers[0]} if len(teachers) == 1 else {"teachers": teachers}) + "\n"
     return {"README.md": model_card(result, list(figures)), ORIGIN: origin, **figures}
 
 
 def model_card(result: dict[str, Any], figures: list[str]) -> str:
     """What the student is, where it comes from, how to use it and what was measured."""
     recipe = result["recipe"]
-    names = {"teacher": public(recipe["teacher"]), "corpus": public(recipe["corpus"]["path"])}
-    numbers = {"gmacs": result["macs_10s"] / 1e9, "licence": teacher_licence(recipe["teacher"])}
+    teachers = teachers_of(recipe)
+    names = {"teacher": " and ".join(teachers), "corpus": public(recipe["corpus"]["path"])}
+    licences = " and ".join(dict.fromkeys(map(teacher_licence, teachers)))
+    numbers = {"gmacs": result["macs_10s"] / 1e9, "licence": licences}
     card = CARD.format_map(result | names | numbers)
     for line in audio_lines(result):
         card += "| {} | {} |\n".format(*line.split(": ", 1))

@@ -14,8 +14,8 @@ from distiller.clustering.calibrate import ENOUGH
 from distiller.clustering.cka import PairMoments
 from distiller.common.files import write_csv
 from distiller.common.progress import progress
-from distiller.objectives.alignment import aligned
 from distiller.objectives.layer_map import resolve_layer_map
+from distiller.teachers.alignment import aligned
 from upstream.encoder import SpeechEncoder
 
 

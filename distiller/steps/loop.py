@@ -88,7 +88,7 @@ def measure_loop(method: str, setting: LoopSetting, teacher: EncoderConfig) -> d
         recipe = replace(recipe, trainer=place(recipe.trainer))
         torch.manual_seed(recipe.seed)
         encoder = SpeechEncoder(teacher).eval().requires_grad_(False)
-        run = settle_batches(Run(recipe, Path(name) / "run", encoder))
+        run = settle_batches(Run(recipe, Path(name) / "run", [encoder]))
         recipe, module = run.recipe, distillation(run.recipe, run.teacher)
         if setting.device == "cuda":  # after batch_seconds=auto has looked how much fits
             torch.cuda.reset_peak_memory_stats()

@@ -17,9 +17,10 @@ from distiller.benchmarks.encoders import HUBERT_BASE
 from distiller.common.provenance import parameter_count
 from distiller.distillation.distillation_module import Distillation
 from distiller.distillation.stages import Run, first_module
-from distiller.distillation.teacher import load_teacher
 from distiller.recipes.recipe import Recipe, load_recipe
 from distiller.steps.peer import Peer
+from distiller.teachers.several import Target
+from distiller.teachers.teacher import load_teacher
 from distiller.training.loop import HALF, arrange_layers
 from upstream.config import SAMPLE_RATE, EncoderConfig
 from upstream.cost import count_macs
@@ -91,7 +92,7 @@ class Step:
 
 def distillation(recipe: Recipe, teacher: SpeechEncoder) -> Distillation:
     """STaR's student of 22.3 M parameters, or a copy of the teacher with gates for SKILL."""
-    return first_module(Run(recipe, Path(), teacher), recipe.objective)
+    return first_module(Run(recipe, Path(), [teacher]), [Target(recipe.objective, teacher.config)])
 
 
 def recipe_of(method: str, teacher: EncoderConfig, overrides: Iterable[str] = ()) -> Recipe:

@@ -213,11 +213,11 @@ def cause_of_overflow(fabric: Fabric, module: TrainingModule, batch: StepBatch, 
     failed = [name.removeprefix("term/") for name, count in over_ranks(fabric, found).items() if float(count)]
     network = next((name for name in failed if name != "loud"), None)
     what = f"the {network}'s output" if network else "the loss"
-    precision = fabric.strategy.precision.precision
+    precision, of_teacher = fabric.strategy.precision.precision, (network or "").startswith("teacher")
     if "loud" in failed:
         return what, f"some of the audio, which should be within -1 to 1, is beyond {LOUD:g}; leave such files out"
-    if precision == "16-mixed" or (precision != "32-true" and (first or network == "teacher")):
+    if precision == "16-mixed" or (precision != "32-true" and (first or of_teacher)):
         return what, f"trainer.precision is {precision}, in which large values overflow; try 32-true in a new --output"
-    if network == "teacher":
+    if of_teacher:
         return what, "its weights are too large for 32-bit numbers; try another teacher"
     return None  # at a first step its initial weights, later the learning rate

@@ -22,7 +22,7 @@ WORK = [
     ("finetune", "--model=bundled --corpus=synthetic --output=out", "distiller.finetuning.finetune.finetune"),
     ("transcribe", "model a.wav", "distiller.finetuning.recognizer.open_recognizer"),
     ("grid", "--output=out --table=out/t.csv", "distiller.grid.run_grid"),
-    ("probe", "bundled --words=speech --output=out/t.csv", "distiller.distillation.teacher.load_teacher"),
+    ("probe", "bundled --words=speech --output=out/t.csv", "distiller.teachers.teacher.load_teacher"),
     ("features", "synthetic --output=out", "distiller.extraction.extract.extract_features"),
     ("units", "fit synthetic --model=bundled --layer=1 --output=out", "distiller.codebooks.quantiser.fit_quantiser"),
     ("units", "extract synthetic --units=units --output=out/t", "distiller.codebooks.quantiser.open_quantiser"),

@@ -101,7 +101,7 @@ def test_mistakes_are_one_line(audio, teacher, tmp_path, capsys, options, line):
 
 
 def test_an_output_that_cannot_be_is_refused_before_any_work(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("distiller.distillation.teacher.load_teacher", lambda name: pytest.fail("it was loaded"))
+    monkeypatch.setattr("distiller.teachers.teacher.load_teacher", lambda name: pytest.fail("it was loaded"))
     (tmp_path / "file").touch()
     assert similarity.main(["--output", str(tmp_path / "file" / "x")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/file/x cannot be written: {tmp_path}/file is a file\n"

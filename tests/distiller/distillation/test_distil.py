@@ -42,7 +42,7 @@ def test_the_first_loss_is_what_numpy_makes_of_transformers_states(kind: str, tm
     models = [tiny(kind, width, seed, tmp_path / str(width)) for seed, width in enumerate((48, 32))]
     teacher, student = load(tmp_path / "48"), load(tmp_path / "32").train()
     recipe = load_recipe("star", ["objective.scaling=none"])
-    module = Distillation(teacher, student, build(recipe.objective, teacher.config, student.config), recipe)
+    module = Distillation([teacher], student, build(recipe.objective, teacher.config, student.config), recipe)
     module.steps = 1
     random = torch.Generator().manual_seed(0)
     waveforms = [torch.randn(length, generator=random) for length in LENGTHS]
@@ -149,7 +149,7 @@ def test_processes_that_start_together_agree(small_run, gpu, tmp_path: Path) -> 
     memory = gpu((1 + 0.75) * GB / FILLED)
     keys = [word for word in small_run.ARGV if "=" in word and not word.startswith("--")]
     recipe = load_recipe("star", [*keys, *AUTO, "teacher=teacher", "corpus.path=corpus", "trainer.devices=2"])
-    started = stages.Run(recipe, tmp_path / "run", load("teacher"))
+    started = stages.Run(recipe, tmp_path / "run", [load("teacher")])
     first = settle_batches(started).recipe
     measured, memory.free = len(memory.shapes), 40 * GB
     assert settle_batches(started).recipe == first
@@ -188,7 +188,7 @@ def test_the_module_of_each_method_is_measured(method: str, overrides: list[str]
     recipe = load_recipe(method, [*common, *overrides])
     teacher = load(tiny_teacher)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    started = stages.Run(recipe, Path("run"), teacher)
+    started = stages.Run(recipe, Path("run"), [teacher])
     assert settle_batches(started) is started  # a number
     assert filling_seconds(started, 0.5) == 10.0
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())

@@ -67,11 +67,11 @@ def training_module(method: str, overrides: list[str], encoder: dict[str, Any], 
     teacher, student = SpeechEncoder(config), SpeechEncoder(config)
     objective = build(recipe.objective, config, config)
     if recipe.pruning is None:
-        module = Distillation(teacher, student, objective, recipe)
+        module = Distillation([teacher], student, objective, recipe)
     else:
         lagrangian = SparsityLagrangian(recipe.pruning, config, parameter_count(teacher), steps=1)
         gated = GatedEncoder(student, recipe.pruning.drops)
-        module = JointDistillation(teacher, gated, objective, recipe, lagrangian)
+        module = JointDistillation([teacher], gated, objective, recipe, lagrangian)
     module.steps = 100
     module.move_frozen(torch.device(device))
     return module.to(device).train()
@@ -116,7 +116,7 @@ WAVEFORMS, LENGTHS = 0.1 * torch.randn(3, 16_000), torch.tensor([16_000, 11_231,
 def test_the_student_hears_degraded_speech_and_the_teacher_does_not(method: str) -> None:
     module = training_module(method, ["objective.clusters=[[0,1],[2,3]]"] if method == "skill" else [], ENCODER, "cpu")
     heard: dict[str, torch.Tensor] = {}
-    for name, network in (("teacher", module.teacher), ("student", module.student)):
+    for name, network in (("teacher", module.teachers[0]), ("student", module.student)):
         network.register_forward_pre_hook(lambda _, inputs, name=name: heard.update({name: inputs[0]}))
     degraded = WAVEFORMS.roll(1, dims=1)
     batch = Batch(WAVEFORMS, LENGTHS, [], [], [], degraded=degraded)

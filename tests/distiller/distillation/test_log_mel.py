@@ -119,7 +119,7 @@ def test_runs_of_versions_without_these_keys_continue() -> None:
 
 def test_the_extractor_has_its_own_learning_rate() -> None:
     student = SpeechEncoder(TEACHER)
-    module = Distillation(SpeechEncoder(TEACHER), student, torch.nn.Module(), RECIPE)  # type: ignore[arg-type]
+    module = Distillation([SpeechEncoder(TEACHER)], student, torch.nn.Module(), RECIPE)  # type: ignore[arg-type]
     rates = {id(p): group["lr"] for group in module.optimizer().param_groups for p in group["params"]}
     assert len(rates) == len(list(module.parameters()))
     for name, parameter in student.named_parameters():

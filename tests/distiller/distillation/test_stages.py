@@ -18,6 +18,7 @@ from distiller.corpora.corpus import open_corpus
 from distiller.distillation import stages
 from distiller.distillation.distil import distil
 from distiller.distillation.distillation_module import JointDistillation
+from distiller.objectives.config import ClustersConfig
 from distiller.recipes.recipe import Recipe, final_stage, load_recipe
 from distiller.training import loop
 from upstream.checkpoint import load, save
@@ -126,7 +127,9 @@ def test_clusters_with_a_narrow_student_is_one_stage_straight_below_the_output(m
 
 def test_clusters_by_hand_may_be_fewer_than_the_recipes_count(material: Path, tmp_path: Path) -> None:
     asked = recipe(material, "skill", "objective.layers=[1,2]", "objective.clusters=[[1],[2]]")
-    assert stages.with_clusters(stages.Run(asked, tmp_path, SpeechEncoder(TEACHER))).clusters == [[1], [2]]
+    (target,) = stages.with_clusters(stages.Run(asked, tmp_path, [SpeechEncoder(TEACHER)]))
+    assert isinstance(target.section, ClustersConfig)
+    assert target.section.clusters == [[1], [2]]
 
 
 @pytest.mark.slow
@@ -315,7 +318,7 @@ def test_all_of_another_corpus_is_calibrated_on(material: Path, tmp_path: Path) 
     """Whatever the bounds on the durations of training are; files longer than a batch are divided."""
     noise = material / "noise"  # 24 files of 0.25 to 0.61 s
     bounds = ["corpus.min_seconds=0.2", "corpus.batch_seconds=0.3", f"objective.calibration.corpus={noise}"]
-    run = stages.Run(recipe(material, "skill", *bounds), tmp_path, load(material / "teacher"))
+    run = stages.Run(recipe(material, "skill", *bounds), tmp_path, [load(material / "teacher")])
     audio = run.calibration_audio(str(noise))
     assert audio.corpus == str(noise)
     assert sum(cut.duration for cut in audio.cuts) == pytest.approx(10.3, abs=0.05)

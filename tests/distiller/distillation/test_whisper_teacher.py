@@ -58,7 +58,7 @@ def test_a_run_with_every_objective(objective, small_run) -> None:
 def test_the_loss_is_that_of_each_wav_alone() -> None:
     teacher, recipe = whisper(), load_recipe("star", ["student.size=synthetic", "student.layers=2"])
     student = build_student(recipe.student, teacher).eval()
-    module = Distillation(teacher, student, build(recipe.objective, WHISPER, student.config), recipe).eval()
+    module = Distillation([teacher], student, build(recipe.objective, WHISPER, student.config), recipe).eval()
     lengths = torch.tensor([16000, 9001, 4000])
     assert module.frame_lengths(Batch(torch.empty(0), lengths, [], [], [])).tolist() == [49, 27, 12]
     waveforms = 0.1 * torch.randn(3, 16000) * (torch.arange(16000) < lengths[:, None])

@@ -194,7 +194,7 @@ def test_frames_that_only_whisper_has_are_left_out(folder: Path) -> None:
 def test_the_student_hears_the_degraded_batch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     student, (clean, lengths) = SpeechEncoder(SHAPE), batch()
     recipe = load_recipe("star", ["objective=units", f"objective.targets={folder}"])
-    module = Distillation(SpeechEncoder(SHAPE), student, objective(folder), recipe)
+    module = Distillation([SpeechEncoder(SHAPE)], student, objective(folder), recipe)
     heard, convolve = [], student.convolve
     monkeypatch.setattr(student, "convolve", lambda *inputs: (heard.append(inputs[0]), convolve(*inputs))[1])
     module.losses(Batch(clean, lengths, ["a", "b"], [], [], degraded=clean.flip(0)))

@@ -9,7 +9,6 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from distiller.common.strict import typed
-from distiller.distillation.teacher import load_teacher
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import load_recipe
 from distiller.students.config import PruningConfig
@@ -17,6 +16,7 @@ from distiller.students.expected_parameters import expected_parameters, opened
 from distiller.students.gates import GatedEncoder, gated_sites
 from distiller.students.lagrangian import SparsityLagrangian, time_scale
 from distiller.students.prune import pruned_shape
+from distiller.teachers.teacher import load_teacher
 from distiller.training.config import OptimizerConfig
 from distiller.training.module import schedule
 from upstream.config import EncoderConfig

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 from distiller.distillation.distillation_module import Distillation
-from distiller.distillation.teacher import identity
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import load_recipe
+from distiller.teachers.teacher import identity
 from distiller.training import layer_options as memory
 from distiller.training.layer_options import checkpoint_layers, compile_layers, half_matrices, plain_layers
 from distiller.training.loop import COMPILING_PAYS, arrange_layers
@@ -113,7 +113,7 @@ def test_a_recipe_that_asks_for_both_gets_both(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("distiller.training.loop.compile_layers", partial(compile_layers, backend=counter))
     torch._dynamo.reset()
     recipe = load_recipe("star", ["trainer.checkpoint_activations=true", "trainer.compile=true"])
-    module = Distillation(SpeechEncoder(CONFIG), encoder, torch.nn.Module(), recipe)
+    module = Distillation([SpeechEncoder(CONFIG)], encoder, torch.nn.Module(), recipe)
     arrange_layers(module, recipe.trainer, torch.device("cpu"), 1.0)
     again, theirs = loss_and_gradients(encoder, WAVEFORMS, LENGTHS)
     assert counter.frame_count > 0
@@ -130,7 +130,7 @@ def test_a_recipe_that_asks_for_both_gets_both(monkeypatch: pytest.MonkeyPatch) 
 def test_a_recipe_asks_for_them(monkeypatch: pytest.MonkeyPatch, encoder: SpeechEncoder) -> None:
     recipe = load_recipe("star", ["trainer.checkpoint_activations=true", "trainer.compile=true"])
     teacher = SpeechEncoder(CONFIG)
-    module = Distillation(teacher, encoder, build(recipe.objective, CONFIG, CONFIG), recipe)
+    module = Distillation([teacher], encoder, build(recipe.objective, CONFIG, CONFIG), recipe)
     compiled: list[object] = []
     monkeypatch.setattr("distiller.training.loop.compile_layers", lambda layers, **_: compiled.append(layers))
     arrange_layers(module, recipe.trainer, torch.device("cpu"), 1.0)
@@ -157,7 +157,7 @@ def test_layers_are_compiled_by_themselves_where_that_pays(
     device: str, key: str, seconds: float, compiled: bool, monkeypatch: pytest.MonkeyPatch, encoder: SpeechEncoder
 ) -> None:
     recipe = load_recipe("star", ["corpus.path=none", f"trainer.compile={key}"])
-    module = Distillation(SpeechEncoder(CONFIG), encoder, torch.nn.Module(), recipe)
+    module = Distillation([SpeechEncoder(CONFIG)], encoder, torch.nn.Module(), recipe)
     falls_back: list[bool] = []
     monkeypatch.setattr(
         "distiller.training.loop.compile_layers", lambda layers, fall_back: falls_back.append(fall_back)
@@ -238,10 +238,10 @@ def test_half_matrices_give_the_bits_that_autocast_gives(
 
 def test_the_teacher_has_half_matrices_in_training_only(encoder: SpeechEncoder) -> None:
     teacher, recipe = SpeechEncoder(CONFIG), load_recipe("star", ["corpus.path=none"])
-    module, known = Distillation(teacher, encoder, torch.nn.Module(), recipe), identity(teacher)
+    module, known = Distillation([teacher], encoder, torch.nn.Module(), recipe), identity(teacher)
     module.move_frozen(torch.device("cpu"), torch.bfloat16)
-    assert module.teacher.layers[0].feed_forward.output.weight.dtype == torch.bfloat16
-    assert not any(parameter.requires_grad for parameter in module.teacher.parameters())
+    assert module.teachers[0].layers[0].feed_forward.output.weight.dtype == torch.bfloat16
+    assert not any(parameter.requires_grad for parameter in module.teachers[0].parameters())
     assert identity(teacher) == known
 
 

@@ -56,7 +56,7 @@ def smoke_recipe(*overrides: str) -> Recipe:
 def distillation(recipe: Recipe, student: EncoderConfig = STUDENT) -> Distillation:
     torch.manual_seed(0)
     teacher, network = SpeechEncoder(TEACHER), SpeechEncoder(student)
-    return Distillation(teacher, network, build(recipe.objective, TEACHER, student), recipe)
+    return Distillation([teacher], network, build(recipe.objective, TEACHER, student), recipe)
 
 
 def batch(lengths: list[int], seed: int = 0) -> Batch:
@@ -154,12 +154,12 @@ def test_two_ranks_of_unequal_batches_give_one_batchs_gradients(tmp_path: Path) 
 
 def test_the_teacher_stays_in_eval_mode_without_gradients_and_out_of_the_checkpoint() -> None:
     module = distillation(smoke_recipe("trainer.ema=0.9"))
-    before = {name: value.clone() for name, value in module.teacher.state_dict().items()}
+    before = {name: value.clone() for name, value in module.teachers[0].state_dict().items()}
     one_step(module, [batch(LENGTHS)])
     module.train()
-    assert not any(part.training for part in module.teacher.modules())
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in module.teacher.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in module.teacher.state_dict().items())
+    assert not any(part.training for part in module.teachers[0].modules())
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in module.teachers[0].parameters())
+    assert all(torch.equal(value, before[name]) for name, value in module.teachers[0].state_dict().items())
     student = sum(parameter.numel() for parameter in module.student.parameters())
     assert (
         sum(value.numel() for value in module.state_dict().values()) == 2 * student + 1

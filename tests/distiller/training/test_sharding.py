@@ -82,7 +82,7 @@ def train(folder: Path, strategy: str, devices: int, objective: str, die_at: int
     torch.manual_seed(0)
     recipe = recipe_of(strategy, devices, objective)
     teacher, student = SpeechEncoder(TEACHER), SpeechEncoder(STUDENT)
-    module = Distillation(teacher, student, build(recipe.objective, TEACHER, STUDENT), recipe)
+    module = Distillation([teacher], student, build(recipe.objective, TEACHER, STUDENT), recipe)
     rank = int(os.environ.get("RANK", 0))
     if die_at is not None and rank == 1:
         step = loop.optimiser_step

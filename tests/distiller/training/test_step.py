@@ -45,7 +45,7 @@ class Placed:
         torch.manual_seed(0)
         recipe = load_recipe("star", ["corpus.path=none", *overrides])
         objective = build(recipe.objective, CONFIG, CONFIG)
-        self.module = Distillation(SpeechEncoder(CONFIG), SpeechEncoder(CONFIG), objective, recipe)
+        self.module = Distillation([SpeechEncoder(CONFIG)], SpeechEncoder(CONFIG), objective, recipe)
         self.module.steps = 10
         self.fabric = Fabric(accelerator="cpu", **fabric)
         self.network = self.fabric.setup_module(self.module)

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from distiller.objectives.alignment import aligned
+from distiller.teachers.alignment import aligned
 from tests.distiller.objectives.outputs import ALL_TERMS, frame_mask_of, random_output, star
 from upstream.encoder import EncoderOutput
 

@@ -1,4 +1,4 @@
-"""The teacher: any supported checkpoint, frozen."""
+"""Teachers: any supported checkpoints, frozen."""
 
 import hashlib
 import json

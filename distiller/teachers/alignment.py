@@ -8,21 +8,22 @@ from torch import Tensor
 from upstream.encoder import EncoderOutput, frame_mask
 
 
-def aligned(teacher: EncoderOutput, student: EncoderOutput) -> tuple[EncoderOutput, EncoderOutput]:
-    """Both outputs, cut to the frames that both have: frame t of one meets frame t of the other, from the first on.
+def aligned(*outputs: EncoderOutput) -> tuple[EncoderOutput, ...]:
+    """Outputs for the same audio, cut to the frames that all have: frame t of one meets frame t of the others.
 
     Frames of all encoders are 20 ms apart. Those of a convolutional front end are centred 12.5 ms after t x 20 ms (200
     samples: the middle of 400), Whisper's at t x 20 ms, so that a wav of n samples has ceil(n / 320) of Whisper's and
-    one or two fewer of the others. Attention to frames that only one of them has, the padding of Whisper's teacher
+    one or two fewer of the others. Attention to frames that not all of them have, the padding of Whisper's teacher
     among them, is taken out of the maps, whose rows again have the sum 1. Outputs with the same frames stay what they
     were.
     """
-    if teacher.frame_lengths.tolist() == student.frame_lengths.tolist():
-        return teacher, student
-    frames = min(teacher.projected.shape[1], student.projected.shape[1])
-    lengths = torch.minimum(teacher.frame_lengths, student.frame_lengths)
-    mask = frame_mask(lengths, frames, student.projected.device)
-    return _cut(teacher, lengths, mask), _cut(student, lengths, mask)
+    counts = torch.stack([output.frame_lengths for output in outputs])  # (output, batch)
+    lengths = counts.amin(dim=0)
+    if bool((counts == lengths).all()):
+        return outputs
+    frames = min(output.projected.shape[1] for output in outputs)
+    mask = frame_mask(lengths, frames, outputs[0].projected.device)
+    return tuple(_cut(output, lengths, mask) for output in outputs)
 
 
 def _cut(output: EncoderOutput, lengths: Tensor, mask: Tensor) -> EncoderOutput:

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from distiller.distillation.teacher import BUNDLED_TEACHER, load_teacher
 from distiller.recipes.recipe import load_recipe
+from distiller.teachers.teacher import BUNDLED_TEACHER, load_teacher
 from tests.distiller.distillation.test_whisper_teacher import WHISPER
 
 

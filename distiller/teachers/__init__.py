@@ -1,0 +1,1 @@
+"""The networks that a student learns from: one, or several at once."""
