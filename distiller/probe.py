@@ -10,7 +10,7 @@ if __name__ == "__main__":  # runs uninstalled and from any directory
 import argparse
 from collections.abc import Sequence
 
-from distiller.common.command import Parser, run_command
+from distiller.common.command import Parser, comma_separated, run_command
 from distiller.common.files import check_writable
 from upstream.errors import UserError, require
 
@@ -33,6 +33,9 @@ across, in the same context. `--abx synthetic` takes triphones of the synthetic 
 
 --synthetic: phones and speakers of the synthetic corpus by ridge regression, as at the end of a run. "Unseen" are
 phones of speakers that the regression has not seen.
+
+--degraded 20,10,5,0,telephone,room: the probes of words and of the synthetic corpus, once more for each of them, on
+speech with noise at so many dB below it, over a telephone, or in a room. Regressions are fitted on clean speech.
 """
 
 EPILOG = """\
@@ -41,6 +44,7 @@ examples:
   python distiller/probe.py bundled exp/star/student --words pairs/fr --words pairs/it --classes pairs
   python distiller/probe.py microsoft/wavlm-base-plus --classes speakers --output exp/speakers.csv
   python distiller/probe.py bundled exp/star/student --synthetic --abx synthetic
+  python distiller/probe.py bundled exp/star/student --synthetic --degraded 20,10,5,0,telephone --output exp/noise.csv
 
 Any format that libsndfile reads is taken. The silence at both ends is cut off, and of what is longer than 10 s the
 first 10 s are used; ABX takes recordings as they are. What cannot be used is listed beside the table, in
@@ -58,6 +62,7 @@ def parser() -> Parser:
     abx = {"action": "append", "default": [], "metavar": "FOLDER"}
     built.add_argument("--abx", **abx, help="recordings with an .item file of their phones, or synthetic")
     built.add_argument("--synthetic", action="store_true", help="phones and speakers of the synthetic corpus")
+    built.add_argument("--degraded", type=comma_separated(str), default=[], metavar="20,10,telephone", help="see above")
     table = "the table (default: exp/probe.csv)"
     built.add_argument("--output", type=Path, default=Path("exp/probe.csv"), metavar="CSV", help=table)
     return built
@@ -73,13 +78,17 @@ def _main(options: argparse.Namespace) -> None:
     require(
         options.output.suffix == ".csv" and not options.output.is_dir(), "--output", str(options.output), "a .csv file"
     )
+    heard_by_others = bool(options.degraded and (options.classes or options.abx))
+    require(not heard_by_others, "--degraded", ",".join(options.degraded), "with --words and --synthetic only")
     check_writable(options.output.parent)
+    from distiller.augmentation.conditions import conditions
     from distiller.probes.evaluate import evaluate, load_probes
     from distiller.teachers.teacher import load_teacher  # takes seconds
 
+    heard = conditions(options.degraded)
     encoders = {name: load_teacher(name) for name in options.models}
     probes = load_probes(encoders, options.words, options.classes, options.abx, options.synthetic)
-    evaluate(encoders, probes, options.output)
+    evaluate(encoders, probes, options.output, heard)
 
 
 if __name__ == "__main__":

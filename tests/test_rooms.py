@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "distiller.codebooks": {
         "distiller.audio", "distiller.corpora", "distiller.extraction", "distiller.synthesis",
     },
-    "distiller.probes": {"distiller.audio", "distiller.synthesis", "distiller.corpora"},
+    "distiller.probes": {"distiller.audio", "distiller.augmentation", "distiller.synthesis", "distiller.corpora"},
     "distiller.training": {"distiller.audio", "distiller.objectives.base"},
     "distiller.clustering": {"distiller.audio", "distiller.corpora", "distiller.objectives"},
     "distiller.recipes": {

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich import box
@@ -9,12 +10,21 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from distiller.audio.skipped import write_skipped
+from distiller.augmentation.conditions import CLEAN, Degrade
 from distiller.common.files import write_csv
 from distiller.corpora.config import SYNTHETIC
 from distiller.probes.abx import Abx, check_installed
 from distiller.probes.classes import Classes
 from distiller.probes.phones import Probe
-from distiller.probes.representations import CONTEXT, FRAME, HOP, encoder_layers, filterbank
+from distiller.probes.representations import (
+    CONTEXT,
+    FRAME,
+    HOP,
+    Representation,
+    degraded,
+    encoder_layers,
+    filterbank,
+)
 from distiller.probes.words import Words
 from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
@@ -54,13 +64,19 @@ def load_probes(
     return probes
 
 
-def evaluate(encoders: Mapping[str, SpeechEncoder], probes: Sequence[tuple[Path, AnyProbe]], output: Path) -> None:
+def evaluate(
+    encoders: Mapping[str, SpeechEncoder],
+    probes: Sequence[tuple[Path, AnyProbe]],
+    output: Path,
+    heard: Mapping[str, Degrade | None] = MappingProxyType({CLEAN: None}),
+) -> None:
     """Probe every layer of the encoders and of both filterbanks; write the table, and print its last and best layers.
 
     Args:
         encoders: by the names that the table gives them.
         probes: of `load_probes`.
         output: the table; what could not be used is listed beside it.
+        heard: of `conditions`; a table for each. Classifiers are always fitted on clean speech.
 
     Raises:
         UserError: the table cannot be written.
@@ -69,15 +85,30 @@ def evaluate(encoders: Mapping[str, SpeechEncoder], probes: Sequence[tuple[Path,
     representations |= {name: encoder_layers(encoder) for name, encoder in encoders.items()}
     rows: list[dict[str, Any]] = []
     for folder, probe in probes:
-        results = {name: probe.run(represent, name) for name, represent in representations.items()}
-        rows += _rows(folder, results)
+        results: dict[str, dict[str, dict[str, Any]]] = {condition: {} for condition in heard}
+        for name, represent in representations.items():
+            for condition, result in _heard(probe, represent, name, heard).items():
+                results[condition][name] = result
+        for condition, by_model in results.items():
+            rows += _rows(folder, by_model, condition)
+            title = f"{folder}, {condition}" if len(heard) > 1 else str(folder)
+            Console(width=100).print(_table(title, by_model))
         write_csv(output, rows)  # so far
-        Console(width=100).print(_table(folder, results))
     skipped, listed = {row for _, probe in probes for row in probe.skipped}, output.with_suffix(".skipped.csv")
     write_skipped(listed, sorted(skipped))
     if skipped:
         print(f"{len(skipped)} file{'' if len(skipped) == 1 else 's'} set aside ({listed} says why)")
     print(f"Layers  {output}")
+
+
+def _heard(
+    probe: AnyProbe, represent: Representation, name: str, heard: Mapping[str, Degrade | None]
+) -> dict[str, dict[str, Any]]:
+    """A probe's result in each condition."""
+    if not isinstance(probe, Probe):
+        return {title: probe.run(degraded(represent, degrade), name) for title, degrade in heard.items()}
+    fitted = probe.fit(represent, name)
+    return {title: probe.test(fitted, degraded(represent, degrade), name) for title, degrade in heard.items()}
 
 
 def check_frames(encoders: Mapping[str, SpeechEncoder]) -> None:
@@ -89,20 +120,20 @@ def check_frames(encoders: Mapping[str, SpeechEncoder]) -> None:
             raise UserError(f"{name} has a frame every {shift:g} ms, but ABX takes encoders with one every 20 ms")
 
 
-def _rows(folder: Path, results: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _rows(folder: Path, results: Mapping[str, dict[str, Any]], heard: str) -> list[dict[str, Any]]:
     return [
-        {"folder": folder, "model": name, "layer": layer, "measure": measure, "percent": percent}
+        {"folder": folder, "heard": heard, "model": name, "layer": layer, "measure": measure, "percent": percent}
         for name, result in results.items()
         for measure, percents in result["layers"].items()
         for layer, percent in enumerate(percents, start=1)
     ]
 
 
-def _table(folder: Path, results: Mapping[str, dict[str, Any]]) -> Table:
+def _table(title: str, results: Mapping[str, dict[str, Any]]) -> Table:
     columns = [key for key in next(iter(results.values())) if key != "layers"]
     of_errors = " of errors" if any(key.startswith("abx") for key in columns) else ""
     titles = (Column(key.replace("_best", ", best layer"), justify="right") for key in columns)
-    table = Table("", *titles, title=f"{folder}, percent{of_errors}", box=box.SIMPLE_HEAD)
+    table = Table("", *titles, title=f"{title}, percent{of_errors}", box=box.SIMPLE_HEAD)
     for name, result in results.items():
         table.add_row(name, *(f"{result[key]:.1f}" for key in columns))
     return table

@@ -18,6 +18,8 @@ from distiller.probes.ridge import Ridge, accuracy
 from distiller.synthesis.espeak import PHONES
 from distiller.synthesis.splits import load_split, phone_targets, speaker_of
 
+Classifiers = tuple[list[Tensor], list[Tensor]]  # by layer: of a frame's phone, of an utterance's speaker
+
 
 @dataclass
 class Probe:
@@ -35,7 +37,11 @@ class Probe:
 
     def run(self, represent: Representation, name: str = "") -> dict[str, Any]:
         """Accuracies in percent of the last layer and of the best one (on seen speakers), and of every layer."""
-        phones, speakers = self._fit(represent, name)
+        return self.test(self.fit(represent, name), represent, name)
+
+    def test(self, fitted: Classifiers, represent: Representation, name: str = "") -> dict[str, Any]:
+        """`run`, with classifiers of `fit`, which may have seen another representation of the same speech."""
+        phones, speakers = fitted
         correct = {key: np.zeros((len(phones), 2)) for key in ("phone", "phone_unseen", "speaker")}
         for split, key in (("seen", "phone"), ("unseen", "phone_unseen")):
             for layers, classes, speaker in self._stream(represent, split, name):
@@ -50,7 +56,8 @@ class Probe:
         row |= {"phone_best": layers["phone"][best], "phone_unseen_best": layers["phone_unseen"][best]}
         return row | {"speaker_best": max(layers["speaker"]), "layers": layers}
 
-    def _fit(self, represent: Representation, name: str) -> tuple[list[Tensor], list[Tensor]]:
+    def fit(self, represent: Representation, name: str = "") -> Classifiers:
+        """Classifiers of phones and of speakers, of every layer."""
         phones: list[Ridge] = []
         speakers: list[Ridge] = []
         classes = 1 + max(speaker for _, _, speaker in self.splits["train"])

@@ -7,6 +7,7 @@ import torchaudio
 from torch import Tensor
 from torch.nn import functional as F
 
+from distiller.augmentation.conditions import Degrade
 from distiller.common.progress import progress
 from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
@@ -52,3 +53,14 @@ def represented(represent: Representation, waveforms: Sequence[Tensor], title: s
     for start in progress(range(0, len(order), BATCH), title):
         batch = order[start : start + BATCH]
         yield from zip(batch, represent([waveforms[index] for index in batch]), strict=True)
+
+
+def degraded(represent: Representation, degrade: Degrade | None) -> Representation:
+    """The representation of what `degrade` makes of its waveforms."""
+    if degrade is None:
+        return represent
+
+    def hear(waveforms: list[Tensor]) -> Iterator[Layers]:
+        yield from represent([degrade(waveform) for waveform in waveforms])
+
+    return hear

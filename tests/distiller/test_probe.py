@@ -40,6 +40,15 @@ def test_every_layer_and_both_filterbanks_are_in_the_table(folder, tiny_teacher,
     assert "1 file set aside" in capsys.readouterr().out
 
 
+def test_degraded_speech_has_rows_of_its_own(folder, tiny_teacher, tmp_path):
+    output = tmp_path / "table.csv"
+    arguments = [str(tiny_teacher), "--words", str(folder), "--degraded", "10,telephone", "--output", str(output)]
+    assert probe.main(arguments) == 0
+    rows = read_csv(output)
+    assert {row["heard"] for row in rows} == {"clean", "10 dB", "telephone"}
+    assert len(rows) == 3 * 3 * 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -51,6 +60,11 @@ def test_every_layer_and_both_filterbanks_are_in_the_table(folder, tiny_teacher,
         (["bundled", "--words", "empty"], "empty holds no audio"),
         (["./nowhere", "--words", "pairs"], "nowhere"),
         (["bundled", "--words", "pairs", "--output", "out"], "--output is 'out', but it must be a .csv file"),
+        (
+            ["bundled", "--words", "pairs", "--degraded", "10,cafe"],
+            "--degraded is 'cafe', but it must be telephone, room",
+        ),
+        (["bundled", "--classes", "pairs", "--degraded", "10"], "--degraded is '10', but it must be with --words and"),
         (["bundled", "--word", "pairs"], "option --word does not exist; did you mean --words?"),
     ],
 )
