@@ -87,7 +87,7 @@ class SelfAttention(nn.Module):
         self.head_dim, self.scale = config.head_dim, config.head_dim**-0.5
         self.dropout = Dropout(config.attention_dropout)  # of attention weights
         self.q_proj = nn.Linear(config.embed_dim, inner)
-        self.k_proj = nn.Linear(config.embed_dim, inner, bias=not config.log_mel)
+        self.k_proj = nn.Linear(config.embed_dim, inner, bias=not config.whisper)
         self.v_proj = nn.Linear(config.embed_dim, inner)
         self.out_proj = nn.Linear(inner, config.embed_dim)
         self.gate = PositionGate(heads, config) if config.relative_position else None

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .config import SAMPLE_RATE
 from .encoder import EncoderOutput, SpeechEncoder, together
@@ -50,7 +51,8 @@ def outputs(
     if len(waveforms) > 1:
         raise UserError(f"the audio holds {len(waveforms)} wavs, but it must be one, which is cut into chunks")
     waveforms = encoder.prepare(waveforms, lengths).to(weight.dtype)
-    samples, moments, frames = waveforms[0], extractor.moments(waveforms), config.frame_count(waveforms.shape[1])
+    moments, frames = extractor.moments(waveforms), config.frame_count(waveforms.shape[1])
+    samples = F.pad(waveforms[0], (extractor.padding, extractor.padding))
     for start in range(0, frames, size):
         end = min(start + size, frames)
         first, last = max(0, start - context), min(frames, end + context)

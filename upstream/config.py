@@ -19,7 +19,7 @@ class Family:
     optional_feature_norm: bool = False  # whether `transformers` can leave out the norm in front of the projection
     positional_stack: bool = False  # data2vec's positional convolutions, one on another
     conv_norm: str | None = None  # the only one of these, where the family has one
-    log_mel: bool = False  # Whisper: a log-mel front end, a table of positions, keys without bias
+    whisper: bool = False  # a log-mel front end, a table of positions, keys without bias
     student: str | None = None  # the family of narrow students with a front end of their own, where it is another
 
 
@@ -36,11 +36,11 @@ FAMILIES = {  # by `model_type` of `transformers`
     "unispeech-sat": Family("UniSpeech-SAT", "UniSpeechSatModel", "unispeech_sat."),
     "wav2vec2": Family("wav2vec 2.0", "Wav2Vec2Model", "wav2vec2."),
     "wavlm": Family("WavLM", "WavLMModel", "wavlm.", relative_position=True),
-    "whisper": Family("Whisper", "WhisperModel", "model.", log_mel=True, student="hubert"),
+    "whisper": Family("Whisper", "WhisperModel", "model.", whisper=True, student="hubert"),
 }
 CONV_NORMS = ("group", "layer")
 SAMPLE_RATE = 16_000
-MEL_HOP = 160  # samples between the columns of Whisper's log-mel spectrogram
+MEL_WINDOW, MEL_HOP = 400, 160  # samples under a column of a log-mel spectrogram, and from one to the next
 FEATURE_EXTRACTOR_EPS = 1e-7  # added to a waveform's variance by the feature extractor of `transformers`
 BASE_CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)  # of Base and Large: 320 samples a frame
 
@@ -73,7 +73,7 @@ class EncoderConfig:
     layer_norm_first: bool = False  # pre-LN (Large)
     relative_buckets: int = 320  # WavLM's relative position table
     relative_max_distance: int = 800
-    mel_bins: int = 0  # of Whisper's front end
+    mel_bins: int = 0  # of Whisper's front end, or of a front end of log-mel energies in place of convolutions
     max_frames: int = 0  # of Whisper's table of positions: those of the longest wav
     attends_to_padding: bool = False  # Whisper, as published: every wav is padded to max_frames, which take part
     layer_norm_eps: float = 1e-5
@@ -96,13 +96,13 @@ class EncoderConfig:
         return FAMILIES[self.family].relative_position
 
     @property
-    def log_mel(self) -> bool:
-        return FAMILIES[self.family].log_mel
+    def whisper(self) -> bool:
+        return FAMILIES[self.family].whisper
 
     @property
     def ignores_mean(self) -> bool:
         """Whether a wav's mean has no influence: a group norm over time takes away what it adds to each channel."""
-        return self.conv_norm == "group" and not self.log_mel
+        return self.conv_norm == "group" and not self.mel_bins
 
     @property
     def normalizes_with_other_eps(self) -> bool:
@@ -112,13 +112,15 @@ class EncoderConfig:
     @property
     def samples_per_frame(self) -> int:
         """Total stride of the extractor in samples (320 for all published models)."""
-        return math.prod(stride for _, _, stride in self.conv_layers) * (MEL_HOP if self.log_mel else 1)
+        return math.prod(stride for _, _, stride in self.conv_layers) * (MEL_HOP if self.mel_bins else 1)
 
     @property
     def min_samples(self) -> int:
         """Samples of the shortest wav with a frame: the receptive field (400 for all published models but Whisper)."""
-        if self.log_mel:
+        if self.whisper:
             return 1
+        if self.mel_bins:
+            return MEL_WINDOW
         samples = self.frame_multiple
         for _, kernel, stride in reversed(self.conv_layers):
             samples = (samples - 1) * stride + kernel
@@ -134,8 +136,10 @@ class EncoderConfig:
 
         Whisper's are centred at every 320th sample, from the first on.
         """
-        if self.log_mel:
+        if self.whisper:
             return -(-samples // self.samples_per_frame)
+        if self.mel_bins:
+            return (samples - MEL_WINDOW) // self.samples_per_frame + 1
         for _, kernel, stride in self.conv_layers:
             samples = (samples - kernel) // stride + 1
         return samples if self.frame_multiple == 1 else samples - samples % self.frame_multiple
@@ -208,11 +212,13 @@ def _check_values(config: EncoderConfig) -> None:
         _require(0 <= getattr(config, key) < 1, key, getattr(config, key), "a probability below 1")
     _check_convolutions(config)
     _check_layers(config)
-    if config.log_mel:
-        _check_log_mel(config)
+    if config.whisper:
+        _check_whisper(config)
         return
-    for key, without in (("mel_bins", 0), ("max_frames", 0), ("attends_to_padding", False)):
-        _require(getattr(config, key) == without, key, getattr(config, key), f"{without} without a log-mel front end")
+    for key, without in (("max_frames", 0), ("attends_to_padding", False)):
+        _require(getattr(config, key) == without, key, getattr(config, key), f"{without} but for Whisper")
+    if config.mel_bins:
+        _check_mel_front_end(config)
     family, layers = FAMILIES[config.family], config.positional_layers
     fits = layers <= 64 if family.positional_stack else layers == 1
     _require(fits, "positional_layers", layers, "at most 64" if family.positional_stack else f"1 for {family.title}")
@@ -246,7 +252,17 @@ def _check_convolutions(config: EncoderConfig) -> None:
         _require(fits, "unpruned_channels", unpruned, f"{channels[-1]} at its end where there is no projection")
 
 
-def _check_log_mel(config: EncoderConfig) -> None:
+def _check_mel_front_end(config: EncoderConfig) -> None:
+    """One convolution over three log-mel columns, which takes every other."""
+    channels, bins = config.conv_layers[-1][0], config.mel_bins
+    _require(0 < bins <= 1024, "mel_bins", bins, "between 0 and 1024")
+    layers = ((channels, 3, 2),)
+    _require(config.conv_layers == layers, "conv_layers", config.conv_layers, f"{layers} with mel_bins")
+    for key, value in {"feature_scale": False, "unpruned_channels": (), "frame_multiple": 1, "conv_bias": True}.items():
+        _require(getattr(config, key) == value, key, getattr(config, key), f"{value} with mel_bins")
+
+
+def _check_whisper(config: EncoderConfig) -> None:
     """Whisper's front end: convolutions of three taps over log-mel columns, the second of which takes every other."""
     width = config.embed_dim
     for key, most in (("mel_bins", 1024), ("max_frames", 2**16)):

@@ -1,6 +1,6 @@
 """The cost of an encoder: multiply-accumulates, counted from its configuration."""
 
-from .config import EncoderConfig
+from .config import MEL_HOP, MEL_WINDOW, EncoderConfig
 
 
 def count_macs(config: EncoderConfig, samples: int) -> int:
@@ -10,11 +10,11 @@ def count_macs(config: EncoderConfig, samples: int) -> int:
     74.07 G for 10 s.
     """
     width, frames = config.embed_dim, config.frame_count(samples)
-    if config.log_mel:
+    if config.whisper:
         frames = config.max_frames if config.attends_to_padding else frames
         macs = _mel_convolutions(config, frames)
     else:
-        macs = _convolutions(config, samples)
+        macs = _mel_frames(config, samples) if config.mel_bins else _convolutions(config, samples)
         positions = frames + (config.positional_kernel + 1) % 2  # an even kernel computes an additional frame
         taps = config.positional_layers * config.positional_kernel
         macs += positions * width * (width // config.positional_groups) * taps
@@ -35,6 +35,15 @@ def _convolutions(config: EncoderConfig, samples: int) -> int:
         macs += frames * in_channels * channels * kernel
         in_channels = channels
     return macs + (config.frame_count(samples) * in_channels * config.embed_dim if config.projection else 0)
+
+
+def _mel_frames(config: EncoderConfig, samples: int) -> int:
+    """Of a front end of log-mel energies: the spectrum as products with sines and cosines, filters, one convolution."""
+    frequencies, frames = MEL_WINDOW // 2 + 1, config.frame_count(samples)
+    columns = (samples + 2 * MEL_HOP - MEL_WINDOW) // MEL_HOP + 1
+    ((channels, kernel, _),) = config.conv_layers
+    macs = columns * frequencies * (2 * MEL_WINDOW + config.mel_bins) + frames * config.mel_bins * channels * kernel
+    return macs + (frames * channels * config.embed_dim if config.projection else 0)
 
 
 def _mel_convolutions(config: EncoderConfig, frames: int) -> int:

@@ -15,6 +15,7 @@ from .convolution import faster_by_row
 from .dropout import Dropout
 from .extractor import FeatureExtractor, FeatureProjection
 from .log_mel import LogMelExtractor
+from .mel_extractor import MelExtractor
 from .positional import PositionalConvolution, positional_part
 from .waveforms import as_batch, centred, frame_mask, normalize_waveforms, up_to
 
@@ -137,7 +138,8 @@ class SpeechEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.feature_extractor = LogMelExtractor(config) if config.log_mel else FeatureExtractor(config)
+        extractor = MelExtractor if config.mel_bins else FeatureExtractor
+        self.feature_extractor = LogMelExtractor(config) if config.whisper else extractor(config)
         self.feature_projection = FeatureProjection(config)
         self.feature_dropout = Dropout(config.feature_dropout)
         self.positional = positional_part(config)

@@ -151,13 +151,15 @@ class ConvLayer(nn.Module):
 class FeatureExtractor(nn.Module):
     """The convolutional extractor, without padding: valid frames only see valid samples.
 
+    `hop`, `field` and `padding` are in samples: from frame to frame, under a frame, and before and behind a wav.
+
     Computed as convolutions of (batch, channel, frame) in traced graphs and, block by block, in inference on a CPU;
     elsewhere as matrix products over (row, channel), for which the batch is one long wav.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.frame_multiple = config.frame_multiple
+        self.frame_multiple, self.padding = config.frame_multiple, 0
         self.strides = [(kernel, stride) for _, kernel, stride in config.conv_layers]
         self.hop = config.samples_per_frame
         self.field = config.min_samples - (config.frame_multiple - 1) * self.hop  # samples under a frame

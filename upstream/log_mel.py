@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import MEL_HOP, SAMPLE_RATE, EncoderConfig
+from .config import MEL_HOP, MEL_WINDOW, SAMPLE_RATE, EncoderConfig
 
-WINDOW = 400  # samples under a column of the spectrogram
 DYNAMIC_RANGE = 8.0  # of a wav's energies, as a power of ten: what lies below is raised to it
 CONTEXT_FRAMES = 2  # beyond a wav's end that its own frames see: half a window, and a tap of each convolution
 
@@ -47,24 +46,26 @@ def log_mel(waveforms: Tensor, bins: int) -> Tensor:
     """
     waveforms = waveforms.to(torch.promote_types(waveforms.dtype, torch.float32))
     with torch.autocast(waveforms.device.type, enabled=False):
-        window = torch.hann_window(WINDOW, dtype=waveforms.dtype, device=waveforms.device)
-        spectra = torch.stft(waveforms, WINDOW, MEL_HOP, window=window, return_complex=True)[..., :-1]
-        filters = _filters(bins, waveforms.device, waveforms.dtype)
+        window = torch.hann_window(MEL_WINDOW, dtype=waveforms.dtype, device=waveforms.device)
+        spectra = torch.stft(waveforms, MEL_WINDOW, MEL_HOP, window=window, return_complex=True)[..., :-1]
+        filters = _kept_filters(bins, waveforms.device, waveforms.dtype)
         energies = (filters @ spectra.abs().square()).clamp(min=1e-10).log10()
         floor = energies.amax(dim=(1, 2), keepdim=True) - DYNAMIC_RANGE
         return (torch.maximum(energies, floor) + 4.0) / 4.0
 
 
-@functools.lru_cache(maxsize=8)
-def _filters(bins: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def mel_filters(bins: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Triangles on Slaney's mel scale up to 8 kHz, each of unit area: (bin, frequency)."""
     edges = _hertz(torch.linspace(0.0, _mel(SAMPLE_RATE / 2), bins + 2, dtype=torch.float64))
-    frequencies = torch.linspace(0.0, SAMPLE_RATE / 2, WINDOW // 2 + 1, dtype=torch.float64)
+    frequencies = torch.linspace(0.0, SAMPLE_RATE / 2, MEL_WINDOW // 2 + 1, dtype=torch.float64)
     slopes = edges[:, None] - frequencies  # (edge, frequency)
     widths = edges.diff()[:, None]
     rising, falling = -slopes[:-2] / widths[:-1], slopes[2:] / widths[1:]
     triangles = torch.minimum(rising, falling).clamp(min=0.0)
     return (triangles * (2.0 / (edges[2:] - edges[:-2]))[:, None]).to(device, dtype)
+
+
+_kept_filters = functools.lru_cache(maxsize=8)(mel_filters)
 
 
 # Slaney's scale: linear up to 1 kHz, which is 15 mel, then 27 mel for a factor of 6.4

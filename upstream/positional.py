@@ -93,6 +93,6 @@ class PositionTable(nn.Module):
 
 def positional_part(config: EncoderConfig) -> nn.Module:
     """What a family's encoder knows of positions: a module of (states, mask) whose output is added to the states."""
-    if config.log_mel:
+    if config.whisper:
         return PositionTable(config)
     return PositionalStack(config) if FAMILIES[config.family].positional_stack else PositionalConvolution(config)

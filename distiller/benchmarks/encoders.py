@@ -85,7 +85,7 @@ def _open_transformers(name: str, device: str) -> Opened:
     from distiller.exporters.transformers import has_only_our_code
 
     encoder = open_encoder(name)  # for the cost, and for a one-line error if it cannot be opened
-    if encoder.config.log_mel:
+    if encoder.config.whisper:
         raise UserError(f"{TRANSFORMERS}{name} is Whisper, which takes no waveforms there; {name} is measured as ours")
     if name.startswith(RANDOM):  # the same weights, as far as the class has the shape
         values, _, state = huggingface_writing.write(encoder)

@@ -106,7 +106,7 @@ def teacher_shape(name: str) -> tuple[EncoderConfig, bool]:
 
 def _model(config: EncoderConfig) -> str:
     size = "Large" if config.num_layers == LARGE["num_hidden_layers"] else "Base"
-    if config.log_mel:
+    if config.whisper:
         size = next((name for name, (width, _) in WHISPER.items() if width == config.embed_dim), "")
     return f"{FAMILIES[config.family].title} {size}"
 

@@ -61,7 +61,7 @@ def export(
             raise UserError(f"--output is {output}, which is the student that was fine-tuned; choose another folder")
         save(encoder, output, student_files(opened))
         return f"{output}: upstream.checkpoint.load opens it; {parameter_count(encoder):,} parameters"
-    if encoder.config.log_mel:
+    if encoder.config.whisper:
         raise UserError(f"{checkpoint} is a Whisper encoder, which is opened as a teacher and not exported to {to}")
     recognizer = opened.recognizer
     if to == "transformers":

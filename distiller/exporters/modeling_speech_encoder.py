@@ -45,6 +45,7 @@ from .encoder import EncoderLayer, OutputBias, SpeechEncoder  # type: ignore[imp
 from .errors import UserError  # type: ignore[import-not-found]  # noqa: F401
 from .extractor import FeatureExtractor, FeatureProjection  # type: ignore[import-not-found]
 from .log_mel import LogMelExtractor  # type: ignore[import-not-found]  # noqa: F401
+from .mel_extractor import MelExtractor  # type: ignore[import-not-found]
 from .positional import PositionalConvolution  # type: ignore[import-not-found]
 from .waveforms import as_batch  # type: ignore[import-not-found]  # noqa: F401
 
@@ -63,11 +64,19 @@ class RenamedPositionalConvolution(PositionalConvolution):
             self.initialize()
 
 
-class FreezableExtractor(FeatureExtractor):
+class Freezable(nn.Module):
     """With the method that `freeze_feature_encoder` calls."""
 
     def _freeze_parameters(self):
         self.requires_grad_(False)
+
+
+class FreezableExtractor(Freezable, FeatureExtractor):
+    """The convolutions."""
+
+
+class FreezableMelExtractor(Freezable, MelExtractor):
+    """The front end of log-mel energies."""
 
 
 class Layer(GradientCheckpointingLayer, EncoderLayer):
@@ -90,7 +99,7 @@ class Encoder(SpeechEncoder):
         super().__init__(config)
         if isinstance(self.positional, PositionalConvolution):
             self.positional = RenamedPositionalConvolution(config)
-        self.feature_extractor = FreezableExtractor(config)
+        self.feature_extractor = FreezableMelExtractor(config) if config.mel_bins else FreezableExtractor(config)
         shapes = zip(config.attention_heads, config.ffn_dims, strict=True)
         self.layers = nn.ModuleList(Layer(heads, ffn_dim, config, layerdrop) for heads, ffn_dim in shapes)
 

@@ -14,7 +14,19 @@ from torch import Tensor
 
 from distiller.finetuning.recognizer import Recognizer
 from distiller.graphs.checks import checked, farthest, temporary_folder, wavs
-from upstream import attention, config, convolution, dropout, encoder, errors, extractor, log_mel, positional, waveforms
+from upstream import (
+    attention,
+    config,
+    convolution,
+    dropout,
+    encoder,
+    errors,
+    extractor,
+    log_mel,
+    mel_extractor,
+    positional,
+    waveforms,
+)
 from upstream.checkpoint import write_folder
 from upstream.config import FAMILIES, SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
@@ -85,7 +97,10 @@ def auto_map(family: str) -> dict[str, str]:
 
 def _own_code() -> dict[str, str]:
     """The Python files of an export that needs its own code."""
-    modules = (attention, config, convolution, dropout, encoder, errors, extractor, log_mel, positional, waveforms)
+    modules = (
+        attention, config, convolution, dropout, encoder, errors, extractor, log_mel, mel_extractor, positional,
+        waveforms,
+    )  # fmt: skip
     code = {Path(inspect.getfile(module)).name: inspect.getsource(module) for module in modules}
     return code | {f"{MODELING}.py": (Path(__file__).parent / f"{MODELING}.py").read_text()}
 

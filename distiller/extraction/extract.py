@@ -95,8 +95,8 @@ def representation(config: FeaturesConfig, output: EncoderOutput) -> Tensor:
 def frame_times(config: EncoderConfig) -> dict[str, float]:
     """Seconds: from frame to frame, under a frame, and at the centre of the first frame."""
     hop = config.samples_per_frame
-    field = MEL_FIELD if config.log_mel else config.min_samples - (config.frame_multiple - 1) * hop
-    centre = 0.0 if config.log_mel else field / 2
+    field = MEL_FIELD if config.whisper else config.min_samples - (config.frame_multiple - 1) * hop
+    centre = 0.0 if config.whisper else field / 2
     samples = {"frame_shift": hop, "receptive_field": field, "first_centre": centre}
     return {name: value / SAMPLE_RATE for name, value in samples.items()}
 

@@ -122,7 +122,8 @@ def in_eight_bits(encoder: SpeechEncoder, ranges: Mapping[str, Range]) -> Speech
     """
     encoder = copy.deepcopy(encoder)
     assert isinstance(encoder.feature_extractor, FeatureExtractor)
-    encoder.feature_extractor = EightBitExtractor(encoder.feature_extractor)  # type: ignore[assignment]
+    if not encoder.config.mel_bins:  # log-mel energies and the convolution over them stay in 32 bits
+        encoder.feature_extractor = EightBitExtractor(encoder.feature_extractor)  # type: ignore[assignment]
     for name, layer in linear_layers(encoder).items():
         encoder.set_submodule(name, EightBitLinear(layer, ranges[name]))
     return encoder

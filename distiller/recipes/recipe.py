@@ -230,6 +230,8 @@ def to_dict(recipe: AnyRecipe) -> dict[str, Any]:
         del values["teachers"]
     if values.get("student", {}).get("log_mel") == asdict(LogMelConfig()):
         del values["student"]["log_mel"]
+    if values.get("student", {}).get("front_end") == "conv":
+        del values["student"]["front_end"]
     return values
 
 

@@ -96,12 +96,16 @@ class PrunedConfig(StudentConfig):
     name: str = "pruned"
 
     def shape(self, teacher: EncoderConfig) -> EncoderConfig:
-        if teacher.log_mel:
+        if teacher.mel_bins:
+            kind = "a Whisper encoder" if teacher.whisper else "an encoder with a log-mel front end"
             raise UserError(
-                "a Whisper encoder is a teacher of narrow students and cannot be pruned: choose another teacher, or a "
+                f"{kind} is a teacher of narrow students and cannot be pruned: choose another teacher, or a "
                 "method with a narrow student (--method star, student.name=narrow)"
             )
         return self.with_dropouts(teacher)
+
+
+MEL_BINS = 80  # of a log-mel front end
 
 
 class Size(NamedTuple):
@@ -153,12 +157,15 @@ class NarrowConfig(StudentConfig):
 
     size: one of SIZES, or "teacher" for the teacher's own widths (with fewer `layers`, DistilHuBERT's shape).
     initialization: "random" as in the paper, or "teacher": every parameter that both have, the lowest layers first.
+    front_end: the size's convolutions, the same with half the channels ("thin"), or log-mel energies with one
+        convolution over them ("logmel").
     """
 
     name: str = "narrow"
     size: str = "base"
     layers: Annotated[int | None, AT_LEAST_1] = None  # the size's own when left out
     initialization: Literal["random", "teacher"] = "random"  # type: ignore[misc]  # here a recipe chooses it
+    front_end: Literal["conv", "thin", "logmel"] = "conv"
     dropout: Annotated[float, PROBABILITY] = 0.1
     feature_dropout: Annotated[float, PROBABILITY] = 0.05
     log_mel: LogMelConfig = field(default_factory=LogMelConfig)
@@ -171,6 +178,11 @@ class NarrowConfig(StudentConfig):
             require(self.size == "teacher", "student.size", self.size, "teacher when student.initialization is")
             steps = self.log_mel.steps
             require(not steps, "student.log_mel.steps", steps, "0 where the extractor is the teacher's")
+            require(self.front_end == "conv", "student.front_end", self.front_end, "conv, where it is the teacher's")
+        steps, hears = self.log_mel.steps, self.front_end == "logmel"
+        require(
+            not (steps and hears), "student.log_mel.steps", steps, "0 with student.front_end logmel, which hears it"
+        )
         return self
 
     def shape(self, teacher: EncoderConfig) -> EncoderConfig:
@@ -181,7 +193,7 @@ class NarrowConfig(StudentConfig):
         """
         if self.size == "teacher":
             sizes = one_of(self.size, list(SIZES))
-            require(not teacher.log_mel, "student.size", self.size, f"{sizes} for a Whisper teacher")
+            require(not teacher.whisper, "student.size", self.size, f"{sizes} for a Whisper teacher")
             layers = self.layers or teacher.num_layers
             allowed = f"at most {teacher.num_layers}, the teacher's layers"
             require(layers <= teacher.num_layers, "student.layers", layers, allowed)
@@ -202,8 +214,22 @@ class NarrowConfig(StudentConfig):
                 projection=size.conv_layers[-1][0] != size.embed_dim,
                 normalize_waveform=teacher.normalize_waveform,
             )
+        shape = with_front_end(shape, self.front_end)
         check_same_frames(shape, teacher)
         return self.with_dropouts(shape)
+
+
+def with_front_end(shape: EncoderConfig, kind: str) -> EncoderConfig:
+    """The shape with another front end, as `NarrowConfig.front_end` names it."""
+    if kind != "conv":
+        shape = replace(shape, unpruned_channels=(), feature_scale=False)
+    if kind == "thin":
+        halved = tuple((max(1, channels // 2), kernel, stride) for channels, kernel, stride in shape.conv_layers)
+        return replace(shape, conv_layers=halved, projection=True)
+    if kind == "logmel":
+        convolution = (shape.embed_dim, 3, 2)
+        return replace(shape, conv_layers=(convolution,), mel_bins=MEL_BINS, conv_bias=True, projection=False)
+    return shape
 
 
 def check_same_frames(student: EncoderConfig, teacher: EncoderConfig) -> None:
@@ -212,7 +238,7 @@ def check_same_frames(student: EncoderConfig, teacher: EncoderConfig) -> None:
     With Whisper, whose frames are centred elsewhere, they need the same hop only: the objectives get those that both
     have.
     """
-    if teacher.log_mel and student.samples_per_frame == teacher.samples_per_frame:
+    if teacher.whisper and student.samples_per_frame == teacher.samples_per_frame:
         return
     hops = [(shape.min_samples, shape.samples_per_frame) for shape in (student, teacher)]
     if hops[0] != hops[1] or any(student.frame_count(n) != teacher.frame_count(n) for n in range(4000, 4000 + 640)):

@@ -25,6 +25,7 @@ STRUCTURES = {
     },
     "no norm": {"feature_norm": False},
     "odd kernel": {"positional_kernel": 15},
+    "log-mel": {"mel_bins": 40, "conv_bias": True, "conv_layers": ((40, 3, 2),)},
     "narrow": {"conv_layers": (*((24, 10, 5),), *((24, 3, 2),) * 4, *((48, 2, 2),) * 2), "projection": False},
 }
 
@@ -34,7 +35,7 @@ def test_macs_are_those_of_the_multiplications_done(tiny_encoder, monkeypatch) -
     from torch.utils.flop_counter import FlopCounterMode
 
     monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)  # convolutions as such
-    for name in ("plain", "wavlm", "pruned", "pruned large"):
+    for name in ("plain", "wavlm", "pruned", "pruned large", "log-mel"):
         encoder = tiny_encoder(**STRUCTURES[name])
         with FlopCounterMode(display=False) as counter:
             encoder(torch.randn(1, 8000), attention_maps=True)  # the maps' matrix products are visible to the counter

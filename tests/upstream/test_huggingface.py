@@ -14,7 +14,7 @@ from upstream.config import FAMILIES
 from upstream.errors import UserError
 
 TOLERANCE = 1e-4
-CONVOLUTIONAL = [name for name, family in FAMILIES.items() if not family.log_mel]
+CONVOLUTIONAL = [name for name, family in FAMILIES.items() if not family.whisper]
 
 
 def normalized(waveform: Tensor) -> Tensor:

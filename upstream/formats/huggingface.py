@@ -139,7 +139,7 @@ def read(folder: Path, values: Mapping[str, Any]) -> SpeechEncoder:
         return build(config, state, str(path), OWN_TABLE)
     config = parse_config(values, False, str(source))
     path, state = _read_weights(folder)
-    if config.log_mel:
+    if config.whisper:
         whisper.check_preprocessor(folder / "preprocessor_config.json", config)
         return build(config, state, str(path), whisper.TABLE)
     config = replace(config, normalize_waveform=_normalizes(folder, values, config))
@@ -156,7 +156,7 @@ def parse_config(values: Mapping[str, Any], normalize_waveform: bool, source: st
     family = values.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(f"{source}: model_type is {shown(family)}, but it must be {one_of(family, FAMILIES)}")
-    if FAMILIES[family].log_mel:
+    if FAMILIES[family].whisper:
         return whisper.parse_config(values, source)
     check_fixed(values, FIXED, source)
     known = {**DEFAULTS, **(STACK_DEFAULTS if FAMILIES[family].positional_stack else {}), **values}

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import MEL_HOP, SAMPLE_RATE, EncoderConfig
-from ..log_mel import WINDOW
+from ..config import MEL_HOP, MEL_WINDOW, SAMPLE_RATE, EncoderConfig
 from .files import read_json
 from .keys import KeyTable
 from .settings import check_fixed, count, equal_layers
@@ -80,7 +79,7 @@ def check_preprocessor(path: Path, config: EncoderConfig) -> None:
         "feature_size": config.mel_bins,
         "sampling_rate": SAMPLE_RATE,
         "hop_length": MEL_HOP,
-        "n_fft": WINDOW,
+        "n_fft": MEL_WINDOW,
         "chunk_length": int(seconds) if seconds == int(seconds) else seconds,
         "padding_value": 0.0,
         "dither": 0.0,

@@ -323,3 +323,15 @@ def test_all_of_another_corpus_is_calibrated_on(material: Path, tmp_path: Path) 
     assert audio.corpus == str(noise)
     assert sum(cut.duration for cut in audio.cuts) == pytest.approx(10.3, abs=0.05)
     assert max(cut.duration for cut in audio.cuts) <= audio.batch_seconds == 0.3
+
+
+@pytest.mark.parametrize("front_end", ["thin", "logmel"])
+def test_other_front_ends_are_distilled_and_saved(material: Path, tmp_path: Path, front_end: str) -> None:
+    distil(
+        recipe(material, "star", "student.size=teacher", f"student.front_end={front_end}", "trainer.steps=4"), tmp_path
+    )
+    student, teacher = load(tmp_path / "student").config, load(material / "teacher").config
+    assert student.embed_dim == teacher.embed_dim
+    assert [student.frame_count(n) for n in (400, 8000, 8319)] == [teacher.frame_count(n) for n in (400, 8000, 8319)]
+    assert (student.mel_bins > 0) == (front_end == "logmel")
+    assert student.conv_layers[0][0] == (teacher.embed_dim if front_end == "logmel" else teacher.conv_layers[0][0] // 2)

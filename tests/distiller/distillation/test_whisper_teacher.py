@@ -51,7 +51,7 @@ def test_a_run_with_every_objective(objective, small_run) -> None:
     report, _ = small_run.completes(*STUDENT, *objective)
     assert np.isfinite(report["losses"]["held_out"]["loss"])
     student = load("run/student").config
-    assert (student.family, student.log_mel, student.min_samples) == ("hubert", False, 400)
+    assert (student.family, student.whisper, student.min_samples) == ("hubert", False, 400)
     assert Path("run/distances.csv").read_text().count("\n") == 4
 
 

@@ -5,7 +5,7 @@ import torch
 
 from distiller.common.strict import typed
 from distiller.students.build import build_student
-from distiller.students.config import SIZES, NarrowConfig, check_same_frames
+from distiller.students.config import SIZES, LogMelConfig, NarrowConfig, check_same_frames
 from upstream.config import EncoderConfig
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
@@ -61,6 +61,15 @@ def test_from_the_teachers_lowest_layers() -> None:
     [
         ({"size": "XL"}, "student.size is 'XL', but it must be one of base, L, S, XS, dice, bundled"),
         ({"initialization": "teacher"}, "student.size is 'base', but it must be teacher"),
+        ({"front_end": "mel"}, "student.front_end is 'mel', but it must be one of conv, thin, logmel"),
+        (
+            {"front_end": "logmel", "log_mel": LogMelConfig(steps=3)},
+            "student.log_mel.steps is 3, but it must be 0 with student.front_end logmel, which hears it",
+        ),
+        (
+            {"front_end": "thin", "initialization": "teacher", "size": "teacher"},
+            "student.front_end is 'thin', but it must be conv, where it is the teacher's",
+        ),
         ({"initialization": "zero"}, "student.initialization is 'zero', but it must be one of random, teacher"),
         ({"dropout": 1.0}, r"student.dropout is 1.0"),
         ({"layers": 0}, r"student.layers is 0"),
@@ -82,3 +91,12 @@ def test_frames_must_be_the_teachers() -> None:
             check_same_frames(replace(TINY, conv_layers=conv_layers), TINY)
     for size in SIZES:
         check_same_frames(NarrowConfig(size=size).shape(HUBERT_BASE), HUBERT_BASE)
+
+
+def test_front_ends_are_cheaper_and_make_huberts_frames() -> None:
+    shapes = {kind: NarrowConfig(front_end=kind).shape(HUBERT_BASE) for kind in ("conv", "thin", "logmel")}  # type: ignore[arg-type]
+    assert [parameters(shape) for shape in shapes.values()] == [22_308_592, 21_143_920, 20_734_880]
+    assert [round(count_macs(shape, 160_000) / 1e9, 2) for shape in shapes.values()] == [20.61, 14.85, 13.08]
+    for size in SIZES:
+        for kind in ("thin", "logmel"):
+            check_same_frames(NarrowConfig(size=size, front_end=kind).shape(HUBERT_BASE), HUBERT_BASE)

@@ -1,0 +1,92 @@
+"""A front end of log-mel energies, with the frames of HuBERT's convolutions: cheaper, and nothing of it is learned.
+
+Columns of 25 ms every 10 ms, then one learned convolution over three of them, of stride 2. Frame t is of the columns
+2 t - 1 to 2 t + 1, of which the middle one covers exactly the 400 samples of HuBERT's frame t.
+"""
+
+import functools
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import MEL_HOP, MEL_WINDOW, EncoderConfig
+from .extractor import FeatureExtractor
+from .log_mel import mel_filters
+from .waveforms import frame_mask
+
+QUIETEST = 1e-10  # energy that silence counts as
+LEAST_VARIANCE = 1e-4  # of the logarithms of a wav's energies, which a constant signal has not
+
+
+class MelExtractor(FeatureExtractor):
+    """(batch, sample) -> (batch, frame, channel); a wav counts as silent before its first sample and after its last.
+
+    The logarithms of a wav's energies are brought to zero mean and unit variance, all bins together, so that neither
+    its level nor the contrast of its recording matters. A graph computes the spectrum as every other device does: as a
+    convolution with sines and cosines.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        nn.Module.__init__(self)
+        self.frame_multiple, self.hop, self.mel_bins = 1, config.samples_per_frame, config.mel_bins
+        self.padding = MEL_HOP
+        self.field = config.min_samples + 2 * self.padding
+        ((channels, kernel, stride),) = config.conv_layers
+        self.conv_layers = nn.ModuleList([nn.Conv1d(config.mel_bins, channels, kernel, stride)])
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
+        energies = self.energies(F.pad(waveforms, (self.padding, self.padding)))
+        return self._frames(energies, self._moments(energies, lengths))
+
+    def moments(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each wav's log energies, (batch, 1, 1) each, which every chunk of it needs."""
+        return self._moments(self.energies(F.pad(waveforms, (self.padding, self.padding))), lengths)
+
+    def chunk(self, waveform: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
+        """A chunk (sample,), with `padding` more samples at either end, of a wav with these `moments`."""
+        assert moments is not None
+        return self._frames(self.energies(waveform[None]), moments)[0]
+
+    def energies(self, waveforms: Tensor) -> Tensor:
+        """Logarithms of mel energies, (batch, sample) -> (batch, bin, column), in fp32."""
+        waveforms = waveforms.to(torch.promote_types(waveforms.dtype, torch.float32))
+        tables = _tables if torch.compiler.is_compiling() else _kept_tables
+        waves, filters = tables(self.mel_bins, waveforms.device, waveforms.dtype)
+        with torch.autocast(waveforms.device.type, enabled=False):
+            cosines, sines = F.conv1d(waveforms[:, None], waves, stride=MEL_HOP).chunk(2, dim=1)
+            return (filters @ (cosines.square() + sines.square())).clamp(min=QUIETEST).log10()
+
+    def _moments(self, energies: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of the columns that lie within a wav: all but the first and those that reach beyond its end."""
+        values = energies[:, :, 1:-1]
+        if lengths is None:
+            mean = values.mean(dim=(1, 2), keepdim=True)
+            return mean, (values - mean).square().mean(dim=(1, 2), keepdim=True)
+        counts = (lengths - MEL_WINDOW) // MEL_HOP + 1
+        mask = frame_mask(counts, values.shape[2])[:, None]  # (batch, 1, column)
+        total = counts.to(values.dtype)[:, None, None] * self.mel_bins
+        mean = values.masked_fill(~mask, 0.0).sum(dim=(1, 2), keepdim=True) / total
+        return mean, ((values - mean) * mask).square().sum(dim=(1, 2), keepdim=True) / total
+
+    def _frames(self, energies: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
+        mean, variance = moments
+        convolution = self.conv_layers[0]
+        assert isinstance(convolution, nn.Conv1d)
+        columns = (energies - mean) * torch.rsqrt(variance.clamp(min=LEAST_VARIANCE))
+        return F.gelu(convolution(columns.to(convolution.weight.dtype))).transpose(1, 2)
+
+
+def _tables(bins: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Windowed cosines and sines of every frequency, (2 x frequency, 1, sample), and the mel filters."""
+    samples = torch.arange(MEL_WINDOW, device=device)
+    turns = (
+        torch.arange(MEL_WINDOW // 2 + 1, device=device)[:, None] * samples % MEL_WINDOW
+    )  # exact, unlike large angles
+    angles = turns.to(dtype) * (2 * math.pi / MEL_WINDOW)
+    window = torch.hann_window(MEL_WINDOW, dtype=dtype, device=device)
+    return torch.cat([angles.cos() * window, angles.sin() * window])[:, None], mel_filters(bins, device, dtype)
+
+
+_kept_tables = functools.lru_cache(maxsize=8)(_tables)
