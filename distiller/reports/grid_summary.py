@@ -4,20 +4,16 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-from matplotlib import pyplot as plt
-from matplotlib.ticker import ScalarFormatter
-from scipy import stats
-
 from distiller.common.files import write_text
-from distiller.common.plotting import save_figure
+from distiller.reports.grid_figures import accuracy_by_method, accuracy_by_size
+from distiller.reports.intervals import interval
 from distiller.reports.report import word_columns
 
 Row = dict[str, Any]  # as `results.row`, with cell, method and speeds
 
-CONFIDENCE = 0.95
+INTERVALS = "Means over seeds, and their 95 % t-intervals"
 MEASURES = {  # column -> (title, decimals)
     "student_phone": ("phones, %", 1),
     "student_phone_unseen": ("phones of unseen speakers, %", 1),
@@ -55,14 +51,6 @@ def _words(rows: Sequence[Row]) -> dict[str, str]:
     return {f"{STUDENT}{key}": title for key, title in probed.items()}
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and half the width of its t-interval; the latter is not a number for a single value."""
-    if len(values) < 2:
-        return fmean(values), math.nan
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
-    return fmean(values), float(quantile * stdev(values) / math.sqrt(len(values)))
-
-
 def paired_differences(rows: Sequence[Row], target: float, column: str) -> list[tuple[str, str, list[float]]]:
     """For each pair of methods, first - second of every seed that both have at this target, if they prune."""
     values: dict[str, dict[int, float]] = {}
@@ -89,11 +77,14 @@ def summarise(table: Path, rows: Sequence[Row], paired: float, command: str, mis
     summary, figure = table.with_suffix(".md"), table.with_suffix(".png")
     probed = all("student_phone" in row for row in rows)
     parts = [_heading(table, rows, command, missing), _runs(rows), _means(rows, paired), _pairs(rows, paired)]
-    parts += [f"![phones by size]({figure.name})\n"] if probed else []
+    parts += [f"![what the students know]({figure.name})\n"] if probed else []
     write_text(summary, "\n".join(part for part in parts if part))
     if not probed:
         return [summary]
-    accuracy_by_size(figure, rows, paired)
+    if len({row.get("target") for row in rows} - {None}) > 1:
+        accuracy_by_size(figure, rows, paired)
+    else:
+        accuracy_by_method(figure, rows, {key: title for key, (title, _) in measures(rows).items()})
     return [summary, figure]
 
 
@@ -123,10 +114,11 @@ def _values(rows: Sequence[Row], key: str = "method") -> list[str]:
     return list(dict.fromkeys(str(row[key]) for row in rows))
 
 
-def _table(heading: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A section with a table; nothing without rows."""
+def _table(heading: str, titles: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
+    """A section with a table, below a note on it; nothing without rows."""
     lines = [titles, ["---"] * len(titles), *rows]
-    return f"## {heading}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) if rows else ""
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"## {heading}\n\n" + (f"{note}.\n\n" if note else "") + table if rows else ""
 
 
 def _at(rows: Sequence[Row], target: float) -> list[Row]:
@@ -145,52 +137,46 @@ def _runs(rows: Sequence[Row]) -> str:
     return _table("Runs", ["method", "target", "seed", *(columns[column][0] for column in shown)], lines)
 
 
-def _interval(values: Sequence[float], decimals: int, sign: str = "") -> list[str]:
-    """Cells of the mean, its interval and the number of values."""
+def _interval(values: Sequence[float], decimals: int, sign: str = "") -> str:
+    """A cell: the mean and its interval; in bold a difference (with a sign) whose interval does not contain 0."""
     mean, half = interval(values)
-    around = "" if math.isnan(half) else f"{mean - half:{sign}.{decimals}f} to {mean + half:{sign}.{decimals}f}"
-    return [f"{mean:{sign}.{decimals}f}", around, str(len(values))]
+    if math.isnan(half):
+        return f"{mean:{sign}.{decimals}f}"
+    text = f"{mean:{sign}.{decimals}f} ({mean - half:{sign}.{decimals}f} to {mean + half:{sign}.{decimals}f})"
+    return f"**{text}**" if sign and abs(mean) > half else text
 
 
 def _means(rows: Sequence[Row], paired: float) -> str:
-    lines = []
-    for method in _values(rows):
-        for column, (title, decimals) in measures(rows).items():
-            selected = [row.get(column) for row in _at(rows, paired) if row["method"] == method]
-            if values := [value for value in selected if value is not None]:
-                lines.append([method, title, *_interval(values, decimals)])
-    return _table(f"Means at {paired:g}", ["method", "", "mean", "95 % t-interval", "seeds"], lines)
+    """A row for each method, a column for each measure."""
+    shown, lines = _shown(rows, paired), []
+    for method in dict.fromkeys(row["method"] for row in _at(rows, paired)):
+        own = [row for row in _at(rows, paired) if row["method"] == method]
+        cells = [
+            _interval(values, decimals) if (values := [row[key] for row in own if row.get(key) is not None]) else ""
+            for key, (_, decimals) in shown.items()
+        ]
+        lines.append([method, str(len(own)), *cells])
+    return _table(
+        f"Means at {paired:g}", ["method", "seeds", *(title for title, _ in shown.values())], lines, INTERVALS
+    )
 
 
 def _pairs(rows: Sequence[Row], paired: float) -> str:
-    lines = [
-        [first, second, title, *_interval(differences, decimals, "+")]
-        for column, (title, decimals) in measures(rows).items()
-        for first, second, differences in paired_differences(rows, paired, column)
-    ]
-    titles = ["first", "second", "", "first - second", "95 % t-interval", "seeds"]
-    return _table(f"Paired differences at {paired:g}", titles, lines)
+    """A row for each pair of methods with seeds in common, a column for each measure."""
+    shown = _shown(rows, paired)
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    seeds: dict[tuple[str, str], int] = {}
+    for key, (_, decimals) in shown.items():
+        for first, second, differences in paired_differences(rows, paired, key):
+            cells.setdefault((first, second), {})[key] = _interval(differences, decimals, "+")
+            seeds[first, second] = len(differences)
+    lines = [[*pair, str(seeds[pair]), *(found.get(key, "") for key in shown)] for pair, found in cells.items()]
+    titles = ["first", "second", "seeds", *(title for title, _ in shown.values())]
+    return _table(f"Paired differences at {paired:g}: first - second", titles, lines, f"{INTERVALS}; bold: without 0")
 
 
-def accuracy_by_size(path: Path, rows: Sequence[Row], paired: float) -> None:
-    """Phone accuracy by size: the first seed as a line, all seeds (at `paired`, of those that prune) as an interval."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    first_seed = rows[0]["seed"]
-    for index, method in enumerate(_values(rows)):
-        runs = [row for row in rows if row["method"] == method]
-        line = sorted((row["parameters"] / 1e6, row["student_phone"]) for row in runs if row["seed"] == first_seed)
-        axes.plot(*zip(*line, strict=True), "o-", color=f"C{index}", markersize=4, label=f"{method}, seed {first_seed}")
-        repeated = _at(runs, paired)
-        if len(repeated) > 1:
-            mean, half = interval([row["student_phone"] for row in repeated])
-            place = fmean(row["parameters"] / 1e6 for row in repeated) * 1.02 ** (index - 1)
-            label = f"{method}, {len(repeated)} seeds, 95 %"
-            axes.errorbar(place, mean, half, fmt="s", color=f"C{index}", capsize=4, markersize=5, label=label)
-    for name, title, style in (("teacher", "teacher", "-"), ("stacked_filterbank", "log-mel, stacked", "--")):
-        axes.axhline(rows[0][f"{name}_phone"], color="#5f5f5f", linestyle=style, linewidth=1.2, label=title)
-    axes.set(xlabel="parameters of the student, in millions", ylabel="phone accuracy per frame (%)", xscale="log")
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(ScalarFormatter())
-    axes.grid(alpha=0.25)
-    figure.legend(frameon=False, fontsize="small", ncols=2, loc="outside lower center")
-    save_figure(figure, path)
+def _shown(rows: Sequence[Row], paired: float) -> dict[str, tuple[str, int]]:
+    """The measures that some run has."""
+    return {
+        key: how for key, how in measures(rows).items() if any(row.get(key) is not None for row in _at(rows, paired))
+    }

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from matplotlib import pyplot as plt
 
-from distiller.reports.grid_summary import interval, paired_differences, summarise
+from distiller.reports.grid_summary import paired_differences, summarise
+from distiller.reports.intervals import interval
 
 
 def row(method: str, seed: int, phone: float, target: float = 0.75, **more: Any) -> dict[str, Any]:
@@ -45,8 +46,8 @@ def test_the_summary_says_what_came_out_and_what_is_missing(tmp_path: Path) -> N
     assert plt.imread(paths[1]).std() > 0.05
     text = paths[0].read_text()
     # differences -1, -2, -3: mean -2, t(2) = 4.302653, half width 4.302653 / sqrt(3) = 2.48
-    assert "| skill | dphubert | phones, % | -2.0 | -4.5 to +0.5 | 3 |" in text
-    assert "| skill | phones, % | 62.0 | 59.5 to 64.5 | 3 |" in text
+    assert "| skill | dphubert | 3 | -2.0 (-4.5 to +0.5) |" in text
+    assert "| skill | 3 | 62.0 (59.5 to 64.5) |" in text
     assert "| skill | 0.5 | 1 | 50.0% | 70.2 |" in text
     assert "Off their target by more than 1 %: dphubert-0.75-2." in text
     assert "- skill-0.85-1: error: no" in text
@@ -67,6 +68,7 @@ def test_runs_that_do_not_prune_are_compared_and_recordings_have_their_measure(t
     rows = [narrow(1, 50.0), narrow(2, 52.0), row("skill", 1, 60.0, **more(40.0)), row("skill", 2, 60.0, **more(43.0))]
     assert paired_differences(rows, 0.75, "student_word_it") == [("star", "skill", [10.0, 9.0])]
     text = summarise(tmp_path / "both.csv", rows, 0.75, "", {})[0].read_text()
-    assert "| star | words, it, % | 51.0 | 38.3 to 63.7 | 2 |" in text
-    assert "| star | skill | words, it, % | +9.5 | +3.1 to +15.9 | 2 |" in text
+    assert "| star | 2 | 70.0 (70.0 to 70.0) | 51.0 (38.3 to 63.7) |" in text
+    assert "| star | skill | 2 | **+10.0 (+10.0 to +10.0)** | **+9.5 (+3.1 to +15.9)** |" in text
     assert "99.0" not in text
+    assert plt.imread(tmp_path / "both.png").std() > 0.05
