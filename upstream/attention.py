@@ -14,6 +14,33 @@ BIAS_PAIRS = 1 << 20  # pairs of query and key whose biases are in memory at a t
 HEAD_MULTIPLE = {"cuda": 8}
 
 
+class Memory:
+    """Keys and values of the last `size` frames that a layer has attended to."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.kept: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def frames(self) -> int:
+        return 0 if self.kept is None else self.kept[0].shape[2]
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, head, frame, head_dim) each, behind those that are kept; of all, the last are kept."""
+        if self.kept is not None:
+            key, value = (torch.cat(pair, dim=2) for pair in zip(self.kept, (key, value), strict=True))
+        first = max(0, key.shape[2] - self.size)
+        self.kept = key[:, :, first:], value[:, :, first:]
+        return key, value
+
+
+def chunk_mask(frames: int, chunk: int, left: int, device: torch.device | None = None) -> Tensor:
+    """True where a query sees a key: in its chunk, and in the `left` frames before it; (query, key)."""
+    positions = torch.arange(frames, device=device)
+    starts = (positions // chunk * chunk)[:, None]
+    return (positions >= starts - left) & (positions < starts + chunk)
+
+
 class RelativePosition(nn.Embedding):
     """WavLM's table of relative-position biases, shared by all layers, whichever attention is pruned."""
 
@@ -32,8 +59,12 @@ class RelativePosition(nn.Embedding):
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and frames**2 > BIAS_PAIRS:
             distances = torch.arange(1 - frames, frames, device=self.weight.device)  # key minus query
             return super().forward(self._bucket(distances)).T
+        return self.last(frames, frames)
+
+    def last(self, queries: int, frames: int) -> Tensor:
+        """Bias of each head for the last queries of so many frames: (head, query, key)."""
         positions = torch.arange(frames, device=self.weight.device)
-        distances = positions[None, :] - positions[:, None]
+        distances = positions[None, :] - positions[frames - queries :, None]
         return super().forward(self._bucket(distances)).permute(2, 0, 1)
 
     def _bucket(self, distances: Tensor) -> Tensor:
@@ -93,14 +124,20 @@ class SelfAttention(nn.Module):
         self.gate = PositionGate(heads, config) if config.relative_position else None
 
     def forward(
-        self, states: Tensor, key_mask: Tensor | None, position_bias: Tensor | None, attention_map: bool
+        self,
+        states: Tensor,
+        key_mask: Tensor | None,
+        position_bias: Tensor | None,
+        attention_map: bool,
+        memory: Memory | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """
         Args:
             states: (batch, frame, channel).
-            key_mask: True at valid keys, (batch, 1, 1, key); None if every frame is valid.
+            key_mask: True at keys that are seen, (batch, 1, 1 or query, key); None if all are.
             position_bias: WavLM's, as from `RelativePosition`.
             attention_map: whether softmax(Q K^T / sqrt(d_h) + bias), before dropout, is returned as well.
+            memory: whose keys come before those of `states`.
 
         Returns:
             (batch, frame, channel) and (batch, head, query, key) or None.
@@ -109,6 +146,8 @@ class SelfAttention(nn.Module):
         query, key, value = (
             self._by_head(projection, states, spare) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if memory is not None:
+            key, value = memory.extend(key, value)
         dropout = self.dropout.p if self.training else 0.0
         if attention_map or (dropout and states.device.type == "cpu"):  # whose fused kernel has no dropout
             everything = slice(0, states.shape[1])
@@ -147,6 +186,8 @@ class SelfAttention(nn.Module):
         self, states: Tensor, key_mask: Tensor | None, position_bias: Tensor | None, queries: slice, dtype: torch.dtype
     ) -> Tensor | None:
         """What is added to the scores of some queries, or the mask of keys alone; None if there is neither."""
+        if key_mask is not None and key_mask.shape[2] > 1:
+            key_mask = key_mask[:, :, queries]
         if self.gate is None or position_bias is None:
             return key_mask
         bias = self.gate(states[:, queries], biases_of(position_bias, queries)).to(dtype)

@@ -43,6 +43,9 @@ def outputs(
     if not isinstance(extractor, FeatureExtractor):
         limit = config.max_samples / SAMPLE_RATE
         raise UserError(f"Whisper takes wavs of at most {limit:g} s and cannot be computed in chunks; cut longer ones")
+    if config.chunk_frames:
+        yield from _streamed(encoder, waveform, seconds)
+        return
     size, context = (int(value * SAMPLE_RATE) // extractor.hop for value in (seconds, overlap))
     require(size >= 1, "the length of a chunk", seconds, f"at least {extractor.hop / SAMPLE_RATE:g} seconds")
     require(context >= 0, "the overlap of chunks", overlap, "at least 0 seconds")
@@ -65,6 +68,14 @@ def outputs(
             last_hidden_state=output.last_hidden_state[:, kept],
             frame_lengths=torch.tensor([end - start]),
         )
+
+
+def _streamed(encoder: SpeechEncoder, waveform: Any, seconds: float) -> Iterator[EncoderOutput]:
+    """The same of an encoder that hears a wav as it comes: exactly, whatever the `seconds`."""
+    waveforms, _ = as_batch(waveform, None, encoder.layer_norm.weight, encoder.config.min_samples)
+    with encoder.streaming(len(waveforms)) as stream:
+        parts = (stream(part) for part in waveforms.split(max(1, int(seconds * SAMPLE_RATE)), dim=1))
+        yield from (output for output in (*parts, stream.flush()) if output.projected.shape[1])
 
 
 def chunks(

@@ -6,38 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from .errors import UserError, no_such, one_of, shown
+from .families import FAMILIES
 
-
-@dataclass(frozen=True)
-class Family:
-    """What distinguishes the families of teachers, which share one architecture."""
-
-    title: str
-    transformers_class: str
-    prefix: str  # of the parameters of larger `transformers` models, such as those for CTC
-    relative_position: bool = False  # WavLM's gated biases
-    optional_feature_norm: bool = False  # whether `transformers` can leave out the norm in front of the projection
-    positional_stack: bool = False  # data2vec's positional convolutions, one on another
-    conv_norm: str | None = None  # the only one of these, where the family has one
-    whisper: bool = False  # a log-mel front end, a table of positions, keys without bias
-    student: str | None = None  # the family of narrow students with a front end of their own, where it is another
-
-
-FAMILIES = {  # by `model_type` of `transformers`
-    "data2vec-audio": Family(
-        "data2vec-audio",
-        "Data2VecAudioModel",
-        "data2vec_audio.",
-        positional_stack=True,
-        conv_norm="layer",
-        student="hubert",
-    ),
-    "hubert": Family("HuBERT", "HubertModel", "hubert.", optional_feature_norm=True),
-    "unispeech-sat": Family("UniSpeech-SAT", "UniSpeechSatModel", "unispeech_sat."),
-    "wav2vec2": Family("wav2vec 2.0", "Wav2Vec2Model", "wav2vec2."),
-    "wavlm": Family("WavLM", "WavLMModel", "wavlm.", relative_position=True),
-    "whisper": Family("Whisper", "WhisperModel", "model.", whisper=True, student="hubert"),
-}
 CONV_NORMS = ("group", "layer")
 SAMPLE_RATE = 16_000
 MEL_WINDOW, MEL_HOP = 400, 160  # samples under a column of a log-mel spectrogram, and from one to the next
@@ -76,6 +46,8 @@ class EncoderConfig:
     mel_bins: int = 0  # of Whisper's front end, or of a front end of log-mel energies in place of convolutions
     max_frames: int = 0  # of Whisper's table of positions: those of the longest wav
     attends_to_padding: bool = False  # Whisper, as published: every wav is padded to max_frames, which take part
+    chunk_frames: int = 0  # frames attend within chunks of so many, and to `left_frames` before theirs; 0: to all
+    left_frames: int = 0
     layer_norm_eps: float = 1e-5
     normalize_waveform: bool = False  # zero mean, unit variance over the valid samples
     normalize_eps: float = FEATURE_EXTRACTOR_EPS  # added to the variance; fairseq and torchaudio have 1e-5
@@ -103,6 +75,11 @@ class EncoderConfig:
     def ignores_mean(self) -> bool:
         """Whether a wav's mean has no influence: a group norm over time takes away what it adds to each channel."""
         return self.conv_norm == "group" and not self.mel_bins
+
+    @property
+    def positional_reach(self) -> int:
+        """Frames before a frame that its positional convolution sees: where frames come in chunks, all of its taps."""
+        return self.positional_kernel - 1 if self.chunk_frames else self.positional_kernel // 2
 
     @property
     def normalizes_with_other_eps(self) -> bool:
@@ -176,7 +153,7 @@ class EncoderConfig:
 
 
 REQUIRED = ("embed_dim", "num_heads", "attention_heads", "ffn_dims", "head_dim")
-LATER_KEYS = ("positional_layers", "mel_bins", "max_frames", "attends_to_padding")
+LATER_KEYS = ("positional_layers", "mel_bins", "max_frames", "attends_to_padding", "chunk_frames", "left_frames")
 COUNTS = (
     "embed_dim", "num_heads", "head_dim", "positional_kernel", "positional_groups", "positional_layers",
     "relative_max_distance", "frame_multiple",
@@ -212,6 +189,7 @@ def _check_values(config: EncoderConfig) -> None:
         _require(0 <= getattr(config, key) < 1, key, getattr(config, key), "a probability below 1")
     _check_convolutions(config)
     _check_layers(config)
+    _check_chunks(config)
     if config.whisper:
         _check_whisper(config)
         return
@@ -250,6 +228,17 @@ def _check_convolutions(config: EncoderConfig) -> None:
         _require(fits, "unpruned_channels", unpruned, allowed)
         fits = config.projection or unpruned[-1] == channels[-1]
         _require(fits, "unpruned_channels", unpruned, f"{channels[-1]} at its end where there is no projection")
+
+
+def _check_chunks(config: EncoderConfig) -> None:
+    """What hears in chunks depends on nothing that is known only at a wav's end."""
+    for key in ("chunk_frames", "left_frames"):
+        _require(0 <= getattr(config, key) <= 2**16, key, getattr(config, key), "between 0 and 65536")
+    if config.chunk_frames:
+        only = {"conv_norm": "layer", "normalize_waveform": False, "frame_multiple": 1, "whisper": False}
+        only |= {"positional_layers": 1}
+        for key, value in only.items():
+            _require(getattr(config, key) == value, key, getattr(config, key), f"{value} with chunk_frames")
 
 
 def _check_mel_front_end(config: EncoderConfig) -> None:

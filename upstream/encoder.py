@@ -1,62 +1,26 @@
 """The network: teacher, narrow student, pruned student and deployed upstream are all `SpeechEncoder`s."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import PositionGate, RelativePosition, SelfAttention
+from .attention import Memory, PositionGate, RelativePosition, SelfAttention, chunk_mask
 from .config import EncoderConfig
 from .convolution import faster_by_row
 from .dropout import Dropout
 from .extractor import FeatureExtractor, FeatureProjection
 from .log_mel import LogMelExtractor
 from .mel_extractor import MelExtractor
+from .output import EncoderOutput
 from .positional import PositionalConvolution, positional_part
+from .streaming import Stream
 from .waveforms import as_batch, centred, frame_mask, normalize_waveforms, up_to
-
-
-@dataclass
-class EncoderOutput:
-    """An encoder's output for a batch. Values of padded frames are finite and arbitrary."""
-
-    projected: Tensor  # P: the feature projection's output, (batch, frame, channel)
-    hidden_states: list[Tensor]  # F^0..F^L, each (batch, frame, channel)
-    last_hidden_state: Tensor  # F^L, after the final norm in pre-LN models
-    frame_lengths: Tensor  # (batch,) valid frames, on the CPU
-    attention_maps: list[Tensor | None] | None = None  # A^1..A^L, (batch, head, query, key); None: layer without it
-
-    def frame_mask(self) -> Tensor:
-        """True at valid frames: (batch, frame), on the device of the states."""
-        return frame_mask(self.frame_lengths, self.projected.shape[1], self.projected.device)
-
-    def valid_frames(self) -> Tensor:
-        """Indices of the valid frames in states.flatten(0, 1), on their device.
-
-        Indexing with `frame_mask` would wait for a GPU, to learn the number of valid frames.
-        """
-        mask = frame_mask(self.frame_lengths, self.projected.shape[1])
-        return mask.flatten().nonzero()[:, 0].to(self.projected.device, non_blocking=True)
-
-    def cut(self, frames: int | None = None) -> "EncoderOutput":
-        """The first `frames` frames of the batch, by default those of its longest wav."""
-        frames = int(self.frame_lengths.max()) if frames is None else frames
-        maps = self.attention_maps
-        return EncoderOutput(
-            projected=self.projected[:, :frames],
-            hidden_states=[states[:, :frames] for states in self.hidden_states],
-            last_hidden_state=self.last_hidden_state[:, :frames],
-            frame_lengths=self.frame_lengths.clamp(max=frames),
-            attention_maps=maps and [None if part is None else part[:, :, :frames, :frames] for part in maps],
-        )
-
-    def layer(self, index: int, layer_zero: str = "feature_projection") -> Tensor:
-        """F^index, (batch, frame, channel); layer 0 is P ("feature_projection") or F^0 ("transformer_input")."""
-        return self.projected if index == 0 and layer_zero == "feature_projection" else self.hidden_states[index]
 
 
 class FeedForward(nn.Module):
@@ -104,14 +68,20 @@ class EncoderLayer(nn.Module):
         return nn.LayerNorm(config.embed_dim, config.layer_norm_eps) if has_units or not self.norm_first else None
 
     def forward(
-        self, states: Tensor, key_mask: Tensor | None, position_bias: Tensor | None, attention_map: bool
+        self,
+        states: Tensor,
+        key_mask: Tensor | None,
+        position_bias: Tensor | None,
+        attention_map: bool,
+        memory: Memory | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(batch, frame, channel) -> the same, and the attention map if asked for."""
+        """(batch, frame, channel) -> the same, and the attention map if asked for; `memory`: of a `Stream`."""
         weights = None
         if self.attention is not None:
             inputs = self._before(self.attention_norm, states)
             if isinstance(self.attention, SelfAttention):
-                update, weights = self.attention(inputs, key_mask, position_bias, attention_map)
+                more = () if memory is None else (memory,)
+                update, weights = self.attention(inputs, key_mask, position_bias, attention_map, *more)
             else:
                 update = self.attention(inputs)
             states = states + self.dropout(update)
@@ -138,6 +108,7 @@ class SpeechEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self._stream: Stream | None = None
         extractor = MelExtractor if config.mel_bins else FeatureExtractor
         self.feature_extractor = LogMelExtractor(config) if config.whisper else extractor(config)
         self.feature_projection = FeatureProjection(config)
@@ -163,8 +134,28 @@ class SpeechEncoder(nn.Module):
         Raises:
             UserError: as `as_batch`; a wav must be long enough for one frame, and have at most 30 s for Whisper.
         """
+        if self._stream is not None:
+            return self._stream(waveforms)
         projected, frame_lengths = self.extract(waveforms, lengths)
         return self.contextualize(projected, frame_lengths, attention_maps)
+
+    @contextmanager
+    def streaming(self, batch: int = 1) -> Iterator[Stream]:
+        """Within it a call takes the audio that follows the last call's, and returns the frames that are complete.
+
+        Their states are those of the whole wav, to within rounding. `flush` of the stream returns the last ones.
+
+        Args:
+            batch: wavs at once, which get audio of the same length in every call.
+
+        Raises:
+            UserError: an encoder whose frames need the whole wav (student.attention=full).
+        """
+        self._stream = Stream(self, batch)
+        try:
+            yield self._stream
+        finally:
+            self._stream = None
 
     def extract(self, waveforms: Any, lengths: Any = None) -> tuple[Tensor, Tensor]:
         """As `forward`: waveforms and lengths -> P (batch, frame, channel) and, on the CPU, (batch,) frames."""
@@ -214,6 +205,9 @@ class SpeechEncoder(nn.Module):
         if not self.config.layer_norm_first:
             states = self.layer_norm(states)
         key_mask = mask[:, None, None] if padded else None
+        if self.config.chunk_frames:
+            seen = chunk_mask(frames, self.config.chunk_frames, self.config.left_frames, mask.device)[None, None]
+            key_mask = seen if key_mask is None else seen & key_mask
         position_bias = None if self.relative_position is None else self.relative_position(frames)
         hidden_states, maps = [states], []
         states = self.hidden_dropout(states)

@@ -182,6 +182,13 @@ class FeatureExtractor(nn.Module):
             features = features[:, : features.shape[1] - features.shape[1] % self.frame_multiple]
         return features
 
+    def frames_of(self, samples: Tensor) -> Tensor:
+        """A part (batch, sample) of longer wavs, `padding` included -> its frames (batch, frame, channel).
+
+        Not with a group norm, which needs the statistics of the whole wav.
+        """
+        return self(samples, None)
+
     def moments(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """Statistics of the group norm over each wav, which every chunk of it needs; None without the norm."""
         first = self.conv_layers[0]

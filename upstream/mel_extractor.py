@@ -24,7 +24,8 @@ class MelExtractor(FeatureExtractor):
     """(batch, sample) -> (batch, frame, channel); a wav counts as silent before its first sample and after its last.
 
     The logarithms of a wav's energies are brought to zero mean and unit variance, all bins together, so that neither
-    its level nor the contrast of its recording matters. A graph computes the spectrum as every other device does: as a
+    its level nor the contrast of its recording matters; with layer norms (`conv_norm`) those of each column, which need
+    not wait for the wav's end. A graph computes the spectrum as every other device does: as a
     convolution with sines and cosines.
     """
 
@@ -35,19 +36,22 @@ class MelExtractor(FeatureExtractor):
         self.field = config.min_samples + 2 * self.padding
         ((channels, kernel, stride),) = config.conv_layers
         self.conv_layers = nn.ModuleList([nn.Conv1d(config.mel_bins, channels, kernel, stride)])
+        self.by_column = config.conv_norm == "layer"
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         energies = self.energies(F.pad(waveforms, (self.padding, self.padding)))
         return self._frames(energies, self._moments(energies, lengths))
 
-    def moments(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def moments(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """Mean and variance of each wav's log energies, (batch, 1, 1) each, which every chunk of it needs."""
+        if self.by_column:
+            return None
         return self._moments(self.energies(F.pad(waveforms, (self.padding, self.padding))), lengths)
 
     def chunk(self, waveform: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
         """A chunk (sample,), with `padding` more samples at either end, of a wav with these `moments`."""
-        assert moments is not None
-        return self._frames(self.energies(waveform[None]), moments)[0]
+        energies = self.energies(waveform[None])
+        return self._frames(energies, self._moments(energies, None) if moments is None else moments)[0]
 
     def energies(self, waveforms: Tensor) -> Tensor:
         """Logarithms of mel energies, (batch, sample) -> (batch, bin, column), in fp32."""
@@ -58,8 +62,15 @@ class MelExtractor(FeatureExtractor):
             cosines, sines = F.conv1d(waveforms[:, None], waves, stride=MEL_HOP).chunk(2, dim=1)
             return (filters @ (cosines.square() + sines.square())).clamp(min=QUIETEST).log10()
 
+    def frames_of(self, samples: Tensor) -> Tensor:
+        energies = self.energies(samples)
+        return self._frames(energies, self._moments(energies, None))
+
     def _moments(self, energies: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Of the columns that lie within a wav: all but the first and those that reach beyond its end."""
+        """Of each column, or of those that lie within a wav: all but the first and those that reach beyond its end."""
+        if self.by_column:
+            variance, mean = torch.var_mean(energies, dim=1, correction=0, keepdim=True)
+            return mean, variance
         values = energies[:, :, 1:-1]
         if lengths is None:
             mean = values.mean(dim=(1, 2), keepdim=True)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import FAMILIES, EncoderConfig
+from .config import EncoderConfig
 from .convolution import convolves
+from .families import FAMILIES
 
 
 class PositionalConvolution(nn.Module):
@@ -16,7 +17,7 @@ class PositionalConvolution(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         width, groups = config.embed_dim, config.positional_groups
-        self.kernel, self.groups = config.positional_kernel, groups
+        self.kernel, self.groups, self.before = config.positional_kernel, groups, config.positional_reach
         self.weight_g = nn.Parameter(torch.ones(1, 1, self.kernel))
         self.weight_v = nn.Parameter(torch.empty(width, width // groups, self.kernel))
         self.bias = nn.Parameter(torch.zeros(width))
@@ -26,13 +27,18 @@ class PositionalConvolution(nn.Module):
         with torch.no_grad():
             self.weight_g.copy_(self.weight_v.norm(dim=(0, 1), keepdim=True))
 
-    def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
-        """states (batch, frame, channel), padded frames zero -> what is added to them; the mask is not needed."""
+    def forward(self, states: Tensor, mask: Tensor | None = None, past: Tensor | None = None) -> Tensor:
+        """states (batch, frame, channel), padded frames zero -> what is added to them; the mask is not needed.
+
+        Args:
+            past: the `before` frames before them, in place of zeros.
+        """
         weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=(0, 1), keepdim=True))
-        if convolves(states):
-            inputs, padding = states.transpose(1, 2), self.kernel // 2
-            positions = F.conv1d(inputs, weight, self.bias, padding=padding, groups=self.groups)
-            positions = positions[:, :, : states.shape[1]].transpose(1, 2)  # an even kernel adds a frame
+        if past is not None or convolves(states):
+            padding = (0 if past is not None else self.before, self.kernel - 1 - self.before)
+            inputs = states if past is None else torch.cat([past, states], dim=1)
+            positions = F.conv1d(F.pad(inputs.transpose(1, 2), padding), weight, self.bias, groups=self.groups)
+            positions = positions.transpose(1, 2)
         else:
             positions = self._by_spectra(states, weight) + self.bias
         return F.gelu(positions)
@@ -46,8 +52,7 @@ class PositionalConvolution(nn.Module):
         batch, frames, width = states.shape
         size, step = 2 * self.kernel, self.kernel + 1  # of a block, and the frames that each adds
         blocks = -(-frames // step)
-        before = self.kernel // 2
-        states = F.pad(states, (0, 0, before, blocks * step + self.kernel - 1 - frames - before))
+        states = F.pad(states, (0, 0, self.before, blocks * step + self.kernel - 1 - frames - self.before))
         precise = torch.promote_types(states.dtype, torch.float32)
         spectra = torch.fft.rfft(states.to(precise).unfold(1, size, step), dim=3)  # (batch, block, channel, frequency)
         by_group = spectra.view(batch * blocks, self.groups, -1, spectra.shape[3]).permute(3, 1, 0, 2)

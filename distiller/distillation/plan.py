@@ -18,9 +18,10 @@ from distiller.teachers.several import teacher_names
 from distiller.teachers.teacher import BUNDLED_TEACHER
 from distiller.training.devices import device_count
 from upstream.checkpoint import load
-from upstream.config import FAMILIES, EncoderConfig
+from upstream.config import EncoderConfig
 from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
+from upstream.families import FAMILIES
 from upstream.formats import huggingface
 from upstream.formats.files import read_json
 

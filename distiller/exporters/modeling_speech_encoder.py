@@ -44,9 +44,12 @@ from .dropout import Dropout  # type: ignore[import-not-found]  # noqa: F401
 from .encoder import EncoderLayer, OutputBias, SpeechEncoder  # type: ignore[import-not-found]
 from .errors import UserError  # type: ignore[import-not-found]  # noqa: F401
 from .extractor import FeatureExtractor, FeatureProjection  # type: ignore[import-not-found]
+from .families import FAMILIES  # type: ignore[import-not-found]  # noqa: F401
 from .log_mel import LogMelExtractor  # type: ignore[import-not-found]  # noqa: F401
 from .mel_extractor import MelExtractor  # type: ignore[import-not-found]
+from .output import EncoderOutput  # type: ignore[import-not-found]  # noqa: F401
 from .positional import PositionalConvolution  # type: ignore[import-not-found]
+from .streaming import Stream  # type: ignore[import-not-found]  # noqa: F401
 from .waveforms import as_batch  # type: ignore[import-not-found]  # noqa: F401
 
 

@@ -22,14 +22,18 @@ from upstream import (
     encoder,
     errors,
     extractor,
+    families,
     log_mel,
     mel_extractor,
+    output,
     positional,
+    streaming,
     waveforms,
 )
 from upstream.checkpoint import write_folder
-from upstream.config import FAMILIES, SAMPLE_RATE
+from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
+from upstream.families import FAMILIES
 from upstream.formats import huggingface, huggingface_writing
 
 MODELING = "modeling_speech_encoder"
@@ -98,8 +102,8 @@ def auto_map(family: str) -> dict[str, str]:
 def _own_code() -> dict[str, str]:
     """The Python files of an export that needs its own code."""
     modules = (
-        attention, config, convolution, dropout, encoder, errors, extractor, log_mel, mel_extractor, positional,
-        waveforms,
+        attention, config, convolution, dropout, encoder, errors, extractor, families, log_mel, mel_extractor,
+        output, positional, streaming, waveforms,
     )  # fmt: skip
     code = {Path(inspect.getfile(module)).name: inspect.getsource(module) for module in modules}
     return code | {f"{MODELING}.py": (Path(__file__).parent / f"{MODELING}.py").read_text()}

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch._higher_order_ops.scan import scan  # `Scan` in ONNX
 from torch.nn import functional as F
 
 from upstream.attention import RelativePosition, SelfAttention
+from upstream.config import EncoderConfig
 from upstream.encoder import EncoderLayer, SpeechEncoder
 
 BLOCK = 64  # queries
@@ -32,9 +34,10 @@ class DistanceBiases(nn.Module):
 class BlockedAttention(SelfAttention):
     """`SelfAttention` of matrix products over blocks of queries, with the biases of `DistanceBiases`."""
 
-    def __init__(self, attention: SelfAttention) -> None:
+    def __init__(self, attention: SelfAttention, config: EncoderConfig) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(attention.__dict__)  # its projections and its gate
+        self.chunk, self.left = config.chunk_frames, config.left_frames
 
     def forward(
         self, states: Tensor, key_mask: Tensor | None, position_bias: Tensor | None, attention_map: bool
@@ -61,6 +64,10 @@ class BlockedAttention(SelfAttention):
                 reach = biases.shape[1] // 2
                 distances = (positions - block[1][:, None]).clamp(-reach, reach) + reach
                 scores = scores + block[2] * biases[:, distances]
+            if self.chunk:
+                starts = (block[1] // self.chunk * self.chunk)[:, None]
+                seen = (positions >= starts - self.left) & (positions < starts + self.chunk)
+                scores = scores.masked_fill(~seen, NEVER)
             return carry.clone(), scores.softmax(dim=-1) @ value
 
         _, context = scan(attend, states.new_zeros(1), blocks)  # without a carry, but one is required
@@ -77,11 +84,12 @@ def _blocks(values: Tensor, dim: int) -> Tensor:
 
 def in_blocks(encoder: SpeechEncoder) -> SpeechEncoder:
     """A copy of the encoder with such attention, to be traced."""
-    encoder = copy.deepcopy(encoder)
+    encoder, config = copy.deepcopy(encoder), encoder.config
+    encoder.config = replace(config, chunk_frames=0, left_frames=0)  # each block masks what its queries do not see
     if encoder.relative_position is not None:
         encoder.relative_position = DistanceBiases(encoder.relative_position)  # type: ignore[assignment]
     for layer in encoder.layers:
         assert isinstance(layer, EncoderLayer)
         if isinstance(layer.attention, SelfAttention):
-            layer.attention = BlockedAttention(layer.attention)
+            layer.attention = BlockedAttention(layer.attention, config)
     return encoder

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distiller.graphs.blocked import DistanceBiases
+from distiller.graphs.blocked import NEVER, DistanceBiases
 from distiller.graphs.onnx import StatesGraph
-from upstream.attention import SelfAttention
+from upstream.attention import SelfAttention, chunk_mask
 from upstream.encoder import EncoderLayer, EncoderOutput, SpeechEncoder
 from upstream.extractor import ChannelGroupNorm, ConvLayer
 from upstream.positional import PositionalConvolution, PositionalStack
@@ -31,9 +31,12 @@ class UnpaddedGraph(nn.Module):
         if not first_norm:
             states = encoder.layer_norm(states)
         position_bias = None if encoder.relative_position is None else encoder.relative_position(frames)
+        key_mask, config = None, encoder.config
+        if config.chunk_frames:
+            key_mask = chunk_mask(frames, config.chunk_frames, config.left_frames)
         hidden_states = [states]
         for layer in encoder.layers:
-            states, _ = layer(states, None, position_bias, False)
+            states, _ = layer(states, key_mask, position_bias, False)
             hidden_states.append(states)
         last = encoder.layer_norm(states) if first_norm else states
         output = EncoderOutput(projected, hidden_states, last, torch.full((1,), frames))
@@ -60,7 +63,7 @@ class PlainAttention(SelfAttention):
     def forward(
         self, states: Tensor, key_mask: Tensor | None, position_bias: Tensor | None, attention_map: bool
     ) -> tuple[Tensor, None]:
-        """As in `SelfAttention`, for states (1, frame, channel), without mask and maps."""
+        """As in `SelfAttention`, for states (1, frame, channel), without maps; key_mask (query, key) or None."""
         heads = self.q_proj.out_features // self.head_dim
         query, key, value = (
             projection(states).reshape(-1, heads, self.head_dim).transpose(0, 1)  # (head, frame, .)
@@ -69,6 +72,8 @@ class PlainAttention(SelfAttention):
         scores = torch.bmm(query * self.scale, key.transpose(1, 2))  # (head, query, key)
         if self.gate is not None and position_bias is not None:
             scores = scores + self.gate(states, position_bias)[0]
+        if key_mask is not None:
+            scores = torch.where(key_mask, scores, NEVER)
         context = torch.bmm(scores.softmax(dim=-1), value).transpose(0, 1)
         return self.out_proj(context.reshape(1, -1, heads * self.head_dim)), None
 
@@ -100,6 +105,7 @@ class PlainPositions(nn.Module):
             convolution.weight = nn.Parameter((positional.weight_v * (positional.weight_g / norm)).detach())
             convolution.bias = nn.Parameter(positional.bias.detach())
             self.layers = nn.ModuleList([convolution])
+        self.before = None if isinstance(positional, PositionalStack) else positional.before
         for layer in self.layers:
             assert isinstance(layer, nn.Conv1d)
             layer.padding = (0,)
@@ -108,7 +114,8 @@ class PlainPositions(nn.Module):
         for layer in self.layers:
             assert isinstance(layer, nn.Conv1d)
             kernel = layer.kernel_size[0]
-            padded = F.pad(states.transpose(1, 2), (kernel // 2, kernel - 1 - kernel // 2))
+            before = kernel // 2 if self.before is None else self.before
+            padded = F.pad(states.transpose(1, 2), (before, kernel - 1 - before))
             states = layer(padded).transpose(1, 2)
             states = F.gelu(F.layer_norm(states, states.shape[2:]) if self.stacked else states)
         return states

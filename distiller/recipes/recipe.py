@@ -24,7 +24,7 @@ from distiller.corpora.config import CorpusConfig
 from distiller.objectives.config import ObjectiveConfig, UnitsObjectiveConfig
 from distiller.objectives.registry import OBJECTIVES, config_class
 from distiller.recipes.yaml_files import dump, merged, methods, overlay, parse_overrides, read, renewed, shipped
-from distiller.students.config import STUDENTS, LogMelConfig, NarrowConfig, PruningConfig, StudentConfig
+from distiller.students.config import STUDENTS, NarrowConfig, PruningConfig, StudentConfig
 from distiller.teachers.config import TeacherConfig
 from distiller.training.config import DistillationOptimizerConfig, OptimizerConfig, TrainerConfig
 from upstream.errors import UserError, one_of, require
@@ -35,6 +35,21 @@ BUNDLED = "bundled"  # the name of the teacher in distiller/assets/teacher
 # become batch_seconds and trainer.accumulate.)
 RESUMABLE = frozenset(
     {"corpus.workers", "corpus.max_skipped", "corpus.step_seconds", "trainer.checkpoint_every", "probe.references"}
+)
+
+
+# Keys that recipes of earlier versions lack, and their defaults.
+LATER_KEYS = flatten(
+    {
+        "teachers": [],
+        "corpus": {"augment": asdict(AugmentConfig())},
+        "optimizer": {"extractor_lr_scale": 1.0},
+        "student": {
+            key: value
+            for key, value in asdict(NarrowConfig()).items()
+            if key in ("log_mel", "front_end", "attention", "look_ahead", "left_context")
+        },
+    }
 )
 
 
@@ -222,16 +237,6 @@ def to_dict(recipe: AnyRecipe) -> dict[str, Any]:
     """A recipe as the values that its YAML holds; tuples are lists there."""
     values = asdict(recipe)
     values["optimizer"]["betas"] = list(recipe.optimizer.betas)
-    if recipe.corpus.augment == AugmentConfig():  # a run of a version without it continues
-        del values["corpus"]["augment"]
-    if values["optimizer"].get("extractor_lr_scale") == 1.0:
-        del values["optimizer"]["extractor_lr_scale"]
-    if not values.get("teachers", True):
-        del values["teachers"]
-    if values.get("student", {}).get("log_mel") == asdict(LogMelConfig()):
-        del values["student"]["log_mel"]
-    if values.get("student", {}).get("front_end") == "conv":
-        del values["student"]["front_end"]
     return values
 
 
@@ -250,5 +255,8 @@ def first_difference(a: AnyRecipe | Path, b: AnyRecipe | Path, ignore: Collectio
 
     A saved recipe may be given by its path; it is not checked, since an older version may have written it.
     """
-    first, second = (read(side) if isinstance(side, Path) else to_dict(side) for side in (a, b))
-    return difference(first, second, ignore)
+    first, second = (flatten(read(side) if isinstance(side, Path) else to_dict(side)) for side in (a, b))
+    # what a saved recipe lacks since its version had no such key was as it is by default
+    added = LATER_KEYS.items() if isinstance(a, Path) or isinstance(b, Path) else ()
+    default = {key: value for key, value in added if key in first or key in second}
+    return difference(default | first, default | second, ignore)

@@ -7,8 +7,9 @@ from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from distiller.common.strict import ABOVE_0, AT_LEAST_1, SHARE_OF_STEPS, STRICT
-from upstream.config import FAMILIES, EncoderConfig
+from upstream.config import EncoderConfig
 from upstream.errors import UserError, one_of, require
+from upstream.families import FAMILIES
 
 # what a gate is on -> the name of its units in figures and tables
 UNITS = {
@@ -96,8 +97,8 @@ class PrunedConfig(StudentConfig):
     name: str = "pruned"
 
     def shape(self, teacher: EncoderConfig) -> EncoderConfig:
-        if teacher.mel_bins:
-            kind = "a Whisper encoder" if teacher.whisper else "an encoder with a log-mel front end"
+        if teacher.mel_bins or teacher.chunk_frames:
+            kind = "a Whisper encoder" if teacher.whisper else "an encoder of log-mel energies or of chunks"
             raise UserError(
                 f"{kind} is a teacher of narrow students and cannot be pruned: choose another teacher, or a "
                 "method with a narrow student (--method star, student.name=narrow)"
@@ -159,6 +160,8 @@ class NarrowConfig(StudentConfig):
     initialization: "random" as in the paper, or "teacher": every parameter that both have, the lowest layers first.
     front_end: the size's convolutions, the same with half the channels ("thin"), or log-mel energies with one
         convolution over them ("logmel").
+    attention: "chunked": frames are heard in chunks of `look_ahead` + 1, and see no others but `left_context` before
+        them; with layer norms in the front end and positions from the past, such a student hears a wav as it comes.
     """
 
     name: str = "narrow"
@@ -166,6 +169,9 @@ class NarrowConfig(StudentConfig):
     layers: Annotated[int | None, AT_LEAST_1] = None  # the size's own when left out
     initialization: Literal["random", "teacher"] = "random"  # type: ignore[misc]  # here a recipe chooses it
     front_end: Literal["conv", "thin", "logmel"] = "conv"
+    attention: Literal["full", "chunked"] = "full"
+    look_ahead: Annotated[int, Field(ge=0, description="an integer from 0")] = 4  # frames, where attention is chunked
+    left_context: Annotated[int, Field(ge=0, description="an integer from 0")] = 100  # frames before a chunk, likewise
     dropout: Annotated[float, PROBABILITY] = 0.1
     feature_dropout: Annotated[float, PROBABILITY] = 0.05
     log_mel: LogMelConfig = field(default_factory=LogMelConfig)
@@ -179,6 +185,7 @@ class NarrowConfig(StudentConfig):
             steps = self.log_mel.steps
             require(not steps, "student.log_mel.steps", steps, "0 where the extractor is the teacher's")
             require(self.front_end == "conv", "student.front_end", self.front_end, "conv, where it is the teacher's")
+            require(self.attention == "full", "student.attention", self.attention, "full, where it is the teacher's")
         steps, hears = self.log_mel.steps, self.front_end == "logmel"
         require(
             not (steps and hears), "student.log_mel.steps", steps, "0 with student.front_end logmel, which hears it"
@@ -215,6 +222,14 @@ class NarrowConfig(StudentConfig):
                 normalize_waveform=teacher.normalize_waveform,
             )
         shape = with_front_end(shape, self.front_end)
+        if self.attention == "chunked":
+            shape = replace(
+                shape,
+                conv_norm="layer",
+                normalize_waveform=False,
+                chunk_frames=self.look_ahead + 1,
+                left_frames=self.left_context,
+            )
         check_same_frames(shape, teacher)
         return self.with_dropouts(shape)
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from distiller.students.gates import GateSite, GateValues
-from upstream.config import FAMILIES, EncoderConfig
+from upstream.config import EncoderConfig
+from upstream.families import FAMILIES
 
 
 def expected_parameters(config: EncoderConfig, probabilities: GateValues) -> Tensor:

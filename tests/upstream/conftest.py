@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from upstream.config import FAMILIES, EncoderConfig
+from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
+from upstream.families import FAMILIES
 
 LENGTHS = (16000, 11231, 7040)
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from upstream.checkpoint import load
-from upstream.config import FAMILIES
 from upstream.errors import UserError
+from upstream.families import FAMILIES
 
 TOLERANCE = 1e-4
 CONVOLUTIONAL = [name for name, family in FAMILIES.items() if not family.whisper]

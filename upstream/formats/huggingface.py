@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import equal, eye
 
-from ..config import FAMILIES, FEATURE_EXTRACTOR_EPS, EncoderConfig, Family
+from ..config import FEATURE_EXTRACTOR_EPS, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError, one_of, shown
+from ..families import FAMILIES, Family
 from . import whisper
 from .files import read_json, read_safetensors, read_torch
 from .keys import KeyTable, build

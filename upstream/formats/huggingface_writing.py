@@ -4,9 +4,10 @@ from typing import Any
 
 from torch import Tensor, eye, zeros
 
-from ..config import FAMILIES, SAMPLE_RATE, EncoderConfig
+from ..config import SAMPLE_RATE, EncoderConfig
 from ..encoder import SpeechEncoder
 from ..errors import UserError
+from ..families import FAMILIES
 from .huggingface import IDENTITY_PROJECTION, NORMALIZE_EPS, NORMALIZE_WAVEFORM, TABLE, names
 
 
@@ -84,6 +85,7 @@ def obstacles(config: EncoderConfig) -> list[str]:
         "its heads are not embed_dim / num_heads wide": config.num_heads * config.head_dim != config.embed_dim,
         "its last convolution is scaled per channel": config.feature_scale,
         "it hears log-mel energies": config.mel_bins > 0,
+        "its frames attend in chunks": config.chunk_frames > 0,
         "it drops frames beyond a multiple": config.frame_multiple != 1,
         "its layer norms count over pruned channels": bool(config.unpruned_channels),
         "it has no norm in front of the projection": lacks_norm,

@@ -16,7 +16,6 @@ from upstream.errors import UserError
 def test_it_is_off_and_then_not_in_a_recipe() -> None:
     recipe = load_recipe("star")
     assert not recipe.corpus.augment.enabled
-    assert "augment" not in to_dict(recipe)["corpus"]
 
 
 def test_one_key_switches_an_effect_on() -> None:

@@ -10,7 +10,8 @@ from distiller.audio.batch import Batch
 from distiller.distillation import stages
 from distiller.distillation.distillation_module import Distillation
 from distiller.distillation.log_mel import LogMelRegression, spectrogram
-from distiller.recipes.recipe import load_recipe, to_dict
+from distiller.recipes.recipe import first_difference, load_recipe, to_dict
+from distiller.recipes.yaml_files import dump
 from tests.distiller.conftest import SmallRun
 from tests.distiller.distillation.test_stages import TEACHER, rows
 from upstream.checkpoint import load
@@ -108,13 +109,20 @@ def test_where_it_cannot_be_is_refused() -> None:
         load_recipe("skill", ["student.log_mel.steps=5"])
 
 
-def test_runs_of_versions_without_these_keys_continue() -> None:
-    values = to_dict(load_recipe("star"))
-    assert "log_mel" not in values["student"]
-    assert "extractor_lr_scale" not in values["optimizer"]
-    values = to_dict(load_recipe("star", ["student.log_mel.steps=5", "optimizer.extractor_lr_scale=2.0"]))
-    assert values["student"]["log_mel"] == {"steps": 5, "lr": 0.01}
-    assert values["optimizer"]["extractor_lr_scale"] == 2.0
+def test_runs_of_versions_without_later_keys_continue(tmp_path: Path) -> None:
+    values, saved = to_dict(load_recipe("star")), tmp_path / "recipe.yaml"
+    for key in ("log_mel", "front_end", "attention", "look_ahead", "left_context"):
+        del values["student"][key]
+    del values["optimizer"]["extractor_lr_scale"], values["teachers"], values["corpus"]["augment"]
+    saved.write_text(dump(values))
+    assert first_difference(saved, load_recipe("star")) is None
+    for change, said in (
+        ("student.log_mel.steps=5", "student.log_mel.steps (0 against 5)"),
+        ("optimizer.extractor_lr_scale=2.0", "optimizer.extractor_lr_scale (1.0 against 2.0)"),
+        ("corpus.augment.noise.probability=0.5", "corpus.augment.noise.probability (0.0 against 0.5)"),
+        ("student.front_end=thin", "student.front_end ('conv' against 'thin')"),
+    ):
+        assert first_difference(saved, load_recipe("star", [change])) == said
 
 
 def test_the_extractor_has_its_own_learning_rate() -> None:

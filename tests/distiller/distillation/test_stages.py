@@ -325,6 +325,18 @@ def test_all_of_another_corpus_is_calibrated_on(material: Path, tmp_path: Path) 
     assert max(cut.duration for cut in audio.cuts) <= audio.batch_seconds == 0.3
 
 
+def test_a_student_that_hears_in_chunks_is_distilled(material: Path, tmp_path: Path) -> None:
+    chunked = ("student.attention=chunked", "student.look_ahead=3", "student.left_context=8")
+    distil(recipe(material, "star", "student.size=teacher", "trainer.steps=4", *chunked), tmp_path)
+    student, waveform = load(tmp_path / "student"), 0.1 * torch.randn(1, 9_000)
+    assert (student.config.chunk_frames, student.config.left_frames, student.config.conv_norm) == (4, 8, "layer")
+    with torch.no_grad(), student.streaming() as stream:
+        parts = [*(student(piece) for piece in waveform.split(1_234, dim=1)), stream.flush()]
+        streamed = torch.cat([part.last_hidden_state for part in parts], dim=1)
+    with torch.no_grad():
+        torch.testing.assert_close(streamed, student(waveform).last_hidden_state, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("front_end", ["thin", "logmel"])
 def test_other_front_ends_are_distilled_and_saved(material: Path, tmp_path: Path, front_end: str) -> None:
     distil(

@@ -1,5 +1,6 @@
 """A student that hears log-mel energies: the spectrum is inside every file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +66,21 @@ def test_a_program_hears_waveforms(folder: Path, monkeypatch) -> None:
     mask = output.frame_mask()
     assert counts.tolist() == output.frame_lengths.tolist()
     torch.testing.assert_close(states[-1][mask], output.hidden_states[-1][mask], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["hubert", "wavlm"])
+@pytest.mark.parametrize("front_end", ["conv", "logmel"])
+def test_a_student_of_chunks_has_the_same_states_in_a_file(tmp_path: Path, family: str, front_end: str) -> None:
+    torch.manual_seed(2)
+    shape = EncoderConfig(**{**SHAPE, "feature_scale": False, "family": family, "normalize_waveform": False})
+    chunked = replace(with_front_end(shape, front_end), conv_norm="layer", chunk_frames=5, left_frames=12)
+    encoder = SpeechEncoder(chunked).eval()
+    save(encoder, tmp_path / "student")
+    path = tmp_path / "student.onnx"
+    assert export.main([str(tmp_path / "student"), "--to", "onnx", "--output", str(path)]) == 0
+    waveforms = 0.1 * torch.randn(2, 31_234, generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([31_234, 20_000])
+    with torch.no_grad():
+        ours, theirs = encoder(waveforms, lengths), OnnxEncoder(path)(waveforms, lengths)
+    mask = ours.frame_mask()
+    torch.testing.assert_close(theirs.hidden_states[-1][mask], ours.hidden_states[-1][mask], atol=1e-4, rtol=1e-4)

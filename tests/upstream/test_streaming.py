@@ -1,0 +1,121 @@
+"""An encoder that hears a wav as it comes: nothing from the future, and the same states whatever the pieces."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from upstream.attention import chunk_mask
+from upstream.chunked import extract
+from upstream.encoder import EncoderOutput, SpeechEncoder
+from upstream.errors import UserError
+
+CONVOLUTIONS: dict[str, Any] = {"conv_layers": ((8, 10, 5), *((8, 3, 2),) * 4, (8, 2, 2), (16, 2, 2))}
+HEARS: dict[str, Any] = {"conv_norm": "layer", "chunk_frames": 5, "left_frames": 7}
+STRUCTURES: dict[str, dict[str, Any]] = {
+    "hubert": CONVOLUTIONS,
+    "log-mel": {"mel_bins": 40, "conv_bias": True, "conv_layers": ((40, 3, 2),)},
+    "wavlm": {**CONVOLUTIONS, "family": "wavlm"},
+    "pre-LN": {**CONVOLUTIONS, "layer_norm_first": True},
+    "pruned": {**CONVOLUTIONS, "attention_heads": ((1, 3), None, ()), "ffn_dims": (0, 9, None)},
+    "frame by frame": {**CONVOLUTIONS, "chunk_frames": 1, "left_frames": 0},
+}
+EXACT = {"atol": 1e-5, "rtol": 1e-4}
+
+
+@pytest.fixture(params=STRUCTURES)
+def encoder(request: pytest.FixtureRequest, tiny_encoder: Callable[..., SpeechEncoder]) -> SpeechEncoder:
+    return tiny_encoder(**{**HEARS, **STRUCTURES[request.param]})
+
+
+def noise(*shape: int) -> Tensor:
+    return 0.1 * torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def together(parts: list[EncoderOutput]) -> list[Tensor]:
+    return [torch.cat(layer, dim=1) for layer in zip(*(part.hidden_states for part in parts), strict=True)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1, 160, 320, 777, 5000, 20_000])
+def test_streaming_equals_the_whole_wav_in_pieces_of_any_size(encoder: SpeechEncoder, size: int) -> None:
+    waveforms = noise(2, 9_876 if size > 1 else 2_000)
+    whole = encoder(waveforms)
+    with encoder.streaming(2) as stream:
+        parts = [encoder(piece) for piece in waveforms.split(size, dim=1)]
+        assert all(part.projected.shape[1] % encoder.config.chunk_frames == 0 for part in parts)
+        parts.append(stream.flush())
+    for streamed, states in zip(together(parts), whole.hidden_states, strict=True):
+        torch.testing.assert_close(streamed, states, **EXACT)
+    streamed = torch.cat([part.last_hidden_state for part in parts], dim=1)
+    torch.testing.assert_close(streamed, whole.last_hidden_state, **EXACT)
+    assert sum(part.frame_lengths for part in parts).tolist() == whole.frame_lengths.tolist()  # type: ignore[union-attr]
+    torch.testing.assert_close(encoder(waveforms).last_hidden_state, whole.last_hidden_state)  # as before it
+
+
+@torch.no_grad()
+def test_a_frame_does_not_change_with_what_follows_its_chunk(encoder: SpeechEncoder) -> None:
+    config, waveform = encoder.config, noise(6_000)
+    whole, chunk = encoder(waveform).hidden_states, config.chunk_frames
+    ahead = 160 if config.mel_bins else 0  # samples that a log-mel frame sees beyond HuBERT's
+    for end in range(config.min_samples, len(waveform), 97):
+        complete = config.frame_count(max(end - ahead, config.min_samples)) // chunk * chunk
+        for cut, states in zip(encoder(waveform[:end]).hidden_states, whole, strict=True):
+            torch.testing.assert_close(cut[:, :complete], states[:, :complete], **EXACT)
+    full = encoder(torch.cat([waveform[:5_000], noise(1_000) + 0.5])).hidden_states[-1]
+    assert not torch.allclose(full[:, -1], whole[-1][:, -1])
+
+
+@torch.no_grad()
+def test_left_context_is_what_was_asked_for(tiny_encoder: Callable[..., SpeechEncoder]) -> None:
+    encoder = tiny_encoder(**{**HEARS, **CONVOLUTIONS, "attention_heads": ((0, 1),), "ffn_dims": (8,)})
+    states = noise(1, 30, encoder.config.embed_dim)
+    mask = chunk_mask(30, 5, 7)
+    assert mask[12].nonzero()[:, 0].tolist() == list(range(3, 15))
+    assert mask[4].nonzero()[:, 0].tolist() == list(range(5))
+    layer = encoder.layers[0]
+    before, _ = layer(states, mask[None, None], None, False)
+    changed = states.clone()
+    changed[:, 2] += 1.0
+    after, _ = layer(changed, mask[None, None], None, False)
+    moved = (after - before).abs().amax(dim=2)[0] > 0
+    assert moved.nonzero()[:, 0].tolist() == list(range(10))  # frames of its own chunk and the next
+
+
+@torch.no_grad()
+def test_a_long_wav_in_chunks_is_exact_and_memory_constant(tiny_encoder: Callable[..., SpeechEncoder]) -> None:
+    encoder, waveform = tiny_encoder(**{**HEARS, **CONVOLUTIONS}), noise(50_000)
+    for chunked, states in zip(extract(encoder, waveform, 0.7), encoder(waveform).hidden_states, strict=True):
+        torch.testing.assert_close(chunked, states[0], **EXACT)
+    with encoder.streaming() as stream:
+        sizes = []
+        for _ in range(6):
+            stream(noise(1, 16_000))
+            kept = [stream.samples, stream.pending, stream.past]
+            kept += [part for memory in stream.memories for part in memory.kept or ()]
+            sizes.append(sum(part.numel() for part in kept))
+        assert max(sizes[2:]) <= max(sizes[:2]) + 400 + 5 * encoder.config.embed_dim
+
+
+@torch.no_grad()
+def test_a_batch_with_padding_is_that_of_each_wav(encoder: SpeechEncoder) -> None:
+    batch, alone = encoder([noise(9_000), noise(5_000)]), encoder(noise(5_000))
+    frames = alone.projected.shape[1]
+    torch.testing.assert_close(batch.hidden_states[-1][1, :frames], alone.hidden_states[-1][0], **EXACT)
+
+
+def test_mistakes_are_one_sentence(tiny_encoder: Callable[..., SpeechEncoder]) -> None:
+    with pytest.raises(UserError, match="the encoder's frames need the whole wav"), tiny_encoder().streaming():
+        pass
+    encoder = tiny_encoder(**{**HEARS, **CONVOLUTIONS})
+    with encoder.streaming(2), pytest.raises(UserError, match="the audio must be 2 wavs of one length"):
+        encoder(noise(1, 400))
+    for changes, said in (
+        ({"conv_norm": "group"}, "conv_norm is 'group', but it must be layer with chunk_frames"),
+        ({"normalize_waveform": True}, "normalize_waveform is True, but it must be False with chunk_frames"),
+        ({"chunk_frames": -1}, "chunk_frames is -1, but it must be between 0 and 65536"),
+    ):
+        with pytest.raises(UserError, match=said):
+            tiny_encoder(**{**HEARS, **CONVOLUTIONS, **changes})
