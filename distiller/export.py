@@ -33,6 +33,7 @@ examples:
   python distiller/export.py exp/star/student --to onnx --output exp/star/student.onnx
   python distiller/export.py exp/star/student --to onnx --quantize int8 --output exp/star/student-int8.onnx
   python distiller/export.py exp/star/student --to onnx --quantize static-int8 --calibrate synthetic --output fast.onnx
+  python distiller/export.py exp/live/student --to onnx --streaming --output exp/live/student.onnx
   python distiller/export.py exp/star/student --to executorch --longest 20 --output exp/star/student.pte
   python distiller/export.py DPHuBERT-sp0.75.pth --to onnx --states last --output dphubert.onnx
   python distiller/export.py exp/star/student --to transformers --push-to-hub my-name/star-student
@@ -54,6 +55,8 @@ def parser() -> Parser:
     built.add_argument("--calibrate", metavar="CORPUS", help=audio)
     longest = "the longest wav that the program takes (executorch; default: 30)"
     built.add_argument("--longest", type=float, metavar="SECONDS", help=longest)
+    chunks = "chunk by chunk, with the state in and out, for a student of student.attention=chunked (onnx)"
+    built.add_argument("--streaming", action="store_true", help=chunks)
     states = "what the graph returns (default: all; logits of a recogniser)"
     built.add_argument("--states", choices=("all", "weighted", "last", "logits"), help=states)
     weights = {"type": comma_separated(float), "metavar": "W,W,..."}
@@ -93,6 +96,8 @@ def _check(options: argparse.Namespace) -> None:
         require(
             1 < options.longest <= MOST_SECONDS, "--longest", options.longest, f"above 1 and at most {MOST_SECONDS}"
         )
+    if options.streaming and (options.to != "onnx" or options.quantize):
+        raise UserError("--streaming goes with --to onnx, and without --quantize")
     if options.to in FOLDERS and (options.states not in (None, "all") or options.weights):
         raise UserError(f"--states and --weights are for graphs; --to {options.to} always gives all hidden states")
     if options.weights and options.states != "weighted":

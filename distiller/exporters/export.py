@@ -12,6 +12,7 @@ from distiller.exporters.hub import preview, push
 from distiller.exporters.transformers import needs_own_code, to_transformers
 from distiller.graphs import executorch, onnx
 from distiller.graphs.static import statically_quantized
+from distiller.graphs.streaming import to_streaming_onnx
 from upstream.checkpoint import save
 from upstream.errors import UserError
 
@@ -23,6 +24,7 @@ def export(
     quantize: str | None = None,
     calibrate: str | None = None,
     longest: float | None = None,
+    streaming: bool = False,
     states: str | None = None,
     weights: Sequence[float] | None = None,
     model_config: str | None = None,
@@ -38,6 +40,7 @@ def export(
         to: "student", "transformers", "onnx", "executorch" or "torch-export".
         quantize: "int8" for an ONNX file with 8-bit linear layers; "static-int8", by audio of the corpus `calibrate`.
         longest: seconds of the longest wav that an ExecuTorch program takes; by default 30.
+        streaming: an ONNX file that takes a chunk of audio and the state before it.
         states, weights: what a graph returns, as `onnx.graph_of`; by default all states, or a recogniser's logits.
         model_config: the YAML of a STaR checkpoint.
         student: what s3prl fine-tuned, if it is not where s3prl found it.
@@ -71,6 +74,9 @@ def export(
         call = f"{opener}.from_pretrained" + (" with trust_remote_code=True" if own_code else "")
         return f"{output}: {call} opens it; largest difference of any {compared} {difference:.1e}"
     graph = onnx.graph_of(encoder, states or ("logits" if recognizer else "all"), weights, recognizer)
+    if streaming:
+        difference = to_streaming_onnx(graph, output)
+        return f"{output}: upstream.onnx_stream.OnnxStream runs it; {difference:.1e} at most from PyTorch on whole wavs"
     return f"{output}: {_written(graph, to, output, quantize, calibrate, longest)}"
 
 

@@ -136,7 +136,11 @@ def save_onnx(graph: StatesGraph, path: Path, computed: StatesGraph, opset: int)
             opset_version=opset,
             verbose=False,
         )
-    assert program is not None  # with dynamo=True it never is
+    filled_in(program, graph, path)
+
+
+def filled_in(program: Any, graph: StatesGraph, path: Path) -> None:
+    """Write what `torch.onnx.export` has made, and in it what the file holds."""
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with the paths of this machine
     program.model.metadata_props["encoder"] = json.dumps(graph.encoder.config.to_dict())

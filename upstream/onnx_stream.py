@@ -1,0 +1,97 @@
+"""An ONNX file that hears speech as it comes: audio in pieces of any size in, states of complete chunks out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import EncoderConfig
+from .errors import UserError
+from .onnx_encoder import open_session
+from .waveforms import as_batch
+
+STATE = "next_"  # before the name of an input, the output that is that input of the next call
+TYPES = {"tensor(float)": torch.float32, "tensor(int64)": torch.int64}
+
+
+class OnnxStream:
+    """A file of `distiller/export.py --to onnx --streaming`, run by onnxruntime on the CPU.
+
+    Args:
+        batch: wavs at once, which get audio of the same length in every call.
+        threads: of onnxruntime; 0: all cores.
+
+    Raises:
+        UserError: onnxruntime is not installed or cannot open the file, or it is not such a file.
+    """
+
+    def __init__(self, path: Path, batch: int = 1, threads: int = 0) -> None:
+        self.session = open_session(path, threads)
+        known = self.session.get_modelmeta().custom_metadata_map
+        self.outputs = [value.name for value in self.session.get_outputs()]
+        if "encoder" not in known or f"{STATE}samples" not in self.outputs:
+            raise UserError(f"{path} hears whole wavs; export a student of chunks with --to onnx --streaming")
+        self.config = EncoderConfig.from_dict(json.loads(known["encoder"]), str(path))
+        self.batch = batch
+        self.step = self.config.chunk_frames * self.config.samples_per_frame  # samples of a chunk
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the wav: what follows is the beginning of another."""
+        carried = [value for value in self.session.get_inputs() if value.name not in ("waveforms", "frames")]
+        self.state = {value.name: torch.zeros(self._shape(value), dtype=TYPES[value.type]) for value in carried}
+        self.overlap = self.state["samples"].shape[1]
+        self.padding = (self.overlap + self.config.samples_per_frame - self.config.min_samples) // 2
+        self.waiting = torch.zeros(self.batch, self.padding)
+        self.begun = False
+
+    def __call__(self, waveforms: Any) -> Tensor:
+        """The next samples, (batch, sample) -> states of the chunks that they complete, (layer, batch, frame, channel)
+        or (batch, frame, channel).
+
+        Raises:
+            UserError: as `as_batch`; another number of wavs, or wavs of different lengths.
+        """
+        waveforms, lengths = as_batch(waveforms, None, torch.zeros(()), 1)
+        if len(waveforms) != self.batch or int(lengths.min()) < waveforms.shape[1]:
+            raise UserError(f"the audio must be {self.batch} wavs of one length, as the stream has, in every call")
+        self.waiting = torch.cat([self.waiting, waveforms], dim=1)
+        parts = []
+        while self._begin() and self.waiting.shape[1] >= self.step:
+            parts.append(self._run(self.waiting[:, : self.step], self.config.chunk_frames))
+            self.waiting = self.waiting[:, self.step :]
+        return self._joined(parts)
+
+    def flush(self) -> Tensor:
+        """The states of the chunk that the end of the audio has left incomplete."""
+        self.waiting = torch.nn.functional.pad(self.waiting, (0, self.padding))
+        frames = self.waiting.shape[1] // self.config.samples_per_frame if self._begin() else 0
+        padded = torch.nn.functional.pad(self.waiting, (0, self.step - self.waiting.shape[1]))
+        return self._joined([self._run(padded, frames)[..., :frames, :]] if frames else [])
+
+    def _begin(self) -> bool:
+        """Whether the samples before the first chunk are there."""
+        if not self.begun and self.waiting.shape[1] >= self.overlap:
+            self.state["samples"], self.waiting = self.waiting[:, : self.overlap], self.waiting[:, self.overlap :]
+            self.begun = True
+        return self.begun
+
+    def _run(self, waveforms: Tensor, frames: int) -> Tensor:
+        inputs = {"waveforms": waveforms, "frames": torch.tensor([frames]), **self.state}
+        found = self.session.run(None, {name: value.contiguous().numpy() for name, value in inputs.items()})
+        by_name = dict(zip(self.outputs, map(torch.from_numpy, found), strict=True))
+        self.state = {name: by_name.pop(f"{STATE}{name}") for name in self.state}
+        (states,) = by_name.values()
+        return states
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        if parts:
+            return torch.cat(parts, dim=-2)
+        *others, _, channels = self._shape(self.session.get_outputs()[0])
+        return torch.zeros(*others, 0, channels)
+
+    def _shape(self, value: Any) -> list[int]:
+        """Of an input or output, in which only the batch has a name in place of a size."""
+        return [size if isinstance(size, int) else self.batch for size in value.shape]
