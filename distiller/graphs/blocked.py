@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan  # `Scan` in ONNX
 from torch.nn import functional as F
 
-from upstream.attention import RelativePosition, SelfAttention
+from upstream.attention import Memory, RelativePosition, SelfAttention
 from upstream.config import EncoderConfig
 from upstream.encoder import EncoderLayer, SpeechEncoder
 
@@ -40,9 +40,14 @@ class BlockedAttention(SelfAttention):
         self.chunk, self.left = config.chunk_frames, config.left_frames
 
     def forward(
-        self, states: Tensor, key_mask: Tensor | None, position_bias: Tensor | None, attention_map: bool
+        self,
+        states: Tensor,
+        key_mask: Tensor | None,
+        position_bias: Tensor | None,
+        attention_map: bool,
+        memory: Memory | None = None,
     ) -> tuple[Tensor, None]:
-        """As in `SelfAttention`, for a key_mask (batch, 1, 1, key), without maps."""
+        """As in `SelfAttention`, for a key_mask (batch, 1, 1, key), without maps and memory."""
         query, key, value = (
             projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, head, frame, .)
             for projection in (self.q_proj, self.k_proj, self.v_proj)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from distiller.graphs.blocked import NEVER, DistanceBiases
 from distiller.graphs.onnx import StatesGraph
-from upstream.attention import SelfAttention, chunk_mask
+from upstream.attention import Memory, SelfAttention, chunk_mask
 from upstream.encoder import EncoderLayer, EncoderOutput, SpeechEncoder
 from upstream.extractor import ChannelGroupNorm, ConvLayer
 from upstream.positional import PositionalConvolution, PositionalStack
@@ -61,9 +61,14 @@ class PlainAttention(SelfAttention):
         self.__dict__.update(attention.__dict__)  # its projections and its gate
 
     def forward(
-        self, states: Tensor, key_mask: Tensor | None, position_bias: Tensor | None, attention_map: bool
+        self,
+        states: Tensor,
+        key_mask: Tensor | None,
+        position_bias: Tensor | None,
+        attention_map: bool,
+        memory: Memory | None = None,
     ) -> tuple[Tensor, None]:
-        """As in `SelfAttention`, for states (1, frame, channel), without maps; key_mask (query, key) or None."""
+        """As in `SelfAttention`, for states (1, frame, channel) and a key_mask (query, key), without maps and memory."""
         heads = self.q_proj.out_features // self.head_dim
         query, key, value = (
             projection(states).reshape(-1, heads, self.head_dim).transpose(0, 1)  # (head, frame, .)

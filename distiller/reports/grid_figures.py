@@ -61,8 +61,8 @@ def accuracy_by_method(path: Path, rows: Sequence[Row], titles: Mapping[str, str
             axes.plot(values, [place] * len(values), "o", color=COLOURS["student"], alpha=0.35, markersize=4)
             axes.errorbar(mean, place, xerr=half, fmt="|", color=COLOURS["student"], capsize=3, markersize=9)
         for name, (label, line_style) in REFERENCES.items():
-            values = {row.get(key.replace("student", name, 1)) for row in rows} - {None}
-            for value in sorted(values):  # more than one where runs have different teachers
+            column = key.replace("student", name, 1)
+            for value in {row[column] for row in rows if column in row}:  # several where runs have different teachers
                 axes.axvline(value, color=COLOURS[name], linestyle=line_style, linewidth=1.2, label=label)
         axes.set(xlabel=title)
         axes.grid(alpha=0.25, axis="x")
