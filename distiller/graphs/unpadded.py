@@ -68,7 +68,7 @@ class PlainAttention(SelfAttention):
         attention_map: bool,
         memory: Memory | None = None,
     ) -> tuple[Tensor, None]:
-        """As in `SelfAttention`, for states (1, frame, channel) and a key_mask (query, key), without maps and memory."""
+        """As in `SelfAttention`, for states (1, frame, channel) and a mask (query, key), without maps or memory."""
         heads = self.q_proj.out_features // self.head_dim
         query, key, value = (
             projection(states).reshape(-1, heads, self.head_dim).transpose(0, 1)  # (head, frame, .)
