@@ -25,8 +25,7 @@ class MelExtractor(FeatureExtractor):
 
     The logarithms of a wav's energies are brought to zero mean and unit variance, all bins together, so that neither
     its level nor the contrast of its recording matters; with layer norms (`conv_norm`) those of each column, which need
-    not wait for the wav's end. A graph computes the spectrum as every other device does: as a
-    convolution with sines and cosines.
+    not wait for the wav's end. The spectrum is a convolution with sines and cosines, which every graph can hold.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -91,13 +90,14 @@ class MelExtractor(FeatureExtractor):
 
 def _tables(bins: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Windowed cosines and sines of every frequency, (2 x frequency, 1, sample), and the mel filters."""
-    samples = torch.arange(MEL_WINDOW, device=device)
-    turns = (
-        torch.arange(MEL_WINDOW // 2 + 1, device=device)[:, None] * samples % MEL_WINDOW
-    )  # exact, unlike large angles
+    frequencies, samples = (torch.arange(count, device=device) for count in (MEL_WINDOW // 2 + 1, MEL_WINDOW))
+    turns = frequencies[:, None] * samples % MEL_WINDOW  # in integers, as large angles lose digits
     angles = turns.to(dtype) * (2 * math.pi / MEL_WINDOW)
     window = torch.hann_window(MEL_WINDOW, dtype=dtype, device=device)
     return torch.cat([angles.cos() * window, angles.sin() * window])[:, None], mel_filters(bins, device, dtype)
 
 
-_kept_tables = functools.lru_cache(maxsize=8)(_tables)
+@functools.lru_cache(maxsize=8)
+def _kept_tables(bins: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):  # they may be needed for gradients later
+        return _tables(bins, device, dtype)

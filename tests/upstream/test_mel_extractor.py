@@ -82,6 +82,8 @@ def test_level_does_not_matter_and_silence_is_finite(encoder: SpeechEncoder) -> 
         torch.testing.assert_close(quiet.last_hidden_state, loud.last_hidden_state, atol=1e-3, rtol=1e-3)
         for wav in (torch.zeros(8000), torch.full((8000,), 0.5), torch.cat([torch.zeros(8000), noise(400)])):
             assert bool(encoder(wav).last_hidden_state.isfinite().all())
+    with torch.inference_mode():
+        encoder(noise(8000))  # what it keeps of this must serve gradients, too
     waveform = torch.zeros(1, 8000, requires_grad=True)
     encoder(waveform).last_hidden_state.square().sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in encoder.parameters() if p.grad is not None)
