@@ -34,7 +34,7 @@ across, in the same context. `--abx synthetic` takes triphones of the synthetic 
 --synthetic: phones and speakers of the synthetic corpus by ridge regression, as at the end of a run. "Unseen" are
 phones of speakers that the regression has not seen.
 
---degraded 20,10,5,0,telephone,room: the probes of words and of the synthetic corpus, once more for each of them, on
+--degraded=20,10,0,-5,telephone,room: the probes of words and of the synthetic corpus, once more for each of them, on
 speech with noise at so many dB below it, over a telephone, or in a room. Regressions are fitted on clean speech.
 """
 

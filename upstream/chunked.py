@@ -2,7 +2,7 @@
 
 Statistics over time (the wav's mean and normalisation, the first convolution's group norm) are exact, and so the
 projected features P are the same. The difference is in the context: attention and the positional convolution of a
-chunk see only `overlap` seconds beyond it.
+chunk see only `overlap` seconds beyond it. An encoder that hears a wav as it comes (`upstream.streaming`) is exact.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from .config import SAMPLE_RATE
 from .encoder import EncoderOutput, SpeechEncoder, together
 from .errors import UserError, require
 from .extractor import FeatureExtractor
+from .streaming import Stream
 from .waveforms import as_batch
 
 SECONDS, OVERLAP = 30.0, 5.0
@@ -43,9 +44,6 @@ def outputs(
     if not isinstance(extractor, FeatureExtractor):
         limit = config.max_samples / SAMPLE_RATE
         raise UserError(f"Whisper takes wavs of at most {limit:g} s and cannot be computed in chunks; cut longer ones")
-    if config.chunk_frames:
-        yield from _streamed(encoder, waveform, seconds)
-        return
     size, context = (int(value * SAMPLE_RATE) // extractor.hop for value in (seconds, overlap))
     require(size >= 1, "the length of a chunk", seconds, f"at least {extractor.hop / SAMPLE_RATE:g} seconds")
     require(context >= 0, "the overlap of chunks", overlap, "at least 0 seconds")
@@ -53,6 +51,9 @@ def outputs(
     waveforms, lengths = as_batch(waveform, None, weight, config.min_samples)
     if len(waveforms) > 1:
         raise UserError(f"the audio holds {len(waveforms)} wavs, but it must be one, which is cut into chunks")
+    if config.chunk_frames:
+        yield from _streamed(encoder, waveforms, size * extractor.hop)
+        return
     waveforms = encoder.prepare(waveforms, lengths).to(weight.dtype)
     moments, frames = extractor.moments(waveforms), config.frame_count(waveforms.shape[1])
     samples = F.pad(waveforms[0], (extractor.padding, extractor.padding))
@@ -70,12 +71,12 @@ def outputs(
         )
 
 
-def _streamed(encoder: SpeechEncoder, waveform: Any, seconds: float) -> Iterator[EncoderOutput]:
-    """The same of an encoder that hears a wav as it comes: exactly, whatever the `seconds`."""
-    waveforms, _ = as_batch(waveform, None, encoder.layer_norm.weight, encoder.config.min_samples)
-    with encoder.streaming(len(waveforms)) as stream:
-        parts = (stream(part) for part in waveforms.split(max(1, int(seconds * SAMPLE_RATE)), dim=1))
-        yield from (output for output in (*parts, stream.flush()) if output.projected.shape[1])
+def _streamed(encoder: SpeechEncoder, waveforms: Tensor, samples: int) -> Iterator[EncoderOutput]:
+    """The same of an encoder that hears a wav as it comes, `samples` at a time: exactly that of the whole wav."""
+    stream = Stream(encoder)
+    for part in waveforms.split(samples, dim=1):
+        yield stream(part)
+    yield stream.flush()
 
 
 def chunks(

@@ -236,7 +236,8 @@ def _check_chunks(config: EncoderConfig) -> None:
         _require(0 <= getattr(config, key) <= 2**16, key, getattr(config, key), "between 0 and 65536")
     if config.chunk_frames:
         only = {"conv_norm": "layer", "normalize_waveform": False, "frame_multiple": 1, "whisper": False}
-        only |= {"positional_layers": 1}
+        stacked = FAMILIES[config.family].positional_stack
+        _require(not stacked, "family", config.family, "one with a single positional convolution, with chunk_frames")
         for key, value in only.items():
             _require(getattr(config, key) == value, key, getattr(config, key), f"{value} with chunk_frames")
 

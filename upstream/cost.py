@@ -15,16 +15,26 @@ def count_macs(config: EncoderConfig, samples: int) -> int:
         macs = _mel_convolutions(config, frames)
     else:
         macs = _mel_frames(config, samples) if config.mel_bins else _convolutions(config, samples)
-        positions = frames + (config.positional_kernel + 1) % 2  # an even kernel computes an additional frame
+        even = not (config.positional_kernel % 2 or config.chunk_frames)
+        positions = frames + even  # an even kernel around its frame computes an additional one
         taps = config.positional_layers * config.positional_kernel
         macs += positions * width * (width // config.positional_groups) * taps
+    pairs = _pairs(frames, config.chunk_frames, config.left_frames)
     for heads, ffn_dim in zip(config.attention_heads, config.ffn_dims, strict=True):
         inner = len(heads or ()) * config.head_dim
         macs += 4 * frames * width * inner  # query, key, value, output
-        macs += 2 * frames * frames * inner  # scores, context
+        macs += 2 * pairs * inner  # scores, context
         macs += 8 * frames * inner if config.relative_position else 0  # gate
         macs += 2 * frames * width * (ffn_dim or 0)
     return macs
+
+
+def _pairs(frames: int, chunk: int, left: int) -> int:
+    """Pairs of a query and a key that it sees."""
+    if not chunk:
+        return frames * frames
+    starts = range(0, frames, chunk)
+    return sum(min(chunk, frames - start) * (min(left, start) + min(chunk, frames - start)) for start in starts)
 
 
 def _convolutions(config: EncoderConfig, samples: int) -> int:

@@ -14,6 +14,7 @@ from .attention import Memory, PositionGate, RelativePosition, SelfAttention, ch
 from .config import EncoderConfig
 from .convolution import faster_by_row
 from .dropout import Dropout
+from .errors import UserError
 from .extractor import FeatureExtractor, FeatureProjection
 from .log_mel import LogMelExtractor
 from .mel_extractor import MelExtractor
@@ -135,6 +136,8 @@ class SpeechEncoder(nn.Module):
             UserError: as `as_batch`; a wav must be long enough for one frame, and have at most 30 s for Whisper.
         """
         if self._stream is not None:
+            if lengths is not None or attention_maps:
+                raise UserError("a stream takes audio of one length in every call, and has no attention maps")
             return self._stream(waveforms)
         projected, frame_lengths = self.extract(waveforms, lengths)
         return self.contextualize(projected, frame_lengths, attention_maps)
@@ -149,8 +152,10 @@ class SpeechEncoder(nn.Module):
             batch: wavs at once, which get audio of the same length in every call.
 
         Raises:
-            UserError: an encoder whose frames need the whole wav (student.attention=full).
+            UserError: an encoder whose frames need the whole wav (student.attention=full), or that hears a stream.
         """
+        if self._stream is not None:
+            raise UserError("the encoder hears another stream; upstream.streaming.Stream(encoder) is one beside it")
         self._stream = Stream(self, batch)
         try:
             yield self._stream
@@ -207,7 +212,8 @@ class SpeechEncoder(nn.Module):
         key_mask = mask[:, None, None] if padded else None
         if self.config.chunk_frames:
             seen = chunk_mask(frames, self.config.chunk_frames, self.config.left_frames, mask.device)[None, None]
-            key_mask = seen if key_mask is None else seen & key_mask
+            # a padded query may see padded keys, since without any its states would not be numbers
+            key_mask = seen if key_mask is None else seen & (key_mask | ~mask[:, None, :, None])
         position_bias = None if self.relative_position is None else self.relative_position(frames)
         hidden_states, maps = [states], []
         states = self.hidden_dropout(states)

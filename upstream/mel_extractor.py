@@ -1,4 +1,4 @@
-"""A front end of log-mel energies, with the frames of HuBERT's convolutions: cheaper, and nothing of it is learned.
+"""A front end of log-mel energies, with the frames of HuBERT's convolutions: cheaper, and little of it is learned.
 
 Columns of 25 ms every 10 ms, then one learned convolution over three of them, of stride 2. Frame t is of the columns
 2 t - 1 to 2 t + 1, of which the middle one covers exactly the 400 samples of HuBERT's frame t.
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import MEL_HOP, MEL_WINDOW, EncoderConfig
+from .convolution import convolves
 from .extractor import FeatureExtractor
 from .log_mel import mel_filters
 from .waveforms import frame_mask
 
 QUIETEST = 1e-10  # energy that silence counts as
+BLOCK = 1 << 12  # columns of a long wav in memory at a time: 41 s
 LEAST_VARIANCE = 1e-4  # of the logarithms of a wav's energies, which a constant signal has not
 
 
@@ -35,7 +37,7 @@ class MelExtractor(FeatureExtractor):
         self.field = config.min_samples + 2 * self.padding
         ((channels, kernel, stride),) = config.conv_layers
         self.conv_layers = nn.ModuleList([nn.Conv1d(config.mel_bins, channels, kernel, stride)])
-        self.by_column = config.conv_norm == "layer"
+        self.scale, self.by_column = None, config.conv_norm == "layer"
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         energies = self.energies(F.pad(waveforms, (self.padding, self.padding)))
@@ -45,7 +47,19 @@ class MelExtractor(FeatureExtractor):
         """Mean and variance of each wav's log energies, (batch, 1, 1) each, which every chunk of it needs."""
         if self.by_column:
             return None
-        return self._moments(self.energies(F.pad(waveforms, (self.padding, self.padding))), lengths)
+        if lengths is not None:
+            return self._moments(self.energies(F.pad(waveforms, (self.padding, self.padding))), lengths)
+        columns = (waveforms.shape[1] - MEL_WINDOW) // MEL_HOP + 1
+        precise = torch.float32 if waveforms.device.type == "mps" else torch.float64
+        total, squares = 0.0, 0.0
+        for start in range(0, columns, BLOCK):  # all spectra of an hour would be gigabytes
+            end = min(start + BLOCK, columns)
+            part = self.energies(waveforms[:, start * MEL_HOP : (end - 1) * MEL_HOP + MEL_WINDOW])
+            total = total + part.sum(dim=(1, 2), keepdim=True, dtype=precise)
+            squares = squares + part.to(precise).square().sum(dim=(1, 2), keepdim=True)
+        mean = total / (columns * self.mel_bins)
+        variance = (squares / (columns * self.mel_bins) - mean.square()).clamp(min=0.0)
+        return mean.to(part.dtype), variance.to(part.dtype)
 
     def chunk(self, waveform: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
         """A chunk (sample,), with `padding` more samples at either end, of a wav with these `moments`."""
@@ -58,7 +72,11 @@ class MelExtractor(FeatureExtractor):
         tables = _tables if torch.compiler.is_compiling() else _kept_tables
         waves, filters = tables(self.mel_bins, waveforms.device, waveforms.dtype)
         with torch.autocast(waveforms.device.type, enabled=False):
-            cosines, sines = F.conv1d(waveforms[:, None], waves, stride=MEL_HOP).chunk(2, dim=1)
+            if convolves(waveforms):
+                spectra = F.conv1d(waveforms[:, None], waves[:, None], stride=MEL_HOP)
+            else:  # a convolution of a GPU would be in TF32, which is too coarse for quiet bands
+                spectra = waves @ waveforms.unfold(1, MEL_WINDOW, MEL_HOP).mT
+            cosines, sines = spectra.chunk(2, dim=1)
             return (filters @ (cosines.square() + sines.square())).clamp(min=QUIETEST).log10()
 
     def frames_of(self, samples: Tensor) -> Tensor:
@@ -89,12 +107,12 @@ class MelExtractor(FeatureExtractor):
 
 
 def _tables(bins: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Windowed cosines and sines of every frequency, (2 x frequency, 1, sample), and the mel filters."""
+    """Windowed cosines and sines of every frequency, (2 x frequency, sample), and the mel filters."""
     frequencies, samples = (torch.arange(count, device=device) for count in (MEL_WINDOW // 2 + 1, MEL_WINDOW))
     turns = frequencies[:, None] * samples % MEL_WINDOW  # in integers, as large angles lose digits
     angles = turns.to(dtype) * (2 * math.pi / MEL_WINDOW)
     window = torch.hann_window(MEL_WINDOW, dtype=dtype, device=device)
-    return torch.cat([angles.cos() * window, angles.sin() * window])[:, None], mel_filters(bins, device, dtype)
+    return torch.cat([angles.cos() * window, angles.sin() * window]), mel_filters(bins, device, dtype)
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .config import EncoderConfig
 from .errors import UserError
 from .onnx_encoder import open_session
-from .waveforms import as_batch
+from .streaming import next_samples
 
 STATE = "next_"  # before the name of an input, the output that is that input of the next call
 TYPES = {"tensor(float)": torch.float32, "tensor(int64)": torch.int64}
@@ -45,19 +45,17 @@ class OnnxStream:
         self.overlap = self.state["samples"].shape[1]
         self.padding = (self.overlap + self.config.samples_per_frame - self.config.min_samples) // 2
         self.waiting = torch.zeros(self.batch, self.padding)
-        self.begun = False
+        self.begun, self.ended = False, False
 
     def __call__(self, waveforms: Any) -> Tensor:
         """The next samples, (batch, sample) -> states of the chunks that they complete, (layer, batch, frame, channel)
         or (batch, frame, channel).
 
         Raises:
-            UserError: as `as_batch`; another number of wavs, or wavs of different lengths.
+            UserError: as `as_batch`; another number of wavs, or wavs of different lengths; audio after `flush`.
         """
-        waveforms, lengths = as_batch(waveforms, None, torch.zeros(()), 1)
-        if len(waveforms) != self.batch or int(lengths.min()) < waveforms.shape[1]:
-            raise UserError(f"the audio must be {self.batch} wavs of one length, as the stream has, in every call")
-        self.waiting = torch.cat([self.waiting, waveforms], dim=1)
+        samples = next_samples(waveforms, self.batch, self.ended, torch.zeros(()))
+        self.waiting = torch.cat([self.waiting, samples], dim=1)
         parts = []
         while self._begin() and self.waiting.shape[1] >= self.step:
             parts.append(self._run(self.waiting[:, : self.step], self.config.chunk_frames))
@@ -65,7 +63,8 @@ class OnnxStream:
         return self._joined(parts)
 
     def flush(self) -> Tensor:
-        """The states of the chunk that the end of the audio has left incomplete."""
+        """The states of the chunk that the end of the audio has left incomplete. Then there is only `restart`."""
+        self.ended = True
         self.waiting = torch.nn.functional.pad(self.waiting, (0, self.padding))
         frames = self.waiting.shape[1] // self.config.samples_per_frame if self._begin() else 0
         padded = torch.nn.functional.pad(self.waiting, (0, self.step - self.waiting.shape[1]))

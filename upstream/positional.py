@@ -35,10 +35,10 @@ class PositionalConvolution(nn.Module):
         """
         weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=(0, 1), keepdim=True))
         if past is not None or convolves(states):
-            padding = (0 if past is not None else self.before, self.kernel - 1 - self.before)
-            inputs = states if past is None else torch.cat([past, states], dim=1)
-            positions = F.conv1d(F.pad(inputs.transpose(1, 2), padding), weight, self.bias, groups=self.groups)
-            positions = positions.transpose(1, 2)
+            behind = 0 if self.before == self.kernel - 1 else self.before
+            inputs = F.pad(states, (0, 0, self.before, behind)) if past is None else torch.cat([past, states], dim=1)
+            positions = F.conv1d(inputs.transpose(1, 2), weight, self.bias, groups=self.groups)
+            positions = positions[:, :, : states.shape[1]].transpose(1, 2)  # an even kernel adds a frame
         else:
             positions = self._by_spectra(states, weight) + self.bias
         return F.gelu(positions)

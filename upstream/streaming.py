@@ -1,11 +1,12 @@
 """An encoder that hears a wav as it comes: what its frames need of the past is carried from call to call.
 
 Memory does not grow with the wav. A frame comes out once its chunk is complete (`chunk_frames`): the latency is that of
-the chunk and of the 25 ms under its last frame.
+the chunk and of the 25 ms under its last frame (35 with log-mel energies).
 """
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +18,21 @@ from .positional import PositionalConvolution
 from .waveforms import as_batch
 
 
+def next_samples(waveforms: Any, batch: int, ended: bool, like: Tensor) -> Tensor:
+    """A stream's next samples, (batch, sample); as `as_batch`. Raises: UserError: as `Stream`."""
+    if ended:
+        raise UserError("the stream has ended; another wav needs another one, or a restart")
+    several = isinstance(waveforms, (Tensor, np.ndarray)) and waveforms.ndim == 2 and len(waveforms) == batch
+    waveforms, lengths = as_batch(list(waveforms) if several else waveforms, None, like, 1)
+    if len(waveforms) != batch or int(lengths.min()) < waveforms.shape[1]:
+        raise UserError(f"the audio must be {batch} wavs of one length, as the stream has, in every call")
+    return waveforms
+
+
 class Stream:
     """The state of an encoder between two calls (`SpeechEncoder.streaming`)."""
 
-    def __init__(self, encoder: Any, batch: int) -> None:  # a SpeechEncoder, whose module imports this one
+    def __init__(self, encoder: Any, batch: int = 1) -> None:  # a SpeechEncoder, whose module imports this one
         config = encoder.config
         if not config.chunk_frames:
             remedy = "a student with student.attention=chunked hears it as it comes"
@@ -34,25 +46,24 @@ class Stream:
         self.pending = weight.new_zeros(batch, 0, config.embed_dim)  # P of the chunk that is not complete
         self.past = weight.new_zeros(batch, config.positional_reach, config.embed_dim)  # input of the convolution
         self.memories = [Memory(config.left_frames) for _ in encoder.layers]
+        self.ended = False
 
     @torch.no_grad()
     def __call__(self, waveforms: Any) -> EncoderOutput:
         """The next samples, (batch, sample) or as `as_batch` takes them -> the frames of the chunks that they complete.
 
         Raises:
-            UserError: as `as_batch`; another number of wavs, or wavs of different lengths.
+            UserError: as `as_batch`; another number of wavs, or wavs of different lengths; audio after `flush`.
         """
         weight = self.encoder.layer_norm.weight
-        waveforms, lengths = as_batch(waveforms, None, weight, 1)
-        if len(waveforms) != self.batch or int(lengths.min()) < waveforms.shape[1]:
-            raise UserError(f"the audio must be {self.batch} wavs of one length, as the stream has, in every call")
-        self._hear(waveforms.to(weight.dtype))
+        self._hear(next_samples(waveforms, self.batch, self.ended, weight).to(weight.dtype))
         chunk = self.encoder.config.chunk_frames
         return self._attend(self.pending.shape[1] // chunk * chunk)
 
     @torch.no_grad()
     def flush(self) -> EncoderOutput:
-        """The frames of the chunk that the end of the audio has left incomplete. The stream cannot go on."""
+        """The frames of the chunk that the end of the audio has left incomplete. The stream takes no more."""
+        self.ended = True
         self._hear(self.samples.new_zeros(self.batch, self.extractor.padding))
         return self._attend(self.pending.shape[1])
 

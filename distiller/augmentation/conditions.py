@@ -27,11 +27,14 @@ def conditions(names: Sequence[str]) -> dict[str, Degrade | None]:
         UserError: another name.
     """
     found: dict[str, Degrade | None] = {CLEAN: None}
-    for name in names:
+    for name in (each.strip() for each in names):
         if name in (TELEPHONE, ROOM):
             found[name] = _degrade(name, None)
             continue
-        level = float(name) if name.removeprefix("-").replace(".", "", 1).isdigit() else None
+        try:
+            level = float(name)
+        except ValueError:
+            level = None
         allowed = f"{TELEPHONE}, {ROOM}, or a signal-to-noise ratio from -{MOST} to {MOST} dB"
         require(level is not None and abs(level) <= MOST, "--degraded", name, allowed)
         found[f"{name} dB"] = _degrade("noise", level)

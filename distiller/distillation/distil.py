@@ -25,7 +25,7 @@ from distiller.reports import card, report
 from distiller.reports.distances import write_distances
 from distiller.reports.figures import distance_curves, loss_curves, phone_accuracy, remaining_units
 from distiller.reports.references import load_references
-from distiller.teachers.several import targets_of, teacher_names
+from distiller.teachers.several import targets_of
 from distiller.teachers.teacher import identity, load_teacher
 from distiller.training.devices import device_count, fitting_seconds, indices
 from distiller.training.loop import HALF, arrange_layers
@@ -91,8 +91,8 @@ def open_run(recipe: Recipe, output: Path) -> stages.Run:
         inputs = {"teacher": identity(run.teacher), "corpus": run.corpus.identity()}
         if recipe.teachers:
             inputs[TEACHERS] = {
-                name: identity(teacher) | {"weight": section.weight, "layers": section.layers}
-                for name, teacher, section in zip(teacher_names(recipe), run.teachers, recipe.teachers, strict=True)
+                f"teacher {index}": identity(teacher) | {"weight": section.weight, "layers": section.layers}
+                for index, (teacher, section) in enumerate(zip(run.teachers, recipe.teachers, strict=True), start=1)
             }
         for section in run.recipe.objective.parts():
             if isinstance(section, UnitsObjectiveConfig) and section.targets is not None:

@@ -13,6 +13,7 @@ from distiller.recipes.recipe import Recipe
 from distiller.students.gates import GatedEncoder
 from distiller.students.lagrangian import SparsityLagrangian
 from distiller.teachers.alignment import aligned
+from distiller.teachers.several import teacher_names
 from distiller.training.layer_options import half_matrices
 from distiller.training.module import TrainingModule, by_decay
 from upstream.encoder import SpeechEncoder
@@ -36,7 +37,7 @@ class Distillation(TrainingModule):
         super().__init__(student, recipe.optimizer, recipe.seed, recipe.trainer.ema)
         self.objective = objective
         self.needs_teacher = recipe.objective.needs_teacher
-        self.control = recipe.control
+        self.control, self.names = recipe.control, teacher_names(recipe)
         self.extractor_lr = recipe.optimizer.lr * recipe.optimizer.extractor_lr_scale
         # a tuple hides them from nn.Module
         self.teachers = tuple(teacher.eval().requires_grad_(False) for teacher in teachers)
@@ -70,7 +71,8 @@ class Distillation(TrainingModule):
     def compared(self) -> dict[str, nn.Module]:
         """The networks whose outputs go into the loss, as far as they can be run alone."""
         teachers = self.teachers if self.needs_teacher else ()
-        named = {f"teacher {index}" if index else "teacher": teacher for index, teacher in enumerate(teachers)}
+        names = [f"teacher {name}" for name in self.names] if len(teachers) > 1 else ["teacher"]
+        named = dict(zip(names, teachers, strict=False))
         return named | ({} if self.shards else {"student": self.student})
 
     def networks(self) -> list[nn.Module]:

@@ -14,7 +14,7 @@ from distiller.corpora.config import AUTO, SYNTHETIC
 from distiller.corpora.corpus import hours, open_corpus
 from distiller.recipes.recipe import BUNDLED, Recipe, final_stage, in_batches, to_yaml
 from distiller.students.lagrangian import SparsityLagrangian
-from distiller.teachers.several import teacher_names
+from distiller.teachers.several import check_frame_rates, teacher_names
 from distiller.teachers.teacher import BUNDLED_TEACHER
 from distiller.training.devices import device_count
 from upstream.checkpoint import load
@@ -58,9 +58,10 @@ def costs(recipe: Recipe) -> Iterator[tuple[str, str]]:
         else:
             yield "teacher", f"{section.path} is not on this machine; taken to be {_model(teacher)}"
     teacher, known = found[0]
+    student, shapes = recipe.student.shape(teacher), [shape for shape, _ in found]
+    check_frame_rates(dict(zip(names, shapes, strict=True)), student)
     yield from _student(recipe, teacher, known)
-    shapes = (*(shape for shape, _ in found), recipe.student.shape(teacher))
-    yield from _length(recipe, max(shape.min_samples for shape in shapes))
+    yield from _length(recipe, max(shape.min_samples for shape in (*shapes, student)))
 
 
 def _student(recipe: Recipe, teacher: EncoderConfig, known: bool) -> Iterator[tuple[str, str]]:

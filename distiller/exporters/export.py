@@ -74,10 +74,7 @@ def export(
         call = f"{opener}.from_pretrained" + (" with trust_remote_code=True" if own_code else "")
         return f"{output}: {call} opens it; largest difference of any {compared} {difference:.1e}"
     graph = onnx.graph_of(encoder, states or ("logits" if recognizer else "all"), weights, recognizer)
-    if streaming:
-        difference = to_streaming_onnx(graph, output)
-        return f"{output}: upstream.onnx_stream.OnnxStream runs it; {difference:.1e} at most from PyTorch on whole wavs"
-    return f"{output}: {_written(graph, to, output, quantize, calibrate, longest)}"
+    return f"{output}: {_written(graph, to, output, quantize, calibrate, longest, streaming)}"
 
 
 def _written(
@@ -87,8 +84,12 @@ def _written(
     quantize: str | None,
     calibrate: str | None,
     longest: float | None,
+    streaming: bool,
 ) -> str:
     """Write a graph; returns what it takes and gives and how close it is to the student."""
+    if streaming:
+        difference = to_streaming_onnx(graph, output)
+        return f"upstream.onnx_stream.OnnxStream runs it; {difference:.1e} at most from PyTorch on whole wavs"
     if calibrate:
         return statically_quantized(graph, output, calibration_audio(calibrate, graph.encoder.config))
     if to == "executorch":

@@ -89,10 +89,10 @@ class Layer(GradientCheckpointingLayer, EncoderLayer):
         super().__init__(heads, ffn_dim, config)
         self.layerdrop = layerdrop
 
-    def forward(self, states, key_mask, position_bias, attention_map):
+    def forward(self, states, key_mask, position_bias, attention_map, memory=None):
         if self.training and self.layerdrop > 0 and torch.rand(()).item() < self.layerdrop:
             return states, None
-        return super().forward(states, key_mask, position_bias, attention_map)
+        return super().forward(states, key_mask, position_bias, attention_map, memory)
 
 
 class Encoder(SpeechEncoder):

@@ -169,6 +169,10 @@ def build(values: Mapping[str, Any]) -> Recipe:
     for part in recipe.objective.parts():
         if len(recipe.teachers) > 1:
             part.check_several_teachers()
+    compared = any(part.of_teacher for part in recipe.objective.parts())
+    for index, section in enumerate(recipe.teachers):
+        chosen = compared or section.layers is None
+        require(chosen, f"teachers[{index}].layers", section.layers, "left out, since the objective compares no layers")
     if recipe.pruning is not None:  # gates have values in the forward pass only, and probabilities outside it
         fsdp, activations = recipe.trainer.strategy == "fsdp", recipe.trainer.checkpoint_activations
         require(not fsdp, "student.name", recipe.student.name, "narrow with trainer.strategy fsdp")

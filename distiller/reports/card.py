@@ -12,7 +12,7 @@ CARD = """\
 # {recipe[method]} student of {teacher}
 
 A speech encoder of {parameters:,} parameters; 10 s of audio take {gmacs:.2f} G multiply-accumulates. Distilled from \
-`{teacher}` on `{corpus}`, objective {recipe[objective][name]}.
+{quoted} on `{corpus}`, objective {recipe[objective][name]}.
 
 ```python
 from upstream.checkpoint import load
@@ -52,6 +52,7 @@ def model_card(result: dict[str, Any], figures: list[str]) -> str:
     recipe = result["recipe"]
     teachers = teachers_of(recipe)
     names = {"teacher": " and ".join(teachers), "corpus": public(recipe["corpus"]["path"])}
+    names["quoted"] = " and ".join(f"`{name}`" for name in teachers)
     licences = " and ".join(dict.fromkeys(map(teacher_licence, teachers)))
     numbers = {"gmacs": result["macs_10s"] / 1e9, "licence": licences}
     card = CARD.format_map(result | names | numbers)

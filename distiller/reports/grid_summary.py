@@ -146,15 +146,20 @@ def _interval(values: Sequence[float], decimals: int, sign: str = "") -> str:
     return f"**{text}**" if sign and abs(mean) > half else text
 
 
+def _of(values: int, seeds: int) -> str:
+    """Said in a cell that has fewer values than its row has seeds."""
+    return "" if values == seeds else f", {values} of them"
+
+
 def _means(rows: Sequence[Row], paired: float) -> str:
     """A row for each method, a column for each measure."""
     shown, lines = _shown(rows, paired), []
     for method in dict.fromkeys(row["method"] for row in _at(rows, paired)):
         own = [row for row in _at(rows, paired) if row["method"] == method]
-        cells = [
-            _interval(values, decimals) if (values := [row[key] for row in own if row.get(key) is not None]) else ""
-            for key, (_, decimals) in shown.items()
-        ]
+        cells = []
+        for key, (_, decimals) in shown.items():
+            values = [row[key] for row in own if row.get(key) is not None]
+            cells.append((_interval(values, decimals) + _of(len(values), len(own))) if values else "")
         lines.append([method, str(len(own)), *cells])
     return _table(
         f"Means at {paired:g}", ["method", "seeds", *(title for title, _ in shown.values())], lines, INTERVALS
@@ -164,13 +169,18 @@ def _means(rows: Sequence[Row], paired: float) -> str:
 def _pairs(rows: Sequence[Row], paired: float) -> str:
     """A row for each pair of methods with seeds in common, a column for each measure."""
     shown = _shown(rows, paired)
-    cells: dict[tuple[str, str], dict[str, str]] = {}
-    seeds: dict[tuple[str, str], int] = {}
-    for key, (_, decimals) in shown.items():
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for key in shown:
         for first, second, differences in paired_differences(rows, paired, key):
-            cells.setdefault((first, second), {})[key] = _interval(differences, decimals, "+")
-            seeds[first, second] = len(differences)
-    lines = [[*pair, str(seeds[pair]), *(found.get(key, "") for key in shown)] for pair, found in cells.items()]
+            found.setdefault((first, second), {})[key] = differences
+    lines = []
+    for pair, by_measure in found.items():
+        seeds = max(map(len, by_measure.values()))
+        cells = [
+            _interval(by_measure[key], decimals, "+") + _of(len(by_measure[key]), seeds) if key in by_measure else ""
+            for key, (_, decimals) in shown.items()
+        ]
+        lines.append([*pair, str(seeds), *cells])
     titles = ["first", "second", "seeds", *(title for title, _ in shown.values())]
     return _table(f"Paired differences at {paired:g}: first - second", titles, lines, f"{INTERVALS}; bold: without 0")
 

@@ -152,6 +152,10 @@ class LogMelConfig:
     lr: Annotated[float, ABOVE_0] = 1e-2  # the rest of its optimiser is the recipe's, without weight decay
 
 
+CHUNKS = {"look_ahead": 4, "left_context": 100}  # frames
+FRAMES = Field(ge=0, le=10_000, description="a number of frames from 0 to 10000")
+
+
 @dataclass(config=STRICT)
 class NarrowConfig(StudentConfig):
     """A student of the teacher's kind but narrower, as in the STaR paper.
@@ -170,8 +174,8 @@ class NarrowConfig(StudentConfig):
     initialization: Literal["random", "teacher"] = "random"  # type: ignore[misc]  # here a recipe chooses it
     front_end: Literal["conv", "thin", "logmel"] = "conv"
     attention: Literal["full", "chunked"] = "full"
-    look_ahead: Annotated[int, Field(ge=0, description="an integer from 0")] = 4  # frames, where attention is chunked
-    left_context: Annotated[int, Field(ge=0, description="an integer from 0")] = 100  # frames before a chunk, likewise
+    look_ahead: Annotated[int, FRAMES] = CHUNKS["look_ahead"]  # where attention is chunked
+    left_context: Annotated[int, FRAMES] = CHUNKS["left_context"]  # before a chunk, likewise
     dropout: Annotated[float, PROBABILITY] = 0.1
     feature_dropout: Annotated[float, PROBABILITY] = 0.05
     log_mel: LogMelConfig = field(default_factory=LogMelConfig)
@@ -186,6 +190,9 @@ class NarrowConfig(StudentConfig):
             require(not steps, "student.log_mel.steps", steps, "0 where the extractor is the teacher's")
             require(self.front_end == "conv", "student.front_end", self.front_end, "conv, where it is the teacher's")
             require(self.attention == "full", "student.attention", self.attention, "full, where it is the teacher's")
+        chunks = {"look_ahead": self.look_ahead, "left_context": self.left_context}
+        if self.attention == "full" and chunks != CHUNKS:
+            require(False, "student.attention", self.attention, "chunked with student.look_ahead or .left_context")
         steps, hears = self.log_mel.steps, self.front_end == "logmel"
         require(
             not (steps and hears), "student.log_mel.steps", steps, "0 with student.front_end logmel, which hears it"
@@ -193,7 +200,7 @@ class NarrowConfig(StudentConfig):
         return self
 
     def shape(self, teacher: EncoderConfig) -> EncoderConfig:
-        """As the base class; family and input scaling are the teacher's, but those of data2vec and Whisper are HuBERTs.
+        """As the base class; family and input scaling are the teacher's; of data2vec and Whisper it is HuBERT's family.
 
         Raises:
             UserError: more layers than the teacher has, or frames that would not be the teacher's.
@@ -223,15 +230,17 @@ class NarrowConfig(StudentConfig):
             )
         shape = with_front_end(shape, self.front_end)
         if self.attention == "chunked":
-            shape = replace(
-                shape,
-                conv_norm="layer",
-                normalize_waveform=False,
-                chunk_frames=self.look_ahead + 1,
-                left_frames=self.left_context,
-            )
+            shape = self._in_chunks(shape)
+        elif self.initialization != "teacher":
+            shape = replace(shape, chunk_frames=0, left_frames=0)
         check_same_frames(shape, teacher)
         return self.with_dropouts(shape)
+
+    def _in_chunks(self, shape: EncoderConfig) -> EncoderConfig:
+        title, stacked = FAMILIES[shape.family].title, FAMILIES[shape.family].positional_stack
+        require(not stacked, "student.size", self.size, f"{one_of('', list(SIZES))} where a {title} hears in chunks")
+        chunks = {"chunk_frames": self.look_ahead + 1, "left_frames": self.left_context}
+        return replace(shape, conv_norm="layer", normalize_waveform=False, **chunks)
 
 
 def with_front_end(shape: EncoderConfig, kind: str) -> EncoderConfig:

@@ -1,6 +1,6 @@
 """One objective for several teachers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePath
@@ -28,9 +28,13 @@ class Target:
 
 
 def teacher_names(recipe: Recipe) -> list[str]:
-    """A name for each teacher: the last part of its path, with a number if another has the same."""
-    names = [PurePath(teacher.path).name for teacher in recipe.all_teachers]
-    return [name if names.count(name) == 1 else f"{name}-{index}" for index, name in enumerate(names, 1)]
+    """A name for each teacher: the last part of its path, with -2 behind it where an earlier one has the same."""
+    names: list[str] = []
+    for name in (PurePath(teacher.path).name for teacher in recipe.all_teachers):
+        while name in names:
+            name += "-2"
+        names.append(name)
+    return names
 
 
 def targets_of(
@@ -83,16 +87,21 @@ class SeveralTeachers(Objective):
         ]
 
 
+def check_frame_rates(teachers: Mapping[str, EncoderConfig], student: EncoderConfig) -> None:
+    """Raises UserError unless all teachers have as many frames a second as the student."""
+    for name, shape in teachers.items():
+        hops = (shape.samples_per_frame, student.samples_per_frame)
+        if hops[0] != hops[1]:
+            raise UserError(f"{name} has a frame every {hops[0]} samples, but the student every {hops[1]}")
+
+
 def build_for(targets: Sequence[Target], student_config: EncoderConfig) -> Objective:
     """The objective for all of these teachers; a part that needs none is there once.
 
     Raises:
         UserError: as `build`, or frames of another rate.
     """
-    for target in targets:
-        hops = (target.shape.samples_per_frame, student_config.samples_per_frame)
-        if hops[0] != hops[1]:
-            raise UserError(f"{target.name} has a frame every {hops[0]} samples, but the student every {hops[1]}")
+    check_frame_rates({target.name: target.shape for target in targets}, student_config)
     config = targets[0].section
     parts: dict[str, Objective] = {}
     for index, part in enumerate(config.parts()):

@@ -89,6 +89,17 @@ def test_level_does_not_matter_and_silence_is_finite(encoder: SpeechEncoder) -> 
     assert all(bool(p.grad.isfinite().all()) for p in encoder.parameters() if p.grad is not None)
 
 
+def test_statistics_of_a_long_wav_are_summed_in_blocks(extractor: MelExtractor, monkeypatch) -> None:
+    waveform = noise(30_000)[None]
+    whole = extractor.moments(waveform)
+    monkeypatch.setattr("upstream.mel_extractor.BLOCK", 7)
+    blocks = extractor.moments(waveform)
+    assert whole is not None
+    assert blocks is not None
+    for one, other in zip(whole, blocks, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_folder_holds_it(encoder: SpeechEncoder, tmp_path: Path) -> None:
     save(encoder, tmp_path / "student")
     again = load(tmp_path / "student")

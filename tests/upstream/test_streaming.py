@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from upstream.attention import chunk_mask
-from upstream.chunked import extract
+from upstream.chunked import extract, outputs
+from upstream.dropout import Dropout
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError
 
@@ -106,12 +107,58 @@ def test_a_batch_with_padding_is_that_of_each_wav(encoder: SpeechEncoder) -> Non
     torch.testing.assert_close(batch.hidden_states[-1][1, :frames], alone.hidden_states[-1][0], **EXACT)
 
 
+def test_padding_beyond_the_left_context_costs_no_numbers(encoder: SpeechEncoder) -> None:
+    for module in encoder.modules():
+        if isinstance(module, Dropout):
+            module.p = 0.1
+    short, alone = noise(3_000), encoder(noise(3_000)).last_hidden_state
+    output = encoder([noise(30_000), short], attention_maps=True)
+    frames = alone.shape[1]
+    torch.testing.assert_close(output.last_hidden_state[1, :frames], alone[0], **EXACT)
+    output = encoder.train()([noise(30_000), short], attention_maps=True)
+    output.last_hidden_state[1, :frames].square().sum().backward()
+    gradients = [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
+    assert gradients
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+def test_chunks_come_one_by_one_and_leave_the_encoder_alone(tiny_encoder: Callable[..., SpeechEncoder]) -> None:
+    encoder, waveform = tiny_encoder(**{**HEARS, **CONVOLUTIONS}), noise(20_000)
+    with torch.no_grad():
+        other = encoder(noise(5_000)).last_hidden_state
+        heard = outputs(encoder, waveform, 0.5)
+        first = next(heard)
+        assert first.projected.shape[1] == 20  # of 62
+        assert torch.equal(encoder(noise(5_000)).last_hidden_state, other)
+        assert first.projected.shape[1] + sum(part.projected.shape[1] for part in heard) == 62
+    with pytest.raises(UserError, match="the audio holds 2 wavs, but it must be one"):
+        next(outputs(encoder, noise(2, 5_000)))
+    with pytest.raises(UserError, match="the length of a chunk is 0"):
+        next(outputs(encoder, waveform, 0))
+
+
+@torch.no_grad()
+def test_many_wavs_in_pieces_of_few_samples(tiny_encoder: Callable[..., SpeechEncoder]) -> None:
+    encoder, waveforms = tiny_encoder(**{**HEARS, **CONVOLUTIONS}), noise(12, 1_603)
+    with encoder.streaming(12) as stream:
+        parts = [*(stream(piece) for piece in waveforms.split(400, dim=1)), stream.flush()]
+    torch.testing.assert_close(together(parts)[-1], encoder(waveforms).hidden_states[-1], **EXACT)
+
+
 def test_mistakes_are_one_sentence(tiny_encoder: Callable[..., SpeechEncoder]) -> None:
     with pytest.raises(UserError, match="the encoder's frames need the whole wav"), tiny_encoder().streaming():
         pass
     encoder = tiny_encoder(**{**HEARS, **CONVOLUTIONS})
     with encoder.streaming(2), pytest.raises(UserError, match="the audio must be 2 wavs of one length"):
         encoder(noise(1, 400))
+    with encoder.streaming() as stream:
+        with pytest.raises(UserError, match="the encoder hears another stream"), encoder.streaming():
+            pass
+        with pytest.raises(UserError, match="a stream takes audio of one length in every call, and has no attention"):
+            encoder(noise(1, 400), attention_maps=True)
+        stream.flush()
+        with pytest.raises(UserError, match="the stream has ended"):
+            stream(noise(1, 400))
     for changes, said in (
         ({"conv_norm": "group"}, "conv_norm is 'group', but it must be layer with chunk_frames"),
         ({"normalize_waveform": True}, "normalize_waveform is True, but it must be False with chunk_frames"),

@@ -45,6 +45,9 @@ def test_pieces_of_any_size_give_the_states_of_the_whole_wav(
         stream.restart()
         parts = [*(stream(piece) for piece in waveforms.split(size, dim=1)), stream.flush()]
         torch.testing.assert_close(torch.cat(parts, dim=2), whole, atol=1e-4, rtol=1e-3)
+    with pytest.raises(UserError, match="the stream has ended"):
+        stream(waveforms)
+    stream.restart()
     with pytest.raises(UserError, match="the audio must be 3 wavs of one length"):
         stream(waveforms[:1])
     short = OnnxStream(path)

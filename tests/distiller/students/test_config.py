@@ -61,6 +61,14 @@ def test_from_the_teachers_lowest_layers() -> None:
     [
         ({"size": "XL"}, "student.size is 'XL', but it must be one of base, L, S, XS, dice, bundled"),
         ({"initialization": "teacher"}, "student.size is 'base', but it must be teacher"),
+        (
+            {"look_ahead": 3},
+            "student.attention is 'full', but it must be chunked with student.look_ahead or .left_context",
+        ),
+        (
+            {"attention": "chunked", "look_ahead": 70_000},
+            "student.look_ahead is 70000, but it must be a number",
+        ),
         ({"front_end": "mel"}, "student.front_end is 'mel', but it must be one of conv, thin, logmel"),
         (
             {"front_end": "logmel", "log_mel": LogMelConfig(steps=3)},

@@ -14,7 +14,7 @@ from distiller.objectives.config import LayersConfig, StarConfig
 from distiller.objectives.registry import build
 from distiller.recipes.recipe import load_recipe
 from distiller.teachers.config import TeacherConfig
-from distiller.teachers.several import Target, build_for
+from distiller.teachers.several import Target, build_for, teacher_names
 from tests.distiller.conftest import TEACHER, SmallRun
 from tests.distiller.objectives.outputs import ALL_TERMS, encoder_config, frame_mask_of, random_output
 from upstream.checkpoint import load, save
@@ -123,6 +123,10 @@ def test_the_first_of_the_teachers_is_the_teacher() -> None:
         (["teachers=[bundled, {path: a/b, weight: 0}]"], "teachers[1].weight is 0.0, but it must be a number above 0"),
         (["teachers=[{path: a/b, wieght: 1}]"], "teachers[0].wieght is not a recipe key; it could be "),
         (
+            ["teachers=[{path: bundled, layers: [2]}]", "objective=units"],
+            "teachers[0].layers is [2], but it must be left out, since the objective compares no layers",
+        ),
+        (
             ["teachers=[bundled, a/b]", "objective.scaling=none"],
             "objective.scaling is 'none', but it must be centred or unit with several teachers",
         ),
@@ -146,7 +150,7 @@ def test_a_run_with_two_teachers(small_run: SmallRun) -> None:
         columns
     )
     assert json.loads(Path("run/student/origin.json").read_text()) == {"teachers": ["teacher", "wide"]}
-    assert "Distilled from `teacher and wide`" in Path("run/student/README.md").read_text()
+    assert "Distilled from `teacher` and `wide`" in Path("run/student/README.md").read_text()
     assert report["recipe"]["teachers"][1]["layers"] == [1, 3]
 
     for others, difference in (
@@ -155,7 +159,7 @@ def test_a_run_with_two_teachers(small_run: SmallRun) -> None:
     ):
         assert run.main([*small_run.ARGV, others, *options]) == 2
         assert (
-            f"error: run was made with another set of teachers: teacher.{difference}"
+            f"error: run was made with another set of teachers: teacher 1.{difference}"
             in small_run.capfd.readouterr().err
         )
 
@@ -177,6 +181,11 @@ def test_clusters_are_found_for_each_teacher(small_run: SmallRun) -> None:
         [0, 1, 2],
         [0, 1, 2, 3],
     ]
+
+
+def test_teachers_of_one_name_are_told_apart() -> None:
+    recipe = load_recipe("star", ["teachers=[a/m, b/m, c/m-2]"])
+    assert teacher_names(recipe) == ["m", "m-2", "m-2-2"]
 
 
 def test_frame_rates_must_be_the_same(small_run: SmallRun) -> None:
