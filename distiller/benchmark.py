@@ -24,6 +24,7 @@ examples:
   python distiller/benchmark.py transformers:facebook/hubert-base-ls960 facebook/hubert-base-ls960 exp/star-960h/student
   python distiller/benchmark.py bundled exp/star/student --threads 4 --batches 1,8,32 --device cuda
 
+  python distiller/benchmark.py random:starhubert random:starhubert-logmel live:random:starhubert-chunked
   python distiller/benchmark.py transformers:random:hubert-base random:hubert-base random:starhubert random:skill
   python distiller/benchmark.py --train star,skill --threads 2
   python distiller/benchmark.py --train star,skill --device cuda --batches 8,32
@@ -34,8 +35,9 @@ examples:
 
 PATH is a student folder, any checkpoint that upstream.checkpoint.load opens, an ONNX file of distiller/export.py,
 bundled for the teacher of this repository, or transformers:PATH for a folder or hub name run by `transformers` itself.
-random:hubert-base, random:starhubert and random:skill are those shapes with random weights. Speed-ups are relative to
-the first PATH.
+live:PATH is a student of student.attention=chunked, or its ONNX file of --streaming, that hears a wav chunk by chunk.
+random:hubert-base, random:skill and random:starhubert, also with -thin, -logmel, -chunked or -logmel-chunked behind it,
+are those shapes with random weights. Speed-ups are relative to the first PATH.
 
 --train measures optimiser steps at paper scale instead, relative to the rate of matrix products, beside two plain
 models of `transformers` with the naive loss; key=value changes the recipe, star-hubert-960h or skill-hubert-960h. With

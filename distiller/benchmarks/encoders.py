@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +18,25 @@ from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError, one_of, require
 from upstream.formats import huggingface_writing
 from upstream.onnx_encoder import metadata, session
+from upstream.onnx_stream import OnnxStream
+from upstream.streaming import Stream
 
 TRANSFORMERS = "transformers:"  # before a folder or hub name: run it with the classes of `transformers`
+LIVE = "live:"  # before a student of student.attention=chunked, or its ONNX file: audio comes chunk by chunk
 RANDOM = "random:"  # before the name of a shape: random weights, so nothing is downloaded
 WEIGHTS = (".safetensors", ".bin", ".onnx", ".ckpt", ".pth", ".pt", ".pt2")
 
 HUBERT_BASE = EncoderConfig(
     embed_dim=768, num_heads=12, head_dim=64, attention_heads=(tuple(range(12)),) * 12, ffn_dims=(3072,) * 12
 )
+STARHUBERT = NarrowConfig(dropout=0.0, feature_dropout=0.0)
 SHAPES = {
     "hubert-base": HUBERT_BASE,
-    "starhubert": NarrowConfig(dropout=0.0, feature_dropout=0.0).shape(HUBERT_BASE),
+    "starhubert": STARHUBERT.shape(HUBERT_BASE),
+    "starhubert-thin": replace(STARHUBERT, front_end="thin").shape(HUBERT_BASE),
+    "starhubert-logmel": replace(STARHUBERT, front_end="logmel").shape(HUBERT_BASE),
+    "starhubert-chunked": replace(STARHUBERT, attention="chunked").shape(HUBERT_BASE),
+    "starhubert-logmel-chunked": replace(STARHUBERT, front_end="logmel", attention="chunked").shape(HUBERT_BASE),
     # about DPHuBERT's parameters and multiply-accumulates, spread evenly: 23.5 M and a third of the teacher's
     "skill": replace(
         HUBERT_BASE,
@@ -46,7 +55,7 @@ class Opened(NamedTuple):
     """An encoder ready to run, and what is known about it."""
 
     run: Run
-    kind: str  # "ours", "onnx" or "transformers"
+    kind: str  # "ours", "onnx", "live" or "transformers"
     config: EncoderConfig | None
     parameters: int | None
     path: Path  # of its weights; may not exist
@@ -59,6 +68,8 @@ def open_target(target: str, device: str, threads: int) -> Opened:
     """
     if target.startswith(TRANSFORMERS):
         return _open_transformers(target.removeprefix(TRANSFORMERS), device)
+    if target.startswith(LIVE):
+        return _open_live(target.removeprefix(LIVE), device, threads)
     if target.endswith(".onnx"):
         return _open_onnx(Path(target), device, threads)
     encoder = open_encoder(target).to(device)
@@ -102,6 +113,26 @@ def _open_transformers(name: str, device: str) -> Opened:
         return model(waveforms, output_hidden_states=True)
 
     return Opened(run, "transformers", encoder.config, parameter_count(model), Path(name))
+
+
+def _open_live(target: str, device: str, threads: int) -> Opened:
+    """An encoder that hears each wav chunk by chunk; a batch is of wavs of one length."""
+    if target.endswith(".onnx"):
+        parameters, config = int(metadata(Path(target))["parameters"]), OnnxStream(Path(target)).config
+        make = cache(lambda batch: OnnxStream(Path(target), batch, threads))
+    else:
+        encoder = open_encoder(target).to(device)
+        parameters, config, make = parameter_count(encoder), encoder.config, partial(Stream, encoder)
+        make(1)  # raises unless it hears in chunks
+    size = config.chunk_frames * config.samples_per_frame
+
+    def run(waveforms: Tensor, lengths: Tensor) -> Any:
+        stream = make(len(waveforms))
+        if isinstance(stream, OnnxStream):
+            stream.restart()
+        return [*(stream(piece) for piece in waveforms.split(size, dim=1)), stream.flush()]
+
+    return Opened(run, "live", config, parameters, Path(target))
 
 
 def _open_onnx(path: Path, device: str, threads: int) -> Opened:

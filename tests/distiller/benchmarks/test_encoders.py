@@ -10,7 +10,8 @@ import torch
 from distiller.benchmarks.encoders import SHAPES, open_target, weights_mb
 from distiller.common.provenance import parameter_count
 from distiller.exporters.transformers import has_only_our_code, to_transformers
-from upstream.checkpoint import load
+from tests.distiller.conftest import TEACHER
+from upstream.checkpoint import load, save
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
@@ -64,3 +65,18 @@ def test_the_size_of_weights_is_that_of_their_files(tiny_teacher: Path, tmp_path
     size = (tiny_teacher / "model.safetensors").stat().st_size / 1e6
     assert weights_mb(tiny_teacher) == weights_mb(tiny_teacher / "model.safetensors") == size
     assert weights_mb(tmp_path / "a" / "hub-name") is None
+
+
+def test_a_live_student_hears_the_whole_wav(tmp_path) -> None:
+    torch.manual_seed(0)
+    chunked = replace(TEACHER, conv_norm="layer", chunk_frames=4, left_frames=8)
+    encoder, waveforms = SpeechEncoder(chunked).eval(), 0.1 * torch.randn(2, 9_000)
+    save(encoder, tmp_path / "student")
+    live = open_target(f"live:{tmp_path / 'student'}", "cpu", 1)
+    with torch.no_grad():
+        parts = live.run(waveforms, torch.full((2,), 9_000))
+        streamed = torch.cat([part.last_hidden_state for part in parts], dim=1)
+        torch.testing.assert_close(streamed, encoder(waveforms).last_hidden_state, atol=1e-5, rtol=1e-4)
+    assert (live.kind, live.config) == ("live", chunked)
+    with pytest.raises(UserError, match="the encoder's frames need the whole wav"):
+        open_target("live:random:starhubert", "cpu", 1)
