@@ -51,15 +51,16 @@ class MelExtractor(FeatureExtractor):
             return self._moments(self.energies(F.pad(waveforms, (self.padding, self.padding))), lengths)
         columns = (waveforms.shape[1] - MEL_WINDOW) // MEL_HOP + 1
         precise = torch.float32 if waveforms.device.type == "mps" else torch.float64
-        total, squares = 0.0, 0.0
+        sums, squares = [], []
         for start in range(0, columns, BLOCK):  # all spectra of an hour would be gigabytes
             end = min(start + BLOCK, columns)
-            part = self.energies(waveforms[:, start * MEL_HOP : (end - 1) * MEL_HOP + MEL_WINDOW])
-            total = total + part.sum(dim=(1, 2), keepdim=True, dtype=precise)
-            squares = squares + part.to(precise).square().sum(dim=(1, 2), keepdim=True)
-        mean = total / (columns * self.mel_bins)
-        variance = (squares / (columns * self.mel_bins) - mean.square()).clamp(min=0.0)
-        return mean.to(part.dtype), variance.to(part.dtype)
+            part = self.energies(waveforms[:, start * MEL_HOP : (end - 1) * MEL_HOP + MEL_WINDOW]).to(precise)
+            sums.append(part.sum(dim=(1, 2), keepdim=True))
+            squares.append(part.square().sum(dim=(1, 2), keepdim=True))
+        mean, square = (torch.stack(parts).sum(dim=0) / (columns * self.mel_bins) for parts in (sums, squares))
+        variance = (square - mean.square()).clamp(min=0.0)
+        dtype = torch.promote_types(waveforms.dtype, torch.float32)
+        return mean.to(dtype), variance.to(dtype)
 
     def chunk(self, waveform: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
         """A chunk (sample,), with `padding` more samples at either end, of a wav with these `moments`."""
