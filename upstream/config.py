@@ -73,8 +73,11 @@ class EncoderConfig:
 
     @property
     def ignores_mean(self) -> bool:
-        """Whether a wav's mean has no influence: a group norm over time takes away what it adds to each channel."""
-        return self.conv_norm == "group" and not self.mel_bins
+        """Whether a wav's mean has no influence: a group norm takes away what it adds to each channel over time.
+
+        It is taken from log-mel energies, too, unless the wav is heard as it comes.
+        """
+        return self.conv_norm == "group" and not self.whisper
 
     @property
     def positional_reach(self) -> int:
