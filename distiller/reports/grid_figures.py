@@ -35,7 +35,7 @@ def accuracy_by_size(path: Path, rows: Sequence[Row], paired: float) -> None:
             style = {"fmt": "s", "color": f"C{index}", "capsize": 4, "markersize": 5, "label": label}
             axes.errorbar(size, mean, half, transform=axes.transData + beside, **style)
     for name, (title, line_style) in REFERENCES.items():
-        axes.axhline(rows[0][f"{name}_phone"], color=COLOURS[name], linestyle=line_style, linewidth=1.2, label=title)
+        axes.axhline(rows[0][f"{name}_phone"], color=COLOURS["stacked_filterbank"], linestyle=line_style, label=title)
     axes.set(xlabel="parameters of the student, in millions", ylabel="phone accuracy per frame (%)", xscale="log")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(ScalarFormatter())
