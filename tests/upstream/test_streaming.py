@@ -1,5 +1,6 @@
 """An encoder that hears a wav as it comes: nothing from the future, and the same states whatever the pieces."""
 
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -57,11 +58,12 @@ def test_streaming_equals_the_whole_wav_in_pieces_of_any_size(encoder: SpeechEnc
 
 
 @torch.no_grad()
-def test_a_frame_does_not_change_with_what_follows_its_chunk(encoder: SpeechEncoder) -> None:
+@pytest.mark.parametrize("step", [97, pytest.param(1, marks=pytest.mark.slow)])  # 1: every end index
+def test_a_frame_does_not_change_with_what_follows_its_chunk(encoder: SpeechEncoder, step: int) -> None:
     config, waveform = encoder.config, noise(6_000)
     whole, chunk = encoder(waveform).hidden_states, config.chunk_frames
     ahead = 160 if config.mel_bins else 0  # samples that a log-mel frame sees beyond HuBERT's
-    for end in range(config.min_samples, len(waveform), 97):
+    for end in range(config.min_samples, len(waveform), step):
         complete = config.frame_count(max(end - ahead, config.min_samples)) // chunk * chunk
         for cut, states in zip(encoder(waveform[:end]).hidden_states, whole, strict=True):
             torch.testing.assert_close(cut[:, :complete], states[:, :complete], **EXACT)
@@ -98,6 +100,21 @@ def test_a_long_wav_in_chunks_is_exact_and_memory_constant(tiny_encoder: Callabl
             kept += [part for memory in stream.memories for part in memory.kept or ()]
             sizes.append(sum(part.numel() for part in kept))
         assert max(sizes[2:]) <= max(sizes[:2]) + 400 + 5 * encoder.config.embed_dim
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_an_hour_needs_no_more_memory_than_a_minute(tiny_encoder: Callable[..., SpeechEncoder]) -> None:
+    encoder, second = tiny_encoder(**{**HEARS, **CONVOLUTIONS}), noise(1, 16_000)
+    frames, peaks = 0, {}
+    with encoder.streaming() as stream:
+        for past in range(1, 3_601):
+            frames += encoder(second).projected.shape[1]
+            if past in (60, 3_600):
+                peaks[past] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes
+        frames += stream.flush().projected.shape[1]
+    assert frames == encoder.config.frame_count(3_600 * 16_000)
+    assert peaks[3_600] - peaks[60] < 5_000  # an hour of samples alone would be 230,000, its states as much
 
 
 @torch.no_grad()
