@@ -56,12 +56,12 @@ def outputs(
         return
     waveforms = encoder.prepare(waveforms, lengths).to(weight.dtype)
     moments, frames = extractor.moments(waveforms), config.frame_count(waveforms.shape[1])
-    samples = F.pad(waveforms[0], (extractor.padding, extractor.padding))
+    samples = F.pad(waveforms, (extractor.padding, extractor.padding))
     for start in range(0, frames, size):
         end = min(start + size, frames)
         first, last = max(0, start - context), min(frames, end + context)
-        chunk = samples[first * extractor.hop : (last - 1) * extractor.hop + extractor.field]
-        projected = encoder.feature_projection(extractor.chunk(chunk, moments))[None]
+        chunk = samples[:, first * extractor.hop : (last - 1) * extractor.hop + extractor.field]
+        projected = encoder.feature_projection(extractor.chunk(chunk, moments))
         output, kept = encoder.contextualize(projected, torch.tensor([last - first])), slice(start - first, end - first)
         yield EncoderOutput(
             projected=output.projected[:, kept],

@@ -75,9 +75,9 @@ class EncoderConfig:
     def ignores_mean(self) -> bool:
         """Whether a wav's mean has no influence: a group norm takes away what it adds to each channel over time.
 
-        It is taken from log-mel energies, too, unless the wav is heard as it comes.
+        It is taken from log-mel energies, too, but not where the wav is heard as it comes and its mean is not known.
         """
-        return self.conv_norm == "group" and not self.whisper
+        return self.conv_norm == "group" and not self.whisper and not self.chunk_frames
 
     @property
     def positional_reach(self) -> int:
@@ -238,7 +238,7 @@ def _check_chunks(config: EncoderConfig) -> None:
     for key in ("chunk_frames", "left_frames"):
         _require(0 <= getattr(config, key) <= 2**16, key, getattr(config, key), "between 0 and 65536")
     if config.chunk_frames:
-        only = {"conv_norm": "layer", "normalize_waveform": False, "frame_multiple": 1, "whisper": False}
+        only = {"normalize_waveform": False, "frame_multiple": 1, "whisper": False}
         stacked = FAMILIES[config.family].positional_stack
         _require(not stacked, "family", config.family, "one with a single positional convolution, with chunk_frames")
         for key, value in only.items():

@@ -6,11 +6,15 @@ from torch.nn import functional as F
 
 from .config import SAMPLE_RATE, EncoderConfig
 from .convolution import Convolution, convolves, faster_by_row
+from .running_norm import RunningGroupNorm, RunningMoments
 from .waveforms import frame_mask
 
 BLOCK_SECONDS = 2.0  # of audio in the convolutions at a time, in inference on a CPU: fits its cache
 ALIGNMENT = 8  # of a matrix product's inner width, for the tensor cores of GPUs
 SAMPLE_BLOCK = 1 << 18  # samples in memory at a time while the covariance of their windows is summed
+
+# what a group norm knows of a wav beyond a part of it: mean and variance, or those of what was heard before
+Moments = tuple[Tensor, Tensor] | RunningMoments
 
 
 class ChannelGroupNorm(nn.GroupNorm):
@@ -76,22 +80,26 @@ class ConvLayer(nn.Module):
         self.layer_norm: nn.Module | None = None
         if config.conv_norm == "layer":
             self.layer_norm = _layer_norm(channels, config.norm_width(index))
+        elif index == 0 and config.chunk_frames:
+            self.layer_norm = RunningGroupNorm(channels, config.samples_per_frame // stride)
         elif index == 0:
             self.layer_norm = ChannelGroupNorm(channels, channels)  # eps 1e-5, whatever layer_norm_eps is
 
     def forward(
-        self, features: Tensor, lengths: Tensor | None, moments: tuple[Tensor, Tensor] | None = None
+        self, features: Tensor, lengths: Tensor | None, moments: Moments | None = None
     ) -> Tensor:  # (batch, channel, frame)
         """`moments`: statistics of the group norm, if `features` are only a part of the utterance."""
         features, norm = self.conv(features), self.layer_norm
         if isinstance(norm, ChannelGroupNorm):
-            features = norm(features, lengths) if moments is None else norm.with_moments(features, *moments)
+            features = norm.with_moments(features, *moments) if isinstance(moments, tuple) else norm(features, lengths)
+        elif isinstance(norm, RunningGroupNorm):
+            features = norm(features, moments)
         elif norm is not None:
             features = norm(features.transpose(1, 2)).transpose(1, 2)
         return F.gelu(features)
 
     def over_rows(self, rows: Tensor) -> Tensor:
-        """(row, channel) -> (window, channel), for all norms but the group norm."""
+        """(row, channel) -> (window, channel), for all norms but the group norms."""
         features = self.conv.over_rows(rows)
         return F.gelu(features if self.layer_norm is None else self.layer_norm(features))
 
@@ -115,6 +123,13 @@ class ConvLayer(nn.Module):
         windows = F.pad(waveforms, (0, kernel - stride)).unfold(1, kernel, stride)  # (batch, window, tap)
         windows = F.pad(windows, (0, 1 + spare), value=1.0)
         return F.gelu(windows @ F.pad(weight, (0, spare)).to(windows.dtype).mT)
+
+    def with_running_norm(self, waveforms: Tensor, moments: RunningMoments) -> Tensor:
+        """As `with_folded_norm`, of a norm that goes on from these moments."""
+        rows, windows = self.conv.over_rows(waveforms.flatten()[:, None]), waveforms.shape[1] // self.conv.stride[0]
+        rows = F.pad(rows, (0, 0, 0, len(waveforms) * windows - len(rows))).unflatten(0, (len(waveforms), windows))
+        assert isinstance(self.layer_norm, RunningGroupNorm)
+        return F.gelu(self.layer_norm(rows.mT, moments).mT).contiguous()  # as over_rows takes them
 
     def moments(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance over time of the first convolution's output, (batch, channel, 1) each, from its input.
@@ -182,37 +197,36 @@ class FeatureExtractor(nn.Module):
             features = features[:, : features.shape[1] - features.shape[1] % self.frame_multiple]
         return features
 
-    def frames_of(self, samples: Tensor) -> Tensor:
-        """A part (batch, sample) of longer wavs, `padding` included -> its frames (batch, frame, channel).
+    def moments(self, waveforms: Tensor, lengths: Tensor | None = None) -> Moments | None:
+        """Statistics of the group norm over each wav, which every chunk of it needs; None without the norm.
 
-        Not with a group norm, which needs the statistics of the whole wav.
+        Where wavs are heard as they come, those before the first chunk, which `chunk` keeps up to date.
         """
-        return self(samples, None)
-
-    def moments(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        """Statistics of the group norm over each wav, which every chunk of it needs; None without the norm."""
         first = self.conv_layers[0]
         assert isinstance(first, ConvLayer)
+        if isinstance(first.layer_norm, RunningGroupNorm):
+            return RunningMoments.before(waveforms, len(first.layer_norm.weight))
         if not isinstance(first.layer_norm, ChannelGroupNorm):
             return None
         if lengths is None:
             lengths = waveforms.new_full((len(waveforms),), waveforms.shape[1], dtype=torch.int64)
         return first.moments(waveforms, lengths)
 
-    def chunk(self, waveform: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
-        """A chunk (sample,) of a wav with these `moments` -> (frame, channel); on a CPU `BLOCK_SECONDS` at a time."""
-        if not convolves(waveform):
-            return self._over_rows(waveform[None], moments)[0]
+    def chunk(self, waveforms: Tensor, moments: Moments | None) -> Tensor:
+        """A part of wavs with these `moments`, (batch, sample) with `padding` -> its frames (batch, frame, channel).
+
+        On a CPU `BLOCK_SECONDS` at a time.
+        """
+        if not convolves(waveforms):
+            return self._over_rows(waveforms, moments)
         size = max(1, int(BLOCK_SECONDS * SAMPLE_RATE) // self.hop)  # in frames
-        frames = (len(waveform) - self.field) // self.hop + 1
+        frames = (waveforms.shape[1] - self.field) // self.hop + 1
         starts = range(0, frames, size)
         ends = (((min(start + size, frames) - 1) * self.hop + self.field) for start in starts)
-        blocks = (waveform[None, start * self.hop : end] for start, end in zip(starts, ends, strict=True))
-        return torch.cat([self._convolved(block, None, moments)[0] for block in blocks])
+        blocks = (waveforms[:, start * self.hop : end] for start, end in zip(starts, ends, strict=True))
+        return torch.cat([self._convolved(block, None, moments) for block in blocks], dim=1)
 
-    def _convolved(
-        self, waveforms: Tensor, lengths: Tensor | None, moments: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
+    def _convolved(self, waveforms: Tensor, lengths: Tensor | None, moments: Moments | None = None) -> Tensor:
         features = waveforms[:, None]
         for index, (layer, (kernel, stride)) in enumerate(zip(self.conv_layers, self.strides, strict=True)):
             lengths = None if lengths is None else (lengths - kernel) // stride + 1
@@ -220,7 +234,7 @@ class FeatureExtractor(nn.Module):
         features = features.transpose(1, 2)  # (batch, frame, channel)
         return features if self.scale is None else features * self.scale
 
-    def _over_rows(self, waveforms: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _over_rows(self, waveforms: Tensor, moments: Moments | None) -> Tensor:
         """The batch as one long wav. Windows that reach into the next wav belong to no valid frame."""
         batch, samples = waveforms.shape
         frames = -(-samples // self.hop)  # of each wav, the last of them incomplete
@@ -228,10 +242,12 @@ class FeatureExtractor(nn.Module):
         rows = waveforms.flatten()[:, None]  # (row, channel)
         for layer in self.conv_layers:
             assert isinstance(layer, ConvLayer)
-            if moments is not None and layer is self.conv_layers[0]:
-                rows = layer.with_folded_norm(waveforms, moments).flatten(0, 1)
-            else:
+            if moments is None or layer is not self.conv_layers[0]:
                 rows = layer.over_rows(rows)
+            elif isinstance(moments, RunningMoments):
+                rows = layer.with_running_norm(waveforms, moments).flatten(0, 1)
+            else:
+                rows = layer.with_folded_norm(waveforms, moments).flatten(0, 1)
         features = F.pad(rows, (0, 0, 0, batch * frames - len(rows))).unflatten(0, (batch, frames))
         features = features[:, : (samples - self.field) // self.hop + 1]
         return features if self.scale is None else features * self.scale
@@ -242,9 +258,9 @@ class FeatureExtractor(nn.Module):
         rows = []
         for row, waveform in enumerate(waveforms):
             valid = waveform if lengths is None else waveform[: int(lengths[row])]
-            features = self.chunk(valid, self.moments(valid[None]))
-            rows.append(F.pad(features, (0, 0, 0, frames - len(features))))
-        return torch.stack(rows)
+            features = self.chunk(valid[None], self.moments(valid[None]))
+            rows.append(F.pad(features, (0, 0, 0, frames - features.shape[1])))
+        return torch.cat(rows)
 
 
 class FeatureProjection(nn.Module):

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from .config import MEL_HOP, MEL_WINDOW, EncoderConfig
 from .convolution import convolves
-from .extractor import FeatureExtractor
+from .extractor import FeatureExtractor, Moments
 from .log_mel import mel_filters
+from .running_norm import RunningMoments, in_blocks
 from .waveforms import frame_mask
 
 QUIETEST = 1e-10  # energy that silence counts as
@@ -26,8 +27,9 @@ class MelExtractor(FeatureExtractor):
     """(batch, sample) -> (batch, frame, channel); a wav counts as silent before its first sample and after its last.
 
     The logarithms of a wav's energies are brought to zero mean and unit variance, all bins together, so that neither
-    its level nor the contrast of its recording matters; with layer norms (`conv_norm`) those of each column, which need
-    not wait for the wav's end. The spectrum is a convolution with sines and cosines, which every graph can hold.
+    its level nor the contrast of its recording matters. The statistics are those of the wav; where it is heard as it
+    comes, those of what was heard, or with layer norms (`conv_norm`) of each column. The spectrum is a convolution with
+    sines and cosines, which every graph can hold.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -38,15 +40,21 @@ class MelExtractor(FeatureExtractor):
         ((channels, kernel, stride),) = config.conv_layers
         self.conv_layers = nn.ModuleList([nn.Conv1d(config.mel_bins, channels, kernel, stride)])
         self.scale, self.by_column = None, config.conv_norm == "layer"
+        self.running = bool(config.chunk_frames) and not self.by_column
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
         energies = self.energies(F.pad(waveforms, (self.padding, self.padding)))
         return self._frames(energies, self._moments(energies, lengths))
 
-    def moments(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        """Mean and variance of each wav's log energies, (batch, 1, 1) each, which every chunk of it needs."""
+    def moments(self, waveforms: Tensor, lengths: Tensor | None = None) -> Moments | None:
+        """Mean and variance of each wav's log energies, (batch, 1, 1) each, which every chunk of it needs.
+
+        Where wavs are heard as they come, those before the first chunk, which `chunk` keeps up to date.
+        """
         if self.by_column:
             return None
+        if self.running:
+            return RunningMoments.before(waveforms, 1)
         if lengths is not None:
             return self._moments(self.energies(F.pad(waveforms, (self.padding, self.padding))), lengths)
         columns = (waveforms.shape[1] - MEL_WINDOW) // MEL_HOP + 1
@@ -62,10 +70,9 @@ class MelExtractor(FeatureExtractor):
         dtype = torch.promote_types(waveforms.dtype, torch.float32)
         return mean.to(dtype), variance.to(dtype)
 
-    def chunk(self, waveform: Tensor, moments: tuple[Tensor, Tensor] | None) -> Tensor:
-        """A chunk (sample,), with `padding` more samples at either end, of a wav with these `moments`."""
-        energies = self.energies(waveform[None])
-        return self._frames(energies, self._moments(energies, None) if moments is None else moments)[0]
+    def chunk(self, waveforms: Tensor, moments: Moments | None) -> Tensor:
+        energies = self.energies(waveforms)
+        return self._frames(energies, self._moments(energies, None) if moments is None else moments)
 
     def energies(self, waveforms: Tensor) -> Tensor:
         """Logarithms of mel energies, (batch, sample) -> (batch, bin, column), in fp32."""
@@ -80,12 +87,10 @@ class MelExtractor(FeatureExtractor):
             cosines, sines = spectra.chunk(2, dim=1)
             return (filters @ (cosines.square() + sines.square())).clamp(min=QUIETEST).log10()
 
-    def frames_of(self, samples: Tensor) -> Tensor:
-        energies = self.energies(samples)
-        return self._frames(energies, self._moments(energies, None))
-
-    def _moments(self, energies: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _moments(self, energies: Tensor, lengths: Tensor | None) -> Moments:
         """Of each column, or of those that lie within a wav: all but the first and those that reach beyond its end."""
+        if self.running:
+            return RunningMoments.before(energies, 1)
         if self.by_column:
             variance, mean = torch.var_mean(energies, dim=1, correction=0, keepdim=True)
             return mean, variance
@@ -99,12 +104,19 @@ class MelExtractor(FeatureExtractor):
         mean = values.masked_fill(~mask, 0.0).sum(dim=(1, 2), keepdim=True) / total
         return mean, ((values - mean) * mask).square().sum(dim=(1, 2), keepdim=True) / total
 
-    def _frames(self, energies: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
-        mean, variance = moments
+    def _frames(self, energies: Tensor, moments: Moments) -> Tensor:
+        mean, variance = _of_columns(energies, moments) if isinstance(moments, RunningMoments) else moments
         convolution = self.conv_layers[0]
         assert isinstance(convolution, nn.Conv1d)
         columns = (energies - mean) * torch.rsqrt(variance.clamp(min=LEAST_VARIANCE))
         return F.gelu(convolution(columns.to(convolution.weight.dtype))).transpose(1, 2)
+
+
+def _of_columns(energies: Tensor, moments: RunningMoments) -> tuple[Tensor, Tensor]:
+    """Of (batch, bin, column), whose frames add two columns each: mean and variance for every column."""
+    columns, pairs = energies.shape[2], in_blocks(energies, 2).transpose(1, 2).flatten(2)[:, None]
+    mean, variance = (found[..., 0].repeat_interleave(2, dim=2) for found in moments.follow(pairs))
+    return mean[..., :columns], variance[..., :columns]
 
 
 def _tables(bins: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,7 @@ class Stream:
         self.encoder, self.extractor, self.positional, self.batch = encoder, extractor, positional, batch
         weight = encoder.layer_norm.weight
         self.samples = weight.new_zeros(batch, extractor.padding)  # that frames to come will see
+        self.moments = extractor.moments(self.samples)  # of what was heard, which the extractor keeps up to date
         self.pending = weight.new_zeros(batch, 0, config.embed_dim)  # P of the chunk that is not complete
         self.past = weight.new_zeros(batch, config.positional_reach, config.embed_dim)  # input of the convolution
         self.memories = [Memory(config.left_frames) for _ in encoder.layers]
@@ -72,7 +73,7 @@ class Stream:
         frames = max(0, (samples.shape[1] - self.extractor.field) // self.extractor.hop + 1)
         if frames:
             used = samples[:, : (frames - 1) * self.extractor.hop + self.extractor.field]
-            projected = self.encoder.feature_projection(self.extractor.frames_of(used))
+            projected = self.encoder.feature_projection(self.extractor.chunk(used, self.moments))
             self.pending = torch.cat([self.pending, projected], dim=1)
         self.samples = samples[:, frames * self.extractor.hop :].clone()
 

@@ -49,6 +49,7 @@ from .log_mel import LogMelExtractor  # type: ignore[import-not-found]  # noqa: 
 from .mel_extractor import MelExtractor  # type: ignore[import-not-found]
 from .output import EncoderOutput  # type: ignore[import-not-found]  # noqa: F401
 from .positional import PositionalConvolution  # type: ignore[import-not-found]
+from .running_norm import RunningGroupNorm  # type: ignore[import-not-found]  # noqa: F401
 from .streaming import Stream  # type: ignore[import-not-found]  # noqa: F401
 from .waveforms import as_batch  # type: ignore[import-not-found]  # noqa: F401
 

@@ -27,6 +27,7 @@ from upstream import (
     mel_extractor,
     output,
     positional,
+    running_norm,
     streaming,
     waveforms,
 )
@@ -103,7 +104,7 @@ def _own_code() -> dict[str, str]:
     """The Python files of an export that needs its own code."""
     modules = (
         attention, config, convolution, dropout, encoder, errors, extractor, families, log_mel, mel_extractor,
-        output, positional, streaming, waveforms,
+        output, positional, running_norm, streaming, waveforms,
     )  # fmt: skip
     code = {Path(inspect.getfile(module)).name: inspect.getsource(module) for module in modules}
     return code | {f"{MODELING}.py": (Path(__file__).parent / f"{MODELING}.py").read_text()}

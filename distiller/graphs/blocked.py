@@ -90,7 +90,8 @@ def _blocks(values: Tensor, dim: int) -> Tensor:
 def in_blocks(encoder: SpeechEncoder) -> SpeechEncoder:
     """A copy of the encoder with such attention, to be traced."""
     encoder, config = copy.deepcopy(encoder), encoder.config
-    encoder.config = replace(config, chunk_frames=0, left_frames=0)  # each block masks what its queries do not see
+    if config.chunk_frames:  # each block masks what its queries do not see; norm: as before, a wav's mean stays in it
+        encoder.config = replace(config, chunk_frames=0, left_frames=0, conv_norm="layer")
     if encoder.relative_position is not None:
         encoder.relative_position = DistanceBiases(encoder.relative_position)  # type: ignore[assignment]
     for layer in encoder.layers:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from upstream.attention import PositionGate
 from upstream.encoder import SpeechEncoder
 from upstream.extractor import ChannelGroupNorm, ConvLayer, FeatureExtractor
+from upstream.running_norm import RunningGroupNorm
 from upstream.waveforms import frame_mask
 
 OPSET = 20  # the first with GELU as one operator
@@ -174,6 +175,8 @@ def _first(layer: ConvLayer, waveforms: Tensor, lengths: Tensor) -> Tensor:
     weight, norm = layer.conv.weight[:, 0], layer.layer_norm  # (channel, tap)
     if not isinstance(norm, ChannelGroupNorm):
         rows = F.linear(windows, weight, layer.conv.bias)
+        if isinstance(norm, RunningGroupNorm):
+            return norm(rows.mT).mT
         return rows if norm is None else norm(rows)
     counts = (lengths - kernel) // stride + 1
     valid = windows.double() * frame_mask(counts, windows.shape[1], windows.device)[..., None]

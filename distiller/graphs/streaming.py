@@ -17,6 +17,7 @@ from upstream.errors import UserError
 from upstream.extractor import FeatureExtractor
 from upstream.onnx_stream import STATE, OnnxStream
 from upstream.output import EncoderOutput
+from upstream.running_norm import RunningMoments
 
 OPSET = 18
 
@@ -26,9 +27,10 @@ class StepGraph(nn.Module):
 
     In: waveforms (batch, C H), the next samples; frames (1,), how many of the chunk's count, fewer than C only at a
     wav's end; known (1,), frames in the memories; samples (batch, O), those before; past (batch, K, channel) of the
-    positional convolution; keys and values (batch, head, left, head_dim) of each layer with attention.
+    positional convolution; with a group norm blocks (1,) and moments (batch, 2, channel) of `RunningMoments`; keys and
+    values (batch, head, left, head_dim) of each layer with attention.
 
-    Out: the states as `StatesGraph` has them, and the new known, samples, past, keys and values.
+    Out: the states as `StatesGraph` has them, and the new state, in the order of the inputs.
     """
 
     def __init__(self, graph: StatesGraph) -> None:
@@ -39,6 +41,8 @@ class StepGraph(nn.Module):
         extractor = graph.encoder.feature_extractor
         assert isinstance(extractor, FeatureExtractor)
         self.overlap = extractor.field - extractor.hop
+        moments = extractor.moments(torch.zeros(1, 0))
+        self.channels = moments.known.shape[2] if isinstance(moments, RunningMoments) else 0  # with statistics
         layers = [layer for layer in graph.encoder.layers if isinstance(layer, EncoderLayer)]
         self.heads = [
             layer.attention.q_proj.out_features // config.head_dim if isinstance(layer.attention, SelfAttention) else 0
@@ -48,8 +52,9 @@ class StepGraph(nn.Module):
     def forward(self, waveforms: Tensor, frames: Tensor, known: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         encoder, config = self.states_graph.encoder, self.states_graph.encoder.config
         samples, past, *memories = state
+        moments = RunningMoments(blocks=memories.pop(0), known=memories.pop(0)) if self.channels else None
         heard = torch.cat([samples, waveforms], dim=1)
-        projected = encoder.feature_projection(encoder.feature_extractor.frames_of(heard))  # type: ignore[operator]
+        projected = encoder.feature_projection(encoder.feature_extractor.chunk(heard, moments))  # type: ignore[operator]
         chunk, left = config.chunk_frames, config.left_frames
         positions = torch.arange(left + chunk) - left  # of keys: those of the chunk from 0 on
         key_mask = ((positions >= -known) & (positions < frames))[None, None, None]
@@ -59,7 +64,7 @@ class StepGraph(nn.Module):
         position_bias = None
         if encoder.relative_position is not None:
             position_bias = encoder.relative_position.last(chunk, left + chunk)
-        hidden_states, kept = [states], []
+        hidden_states, kept = [states], [] if moments is None else [moments.blocks, moments.known]
         for heads, layer in zip(self.heads, encoder.layers, strict=True):
             memory = Memory(left)
             memory.kept = (memories.pop(0), memories.pop(0)) if heads else None
@@ -79,6 +84,8 @@ class StepGraph(nn.Module):
             "samples": torch.zeros(batch, self.overlap),
             "past": torch.zeros(batch, config.positional_reach, config.embed_dim),
         }
+        if self.channels:
+            zeros |= {"blocks": torch.zeros(1, dtype=torch.int64), "moments": torch.zeros(batch, 2, self.channels)}
         for index, heads in enumerate(self.heads, start=1):
             for name in ("keys", "values") if heads else ():  # each its own: tracing takes one tensor for one input
                 zeros[f"{name}_{index}"] = torch.zeros(batch, heads, config.left_frames, config.head_dim)
@@ -99,7 +106,7 @@ def to_streaming_onnx(graph: StatesGraph, path: Path) -> float:
         inputs |= {"frames": torch.tensor([config.chunk_frames])} | step.state(2)
         batch = torch.export.Dim("batch", min=1, max=4096)
         of_batch = {0: batch}
-        shapes = [None if name in ("frames", "known") else of_batch for name in inputs]
+        shapes = [None if name in ("frames", "known", "blocks") else of_batch for name in inputs]
         with quietly(), torch.no_grad():
             arguments = tuple(inputs.values())
             program = torch.export.export(

@@ -240,7 +240,7 @@ class NarrowConfig(StudentConfig):
         title, stacked = FAMILIES[shape.family].title, FAMILIES[shape.family].positional_stack
         require(not stacked, "student.size", self.size, f"{one_of('', list(SIZES))} where a {title} hears in chunks")
         chunks = {"chunk_frames": self.look_ahead + 1, "left_frames": self.left_context}
-        return replace(shape, conv_norm="layer", normalize_waveform=False, **chunks)
+        return replace(shape, normalize_waveform=False, **chunks)
 
 
 def with_front_end(shape: EncoderConfig, kind: str) -> EncoderConfig:

@@ -15,10 +15,13 @@ from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError
 
 CONVOLUTIONS: dict[str, Any] = {"conv_layers": ((8, 10, 5), *((8, 3, 2),) * 4, (8, 2, 2), (16, 2, 2))}
-HEARS: dict[str, Any] = {"conv_norm": "layer", "chunk_frames": 5, "left_frames": 7}
+HEARS: dict[str, Any] = {"chunk_frames": 5, "left_frames": 7}
+MEL: dict[str, Any] = {"mel_bins": 40, "conv_bias": True, "conv_layers": ((40, 3, 2),)}
 STRUCTURES: dict[str, dict[str, Any]] = {
     "hubert": CONVOLUTIONS,
-    "log-mel": {"mel_bins": 40, "conv_bias": True, "conv_layers": ((40, 3, 2),)},
+    "log-mel": MEL,
+    "layer norms": {**CONVOLUTIONS, "conv_norm": "layer"},
+    "log-mel, by column": {**MEL, "conv_norm": "layer"},
     "wavlm": {**CONVOLUTIONS, "family": "wavlm"},
     "pre-LN": {**CONVOLUTIONS, "layer_norm_first": True},
     "pruned": {**CONVOLUTIONS, "attention_heads": ((1, 3), None, ()), "ffn_dims": (0, 9, None)},
@@ -177,7 +180,6 @@ def test_mistakes_are_one_sentence(tiny_encoder: Callable[..., SpeechEncoder]) -
         with pytest.raises(UserError, match="the stream has ended"):
             stream(noise(1, 400))
     for changes, said in (
-        ({"conv_norm": "group"}, "conv_norm is 'group', but it must be layer with chunk_frames"),
         ({"normalize_waveform": True}, "normalize_waveform is True, but it must be False with chunk_frames"),
         ({"chunk_frames": -1}, "chunk_frames is -1, but it must be between 0 and 65536"),
     ):

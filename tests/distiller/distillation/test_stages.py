@@ -329,7 +329,7 @@ def test_a_student_that_hears_in_chunks_is_distilled(material: Path, tmp_path: P
     chunked = ("student.attention=chunked", "student.look_ahead=3", "student.left_context=8")
     distil(recipe(material, "star", "student.size=teacher", "trainer.steps=4", *chunked), tmp_path)
     student, waveform = load(tmp_path / "student"), 0.1 * torch.randn(1, 9_000)
-    assert (student.config.chunk_frames, student.config.left_frames, student.config.conv_norm) == (4, 8, "layer")
+    assert (student.config.chunk_frames, student.config.left_frames, student.config.conv_norm) == (4, 8, "group")
     with torch.no_grad(), student.streaming() as stream:
         parts = [*(student(piece) for piece in waveform.split(1_234, dim=1)), stream.flush()]
         streamed = torch.cat([part.last_hidden_state for part in parts], dim=1)

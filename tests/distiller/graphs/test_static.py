@@ -15,7 +15,9 @@ from distiller.graphs import static
 from distiller.graphs.checks import wavs
 from distiller.graphs.eight_bits import EightBitConvolution, EightBitLinear, in_eight_bits, linear_layers
 from distiller.graphs.onnx import graph_of
+from tests.distiller.graphs.conftest import SHAPE
 from upstream.checkpoint import save
+from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 from upstream.onnx_encoder import Run, metadata, session
@@ -39,6 +41,18 @@ def test_the_file_is_close_to_its_student_on_other_audio(student: SpeechEncoder,
         # rounding in 32 bits may move a value to the next integer
         assert (together[:, row, : frames[row]] - alone).norm() / expected.norm() < 0.01
     assert int(metadata(static_file)["parameters"]) == sum(parameter.numel() for parameter in student.parameters())
+
+
+def test_a_student_that_hears_in_chunks_keeps_its_running_statistics() -> None:
+    torch.manual_seed(2)
+    changes = {"family": "hubert", "normalize_waveform": False, "chunk_frames": 4, "left_frames": 9}
+    encoder = SpeechEncoder(EncoderConfig(**SHAPE | changes)).eval()
+    audio = [wav / 2 for wav in wavs()]
+    eight_bit = in_eight_bits(encoder, static.input_ranges(encoder, audio))
+    for wav in audio:
+        with torch.no_grad():
+            expected, found = (torch.stack(each(wav[None]).hidden_states) for each in (encoder, eight_bit))
+        assert 1e-4 < (found - expected).norm() / expected.norm() < 0.05
 
 
 def test_its_products_are_of_integers(student: SpeechEncoder, static_file: Path) -> None:

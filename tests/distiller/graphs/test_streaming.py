@@ -16,7 +16,7 @@ from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 from upstream.onnx_stream import OnnxStream
 
-CHUNKS: dict[str, Any] = {"conv_norm": "layer", "chunk_frames": 4, "left_frames": 9}
+CHUNKS: dict[str, Any] = {"chunk_frames": 4, "left_frames": 9}
 
 
 def student(family: str, front_end: str, **changes: Any) -> SpeechEncoder:
@@ -29,11 +29,19 @@ def student(family: str, front_end: str, **changes: Any) -> SpeechEncoder:
     return encoder
 
 
-@pytest.mark.parametrize(("family", "front_end"), [("hubert", "conv"), ("wavlm", "conv"), ("hubert", "logmel")])
+@pytest.mark.parametrize(
+    ("family", "front_end", "norm"),
+    [
+        ("hubert", "conv", "group"),
+        ("wavlm", "conv", "layer"),
+        ("hubert", "logmel", "group"),
+        ("wavlm", "logmel", "layer"),
+    ],
+)
 def test_pieces_of_any_size_give_the_states_of_the_whole_wav(
-    tmp_path: Path, family: str, front_end: str, capsys
+    tmp_path: Path, family: str, front_end: str, norm: str, capsys
 ) -> None:
-    encoder, path = student(family, front_end), tmp_path / "live.onnx"
+    encoder, path = student(family, front_end, conv_norm=norm), tmp_path / "live.onnx"
     save(encoder, tmp_path / "student")
     assert export.main([str(tmp_path / "student"), "--to", "onnx", "--streaming", "--output", str(path)]) == 0
     assert "OnnxStream runs it" in capsys.readouterr().out
