@@ -90,20 +90,19 @@ def summarise(table: Path, rows: Sequence[Row], paired: float, command: str, mis
 
 def _heading(table: Path, rows: Sequence[Row], command: str, missing: dict[str, str]) -> str:
     commits, machines, steps = (", ".join(_values(rows, key)) for key in ("commit", "machine", "steps"))
-    unmet = [row["cell"] for row in rows if not row.get("met", True)]
+    unmet, prune = [row["cell"] for row in rows if not row.get("met", True)], any(map(_target, rows))
     lines = [
         f"# {table.stem}: {', '.join(_values(rows))}",
         "",
         f"Made by `{command}`; every number is in [{table.name}]({table.name}).",
-        f"Commit {commits}; {machines}; {steps} steps, those after pruning where there is any.",
+        f"Commit {commits}; {machines}; {steps} steps{', those after pruning where there is any' if prune else ''}.",
         "",
         "A small teacher and little training: this does not rank the methods at the papers' scale. The held-out",
         "loss is that of each objective and can be compared only within a method.",
-        "",
-        f"Off their target by more than 1 %: {', '.join(unmet)}."
-        if unmet
-        else "All runs that prune met their target within 1 %.",
     ]
+    if prune:
+        met = "All runs that prune met their target within 1 %."
+        lines += ["", f"Off their target by more than 1 %: {', '.join(unmet)}." if unmet else met]
     if missing:
         lines += ["", "Missing:", "", *(f"- {name}: {reason}" for name, reason in missing.items())]
     return "\n".join(lines) + "\n"
@@ -121,9 +120,18 @@ def _table(heading: str, titles: Sequence[str], rows: Sequence[Sequence[str]], n
     return f"## {heading}\n\n" + (f"{note}.\n\n" if note else "") + table if rows else ""
 
 
+def _target(row: Row) -> float | None:
+    return row.get("target")
+
+
 def _at(rows: Sequence[Row], target: float) -> list[Row]:
     """The runs of this target, and those that do not prune."""
     return [row for row in rows if row.get("target", target) == target]
+
+
+def _title(text: str, rows: Sequence[Row], target: float) -> str:
+    """With the target, where runs have one."""
+    return f"{text} at {target:g}" if any(map(_target, rows)) else text
 
 
 def _runs(rows: Sequence[Row]) -> str:
@@ -162,7 +170,7 @@ def _means(rows: Sequence[Row], paired: float) -> str:
             cells.append((_interval(values, decimals) + _of(len(values), len(own))) if values else "")
         lines.append([method, str(len(own)), *cells])
     return _table(
-        f"Means at {paired:g}", ["method", "seeds", *(title for title, _ in shown.values())], lines, INTERVALS
+        _title("Means", rows, paired), ["method", "seeds", *(title for title, _ in shown.values())], lines, INTERVALS
     )
 
 
@@ -182,7 +190,8 @@ def _pairs(rows: Sequence[Row], paired: float) -> str:
         ]
         lines.append([*pair, str(seeds), *cells])
     titles = ["first", "second", "seeds", *(title for title, _ in shown.values())]
-    return _table(f"Paired differences at {paired:g}: first - second", titles, lines, f"{INTERVALS}; bold: without 0")
+    heading = _title("Paired differences, first - second,", rows, paired).removesuffix(",")
+    return _table(heading, titles, lines, f"{INTERVALS}; bold: without 0")
 
 
 def _shown(rows: Sequence[Row], paired: float) -> dict[str, tuple[str, int]]:
