@@ -1,5 +1,6 @@
 """A convolution in the form that is fastest where it runs: convolution kernels, or matrix products."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,12 @@ def faster_by_row(states: Tensor) -> bool:
 def convolves(states: Tensor) -> bool:
     """Whether convolution kernels are the form to take: fastest in inference on a CPU, and what exports must hold."""
     return faster_by_row(states) or torch.compiler.is_compiling() or states.device.type not in PRODUCTS
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Inside it operators compute in the precision of their inputs, on every type of device."""
+    available = torch.amp.autocast_mode.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if available else nullcontext()
 
 
 class Convolution(nn.Conv1d):

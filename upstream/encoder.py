@@ -110,6 +110,7 @@ class SpeechEncoder(nn.Module):
         super().__init__()
         self.config = config
         self._stream: Stream | None = None
+        self.masks_chunks = bool(config.chunk_frames)  # not in graphs, whose attention does
         extractor = MelExtractor if config.mel_bins else FeatureExtractor
         self.feature_extractor = LogMelExtractor(config) if config.whisper else extractor(config)
         self.feature_projection = FeatureProjection(config)
@@ -210,7 +211,7 @@ class SpeechEncoder(nn.Module):
         if not self.config.layer_norm_first:
             states = self.layer_norm(states)
         key_mask = mask[:, None, None] if padded else None
-        if self.config.chunk_frames:
+        if self.masks_chunks:
             seen = chunk_mask(frames, self.config.chunk_frames, self.config.left_frames, mask.device)[None, None]
             # a padded query may see padded keys, since without any its states would not be numbers
             key_mask = seen if key_mask is None else seen & (key_mask | ~mask[:, None, :, None])

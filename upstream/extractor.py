@@ -81,7 +81,8 @@ class ConvLayer(nn.Module):
         if config.conv_norm == "layer":
             self.layer_norm = _layer_norm(channels, config.norm_width(index))
         elif index == 0 and config.chunk_frames:
-            self.layer_norm = RunningGroupNorm(channels, config.samples_per_frame // stride)
+            field = (config.min_samples - kernel) // stride + 1
+            self.layer_norm = RunningGroupNorm(channels, config.samples_per_frame // stride, field)
         elif index == 0:
             self.layer_norm = ChannelGroupNorm(channels, channels)  # eps 1e-5, whatever layer_norm_eps is
 
@@ -124,12 +125,15 @@ class ConvLayer(nn.Module):
         windows = F.pad(windows, (0, 1 + spare), value=1.0)
         return F.gelu(windows @ F.pad(weight, (0, spare)).to(windows.dtype).mT)
 
-    def with_running_norm(self, waveforms: Tensor, moments: RunningMoments) -> Tensor:
-        """As `with_folded_norm`, of a norm that goes on from these moments."""
-        rows, windows = self.conv.over_rows(waveforms.flatten()[:, None]), waveforms.shape[1] // self.conv.stride[0]
-        rows = F.pad(rows, (0, 0, 0, len(waveforms) * windows - len(rows))).unflatten(0, (len(waveforms), windows))
+    def with_running_norm(self, waveforms: Tensor, samples: int, moments: RunningMoments) -> Tensor:
+        """As `with_folded_norm`, of a norm that goes on from these moments; only the first `samples` are audio."""
+        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        rows, size = self.conv.over_rows(waveforms.flatten()[:, None]), (len(waveforms), waveforms.shape[1] // stride)
+        rows = F.pad(rows, (0, 0, 0, size[0] * size[1] - len(rows))).unflatten(0, size)
+        heard = rows[:, : (samples - kernel) // stride + 1]
         assert isinstance(self.layer_norm, RunningGroupNorm)
-        return F.gelu(self.layer_norm(rows.mT, moments).mT).contiguous()  # as over_rows takes them
+        features = F.gelu(self.layer_norm(heard.mT, moments).mT)
+        return F.pad(features, (0, 0, 0, size[1] - features.shape[1])).contiguous()  # as `over_rows` takes them
 
     def moments(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance over time of the first convolution's output, (batch, channel, 1) each, from its input.
@@ -245,7 +249,7 @@ class FeatureExtractor(nn.Module):
             if moments is None or layer is not self.conv_layers[0]:
                 rows = layer.over_rows(rows)
             elif isinstance(moments, RunningMoments):
-                rows = layer.with_running_norm(waveforms, moments).flatten(0, 1)
+                rows = layer.with_running_norm(waveforms, samples, moments).flatten(0, 1)
             else:
                 rows = layer.with_folded_norm(waveforms, moments).flatten(0, 1)
         features = F.pad(rows, (0, 0, 0, batch * frames - len(rows))).unflatten(0, (batch, frames))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import MEL_HOP, MEL_WINDOW, EncoderConfig
-from .convolution import convolves
+from .convolution import convolves, without_autocast
 from .extractor import FeatureExtractor, Moments
 from .log_mel import mel_filters
 from .running_norm import RunningMoments, in_blocks
@@ -79,7 +79,7 @@ class MelExtractor(FeatureExtractor):
         waveforms = waveforms.to(torch.promote_types(waveforms.dtype, torch.float32))
         tables = _tables if torch.compiler.is_compiling() else _kept_tables
         waves, filters = tables(self.mel_bins, waveforms.device, waveforms.dtype)
-        with torch.autocast(waveforms.device.type, enabled=False):
+        with without_autocast(waveforms.device.type):
             if convolves(waveforms):
                 spectra = F.conv1d(waveforms[:, None], waves[:, None], stride=MEL_HOP)
             else:  # a convolution of a GPU would be in TF32, which is too coarse for quiet bands
@@ -105,18 +105,22 @@ class MelExtractor(FeatureExtractor):
         return mean, ((values - mean) * mask).square().sum(dim=(1, 2), keepdim=True) / total
 
     def _frames(self, energies: Tensor, moments: Moments) -> Tensor:
-        mean, variance = _of_columns(energies, moments) if isinstance(moments, RunningMoments) else moments
         convolution = self.conv_layers[0]
         assert isinstance(convolution, nn.Conv1d)
-        columns = (energies - mean) * torch.rsqrt(variance.clamp(min=LEAST_VARIANCE))
+        if isinstance(moments, RunningMoments):
+            columns = _normalized(energies, moments)
+        else:
+            mean, variance = moments
+            columns = (energies - mean) * torch.rsqrt(variance.clamp(min=LEAST_VARIANCE))
         return F.gelu(convolution(columns.to(convolution.weight.dtype))).transpose(1, 2)
 
 
-def _of_columns(energies: Tensor, moments: RunningMoments) -> tuple[Tensor, Tensor]:
-    """Of (batch, bin, column), whose frames add two columns each: mean and variance for every column."""
-    columns, pairs = energies.shape[2], in_blocks(energies, 2).transpose(1, 2).flatten(2)[:, None]
-    mean, variance = (found[..., 0].repeat_interleave(2, dim=2) for found in moments.follow(pairs))
-    return mean[..., :columns], variance[..., :columns]
+def _normalized(energies: Tensor, moments: RunningMoments) -> Tensor:
+    """(batch, bin, column), to which each frame adds two columns, by the statistics of what came before."""
+    columns, pairs = energies.shape[2], in_blocks(energies, 2)  # (batch, bin, block, column in it)
+    together = pairs.transpose(1, 2).flatten(2)[:, None]  # (batch, 1, block, bin x column)
+    normed = moments.normalize(together, (columns - 1) // 2, LEAST_VARIANCE)[:, 0]
+    return normed.unflatten(2, (-1, 2)).transpose(1, 2).flatten(2)[..., :columns]
 
 
 def _tables(bins: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -2,23 +2,30 @@
 
 A block is what one frame adds, 20 ms. Each block is normalised by the statistics of the blocks before it, the first by
 its own, so that no frame depends on what follows it. Means are over all blocks up to `MEMORY`; from then on a block's
-weight decays with its age, so that the norm follows a voice that comes nearer, however long the stream.
+weight decays with its age, so that the norm follows a voice that comes nearer, however long the stream. That is
+
+    m(b) = (1 - a(b)) m(b - 1) + a(b) x(b)    with a(b) = 1 / min(b + 1, MEMORY),
+
+which `running_means` computes for many blocks at once.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .convolution import without_autocast
+
 MEMORY = 500  # blocks: 10 s
-AT_ONCE = 512  # blocks whose weights, a square matrix, are in memory at a time
+GROUP = 64  # blocks whose weights are a square matrix; time and memory grow with the wav, not with its square
 
 
 class RunningMoments:
-    """Mean and mean square of what has been heard, and how many blocks that were.
+    """What has been heard of a batch of wavs.
 
     Args:
-        known: (batch, 2, channel), fp32: mean and mean square, zeros before the first block.
-        blocks: (1,), at most `MEMORY`. A tensor, since a graph carries it from call to call.
+        known: (batch, 3, channel), fp32: each channel's mean in the first block, and the mean and mean square of its
+            distance from that over all blocks. The distance keeps the digits that a large offset would fill.
+        blocks: (1,), how many that are, at most `MEMORY`. A tensor, since a graph carries it from call to call.
     """
 
     def __init__(self, known: Tensor, blocks: Tensor) -> None:
@@ -27,43 +34,59 @@ class RunningMoments:
     @classmethod
     def before(cls, waveforms: Tensor, channels: int) -> "RunningMoments":
         """Those before the first sample of a batch of wavs."""
-        known = waveforms.new_zeros(waveforms.shape[0], 2, channels, dtype=torch.float32)
+        known = waveforms.new_zeros(waveforms.shape[0], 3, channels, dtype=torch.float32)
         return cls(known, torch.zeros(1, dtype=torch.int64, device=waveforms.device))
 
-    def follow(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The next blocks -> mean and variance by which each is normalised, and remember all but the last of them.
+    def normalize(self, values: Tensor, heard: int, eps: float) -> Tensor:
+        """The next blocks, each with zero mean and unit variance by what came before it.
 
         Args:
-            values: (batch, channel, block, position). The last block, which may be incomplete, is heard again.
-
-        Returns:
-            (batch, channel, block, 1) each.
+            values: (batch, channel, block, position); the last block may be incomplete, or empty.
+            heard: how many of the blocks are remembered; the next call begins with the one after them.
+            eps: added to variances.
         """
-        heard = values[:, :, :-1].to(torch.promote_types(values.dtype, torch.float32))
-        found = torch.stack([heard.mean(dim=3), heard.square().mean(dim=3)], dim=1)  # (batch, 2, channel, block)
-        begins, before = self.blocks == 0, self.known[..., None]
-        parts = [found] if torch.compiler.is_compiling() else found.split(AT_ONCE, dim=3)
-        running = torch.cat([self._remember(part) for part in parts], dim=3)
-        before = torch.where(begins, running[..., :1], before)
-        mean, square = torch.cat([before, running], dim=3)[..., None].unbind(dim=1)
-        return mean, (square - mean.square()).clamp(min=0.0)
-
-    def _remember(self, found: Tensor) -> Tensor:
-        """(batch, 2, channel, block) -> the same, over what has been heard at the end of each block."""
-        weights = block_weights(self.blocks, found.shape[3]).to(found.dtype)
-        with torch.autocast(found.device.type, enabled=False):
-            running = found @ weights.mT + self.known[..., None] * (1 - weights.sum(dim=1))
-        self.known, self.blocks = running[..., -1], (self.blocks + found.shape[3]).clamp(max=MEMORY)
-        return running
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        first, mean, square = self.known.unbind(dim=1)
+        begins = self.blocks == 0
+        first = torch.where(begins, values[:, :, 0].mean(dim=2), first)
+        values = values - first[:, :, None, None]
+        complete = values[:, :, :-1]
+        found = torch.stack([complete.mean(dim=3), complete.square().mean(dim=3)], dim=1)
+        before = torch.stack([mean, square], dim=1)
+        running = running_means(found, before, self.blocks)  # (batch, 2, channel, block)
+        before = torch.where(begins, running[..., 0], before)
+        self.known = torch.cat([first[:, None], running[..., heard - 1]], dim=1)
+        self.blocks = (self.blocks + heard).clamp(max=MEMORY)
+        mean, square = torch.cat([before[..., None], running], dim=3)[..., None].unbind(dim=1)
+        return (values - mean) * torch.rsqrt((square - mean.square()).clamp(min=0.0) + eps)
 
 
-def block_weights(before: Tensor, blocks: int) -> Tensor:
-    """What each of the blocks behind `before` (1,) earlier ones counts in the mean at the end of each: (at, of)."""
-    positions = before + torch.arange(blocks, device=before.device)
-    ends = positions[:, None]
-    ages = (ends - positions.clamp(min=MEMORY - 1)).clamp(min=0)
-    weights = (1 - 1 / MEMORY) ** ages / (ends + 1).clamp(max=MEMORY)
-    return weights.masked_fill(positions > ends, 0.0)
+def running_means(values: Tensor, known: Tensor, before: Tensor) -> Tensor:
+    """The mean at the end of each block, (..., block) as the blocks' own `values`.
+
+    Each group of blocks is a product with a matrix of weights, and so are the means at the ends of the groups.
+
+    Args:
+        known: (...), the mean of the `before` (1,) blocks in front of them.
+    """
+    groups = in_blocks(values, GROUP)  # (..., group, block in it)
+    positions = before + torch.arange(groups.shape[-2] * GROUP, device=before.device)
+    positions = positions.unflatten(0, (groups.shape[-2], GROUP))
+    weights = share(positions[:, :, None], positions[:, None]) / (positions[:, None] + 1).clamp(max=MEMORY)
+    starts = torch.cat([before - 1, positions[:-1, -1]])  # the last block in front of each group
+    with without_autocast(values.device.type):
+        own = (groups[..., None, :] @ weights.mT.to(values.dtype))[..., 0, :]
+        sums = torch.cat([known[..., None], own[..., :-1, -1]], dim=-1)
+        carried = sums @ share(starts[:, None], starts).mT.to(values.dtype)  # (..., group): the mean at its start
+    means = own + carried[..., None] * share(positions, starts[:, None])
+    return means.flatten(-2)[..., : values.shape[-1]]
+
+
+def share(now: Tensor, then: Tensor) -> Tensor:
+    """What the mean at the end of block `then` counts in that at the end of block `now`; 0 before it. Block -1: 0."""
+    ages = (now - then.clamp(min=MEMORY - 1)).clamp(min=0)
+    shares = (1 - 1 / MEMORY) ** ages * (then + 1).clamp(max=MEMORY) / (now + 1).clamp(1, MEMORY)
+    return shares.masked_fill(then > now, 0.0)
 
 
 def in_blocks(values: Tensor, size: int) -> Tensor:
@@ -77,20 +100,22 @@ class RunningGroupNorm(nn.Module):
 
     Args:
         block: outputs of the convolution that one frame adds.
+        field: those under one frame.
     """
 
-    def __init__(self, channels: int, block: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, block: int, field: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.block, self.eps = block, eps
+        self.block, self.field, self.eps = block, field, eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, features: Tensor, moments: RunningMoments | None = None) -> Tensor:  # (batch, channel, frame)
-        """`moments`: of what was heard before `features`, which are the beginning if there are none."""
-        if moments is None:
-            moments = RunningMoments.before(features, len(self.weight))
-        frames, values = features.shape[2], in_blocks(features, self.block)
-        mean, variance = moments.follow(values)
-        scale = torch.rsqrt(variance + self.eps) * self.weight[:, None, None]
-        normed = torch.addcmul(self.bias[:, None, None] - mean * scale, values, scale)
-        return normed.flatten(2)[..., :frames].to(features.dtype)
+    def forward(self, features: Tensor, moments: RunningMoments | None = None) -> Tensor:  # (batch, channel, output)
+        """
+        Args:
+            features: what lies under one frame or more, and less than under the one after them.
+            moments: of what was heard before; None: nothing.
+        """
+        outputs, frames = features.shape[2], (features.shape[2] - self.field) // self.block + 1
+        moments = RunningMoments.before(features, len(self.weight)) if moments is None else moments
+        normed = moments.normalize(in_blocks(features, self.block), frames, self.eps).flatten(2)[..., :outputs]
+        return torch.addcmul(self.bias[:, None], normed, self.weight[:, None]).to(features.dtype)

@@ -49,7 +49,7 @@ from .log_mel import LogMelExtractor  # type: ignore[import-not-found]  # noqa: 
 from .mel_extractor import MelExtractor  # type: ignore[import-not-found]
 from .output import EncoderOutput  # type: ignore[import-not-found]  # noqa: F401
 from .positional import PositionalConvolution  # type: ignore[import-not-found]
-from .running_norm import RunningGroupNorm  # type: ignore[import-not-found]  # noqa: F401
+from .running_norm import RunningGroupNorm  # type: ignore[import-not-found]
 from .streaming import Stream  # type: ignore[import-not-found]  # noqa: F401
 from .waveforms import as_batch  # type: ignore[import-not-found]  # noqa: F401
 
@@ -127,6 +127,9 @@ class Distilled(PreTrainedModel):
             nn.init.zeros_(module.bias)
         elif isinstance(module, PositionGate):
             nn.init.ones_(module.constant)
+        elif isinstance(module, RunningGroupNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
         elif isinstance(module, OutputBias):
             nn.init.zeros_(module.bias)
         elif isinstance(module, FeatureExtractor) and module.scale is not None:

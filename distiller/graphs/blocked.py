@@ -2,7 +2,6 @@
 
 import copy
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +89,7 @@ def _blocks(values: Tensor, dim: int) -> Tensor:
 def in_blocks(encoder: SpeechEncoder) -> SpeechEncoder:
     """A copy of the encoder with such attention, to be traced."""
     encoder, config = copy.deepcopy(encoder), encoder.config
-    if config.chunk_frames:  # each block masks what its queries do not see; norm: as before, a wav's mean stays in it
-        encoder.config = replace(config, chunk_frames=0, left_frames=0, conv_norm="layer")
+    encoder.masks_chunks = False
     if encoder.relative_position is not None:
         encoder.relative_position = DistanceBiases(encoder.relative_position)  # type: ignore[assignment]
     for layer in encoder.layers:

@@ -27,7 +27,7 @@ class StepGraph(nn.Module):
 
     In: waveforms (batch, C H), the next samples; frames (1,), how many of the chunk's count, fewer than C only at a
     wav's end; known (1,), frames in the memories; samples (batch, O), those before; past (batch, K, channel) of the
-    positional convolution; with a group norm blocks (1,) and moments (batch, 2, channel) of `RunningMoments`; keys and
+    positional convolution; with a group norm blocks (1,) and moments (batch, 3, channel) of `RunningMoments`; keys and
     values (batch, head, left, head_dim) of each layer with attention.
 
     Out: the states as `StatesGraph` has them, and the new state, in the order of the inputs.
@@ -85,7 +85,7 @@ class StepGraph(nn.Module):
             "past": torch.zeros(batch, config.positional_reach, config.embed_dim),
         }
         if self.channels:
-            zeros |= {"blocks": torch.zeros(1, dtype=torch.int64), "moments": torch.zeros(batch, 2, self.channels)}
+            zeros |= {"blocks": torch.zeros(1, dtype=torch.int64), "moments": torch.zeros(batch, 3, self.channels)}
         for index, heads in enumerate(self.heads, start=1):
             for name in ("keys", "values") if heads else ():  # each its own: tracing takes one tensor for one input
                 zeros[f"{name}_{index}"] = torch.zeros(batch, heads, config.left_frames, config.head_dim)

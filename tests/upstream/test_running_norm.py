@@ -7,7 +7,7 @@ from torch import Tensor
 from upstream import running_norm
 from upstream.running_norm import RunningGroupNorm, RunningMoments
 
-BLOCK = 4
+BLOCK, FIELD = 4, 9  # outputs that a frame adds, and those under it
 
 
 def noise(*shape: int) -> Tensor:
@@ -30,36 +30,44 @@ def recursion(features: Tensor, memory: int) -> Tensor:
 
 
 @pytest.mark.parametrize("memory", [1, 5, 100])
-@pytest.mark.parametrize("frames", [7, 8, 41, 90])
+@pytest.mark.parametrize("frames", [9, 12, 41, 90])
 def test_it_is_the_recursion(monkeypatch: pytest.MonkeyPatch, memory: int, frames: int) -> None:
     monkeypatch.setattr(running_norm, "MEMORY", memory)
-    monkeypatch.setattr(running_norm, "AT_ONCE", 6)
+    monkeypatch.setattr(running_norm, "GROUP", 3)
     features = 3.0 * noise(2, 3, frames) + 1.0
-    for row, normed in zip(features, RunningGroupNorm(3, BLOCK)(features), strict=True):
+    for row, normed in zip(features, RunningGroupNorm(3, BLOCK, FIELD)(features), strict=True):
         torch.testing.assert_close(normed, recursion(row, memory), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("memory", [5, 100])
-def test_pieces_go_on_from_one_another(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_pieces_go_on_from_one_another(monkeypatch: pytest.MonkeyPatch, memory: int, offset: float) -> None:
     monkeypatch.setattr(running_norm, "MEMORY", memory)
-    norm, features = RunningGroupNorm(3, BLOCK), noise(2, 3, 61)
+    norm, features = RunningGroupNorm(3, BLOCK, FIELD), noise(2, 3, 61) + offset
     whole, moments, parts = norm(features), RunningMoments.before(features, 3), []
-    for first, last in ((0, 12), (12, 16), (16, 60)):  # each with a part of the block behind it
-        parts.append(norm(features[:, :, first : last + 1], moments)[:, :, :-1])
-    torch.testing.assert_close(torch.cat(parts, dim=2), whole[:, :, :-1], atol=1e-6, rtol=1e-5)
-    assert moments.blocks.item() == min(15, memory)
+    for first, frames in ((0, 3), (3, 1), (4, 9)):  # each with what lies under its last frame besides
+        piece = features[:, :, first * BLOCK : (first + frames - 1) * BLOCK + FIELD]
+        parts.append(norm(piece, moments)[:, :, : frames * BLOCK])
+    torch.testing.assert_close(torch.cat(parts, dim=2), whole[:, :, :52], atol=1e-6 + 1e-6 * offset, rtol=1e-5)
+    assert moments.blocks.item() == min(13, memory)
+
+
+def test_an_offset_changes_nothing() -> None:
+    features = noise(1, 2, 400)
+    norm = RunningGroupNorm(2, BLOCK, FIELD)
+    torch.testing.assert_close(norm(features + 300.0), norm(features), atol=1e-3, rtol=1e-3)
 
 
 def test_once_it_has_heard_enough_it_is_the_group_norm_of_a_steady_sound() -> None:
     features = 5.0 * noise(1, 2, 4_000) + 2.0
-    normed, expected = RunningGroupNorm(2, BLOCK)(features).detach(), torch.nn.GroupNorm(2, 2)(features).detach()
+    normed, expected = RunningGroupNorm(2, BLOCK, FIELD)(features).detach(), torch.nn.GroupNorm(2, 2)(features).detach()
     assert float((normed - expected)[:, :, 2_000:].abs().max()) < 0.2
     assert float((normed - expected)[:, :, :100].abs().max()) > 0.2
 
 
 def test_gradients_go_through_the_statistics() -> None:
     features = noise(1, 2, 24).requires_grad_()
-    RunningGroupNorm(2, BLOCK)(features)[:, :, -1].sum().backward()
+    RunningGroupNorm(2, BLOCK, FIELD)(features)[:, :, -1].sum().backward()
     assert features.grad is not None
     reaches = features.grad[0].abs().sum(dim=0) > 0
     assert reaches.tolist() == [True] * 20 + [False] * 3 + [True]

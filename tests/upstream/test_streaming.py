@@ -25,6 +25,7 @@ STRUCTURES: dict[str, dict[str, Any]] = {
     "wavlm": {**CONVOLUTIONS, "family": "wavlm"},
     "pre-LN": {**CONVOLUTIONS, "layer_norm_first": True},
     "pruned": {**CONVOLUTIONS, "attention_heads": ((1, 3), None, ()), "ffn_dims": (0, 9, None)},
+    "wide fields": {"conv_layers": ((8, 10, 5), (8, 8, 4), (8, 4, 2), (8, 4, 2), (16, 4, 2))},  # 465 samples, hop 160
     "frame by frame": {**CONVOLUTIONS, "chunk_frames": 1, "left_frames": 0},
 }
 EXACT = {"atol": 1e-5, "rtol": 1e-4}
@@ -58,6 +59,29 @@ def test_streaming_equals_the_whole_wav_in_pieces_of_any_size(encoder: SpeechEnc
     torch.testing.assert_close(streamed, whole.last_hidden_state, **EXACT)
     assert sum(part.frame_lengths for part in parts).tolist() == whole.frame_lengths.tolist()  # type: ignore[union-attr]
     torch.testing.assert_close(encoder(waveforms).last_hidden_state, whole.last_hidden_state)  # as before it
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [333, 5_000])
+def test_so_do_products_of_matrices(encoder: SpeechEncoder, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form that the convolutions have on a GPU."""
+    waveforms = noise(2, 9_876)
+    whole = encoder(waveforms).hidden_states
+    for module in ("extractor", "mel_extractor", "encoder", "positional"):
+        for name in ("convolves", "faster_by_row"):
+            monkeypatch.setattr(f"upstream.{module}.{name}", lambda states: False, raising=False)
+    with encoder.streaming(2) as stream:
+        parts = [*(encoder(piece) for piece in waveforms.split(size, dim=1)), stream.flush()]
+    for streamed, states in zip(together(parts), whole, strict=True):
+        torch.testing.assert_close(streamed, states, **EXACT)
+
+
+@torch.no_grad()
+def test_quiet_audio_on_an_offset_is_streamed_as_well(tiny_encoder: Callable[..., SpeechEncoder]) -> None:
+    encoder, waveform = tiny_encoder(**{**HEARS, **CONVOLUTIONS}), 0.01 * noise(1, 9_876) + 0.1
+    with encoder.streaming() as stream:
+        parts = [*(encoder(piece) for piece in waveform.split(333, dim=1)), stream.flush()]
+    torch.testing.assert_close(together(parts)[-1], encoder(waveform).hidden_states[-1], atol=1e-4, rtol=1e-3)
 
 
 @torch.no_grad()
