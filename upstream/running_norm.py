@@ -69,6 +69,9 @@ def running_means(values: Tensor, known: Tensor, before: Tensor) -> Tensor:
     Args:
         known: (...), the mean of the `before` (1,) blocks in front of them.
     """
+    blocks = values.shape[-1]
+    if torch.compiler.is_compiling():  # tracing takes a size of one, such as of all groups but one, for a constant
+        values = F.pad(values, (0, 2 * GROUP))
     groups = in_blocks(values, GROUP)  # (..., group, block in it)
     positions = before + torch.arange(groups.shape[-2] * GROUP, device=before.device)
     positions = positions.unflatten(0, (groups.shape[-2], GROUP))
@@ -79,7 +82,7 @@ def running_means(values: Tensor, known: Tensor, before: Tensor) -> Tensor:
         sums = torch.cat([known[..., None], own[..., :-1, -1]], dim=-1)
         carried = sums @ share(starts[:, None], starts).mT.to(values.dtype)  # (..., group): the mean at its start
     means = own + carried[..., None] * share(positions, starts[:, None])
-    return means.flatten(-2)[..., : values.shape[-1]]
+    return means.flatten(-2)[..., :blocks]
 
 
 def share(now: Tensor, then: Tensor) -> Tensor:

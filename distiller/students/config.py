@@ -165,7 +165,7 @@ class NarrowConfig(StudentConfig):
     front_end: the size's convolutions, the same with half the channels ("thin"), or log-mel energies with one
         convolution over them ("logmel").
     attention: "chunked": frames are heard in chunks of `look_ahead` + 1, and see no others but `left_context` before
-        them; with layer norms in the front end and positions from the past, such a student hears a wav as it comes.
+        them; with statistics and positions from the past, such a student hears a wav as it comes.
     """
 
     name: str = "narrow"
