@@ -67,7 +67,7 @@ def accuracy_by_method(path: Path, rows: Sequence[Row], titles: Mapping[str, str
         axes.set(xlabel=title)
         axes.grid(alpha=0.25, axis="x")
     panels[0][0].set_yticks(range(len(methods)), methods)
-    panels[0][0].invert_yaxis()
+    panels[0][0].set_ylim(len(methods) - 0.5, -0.5)  # from top to bottom
     handles = dict(zip(*panels[0][0].get_legend_handles_labels()[::-1], strict=True))
     figure.legend(
         handles.values(), handles.keys(), frameon=False, fontsize="small", loc="outside lower center", ncols=2
