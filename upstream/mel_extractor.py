@@ -119,7 +119,8 @@ def _normalized(energies: Tensor, moments: RunningMoments) -> Tensor:
     """(batch, bin, column), to which each frame adds two columns, by the statistics of what came before."""
     columns, pairs = energies.shape[2], in_blocks(energies, 2)  # (batch, bin, block, column in it)
     together = pairs.transpose(1, 2).flatten(2)[:, None]  # (batch, 1, block, bin x column)
-    normed = moments.normalize(together, (columns - 1) // 2, LEAST_VARIANCE)[:, 0]
+    mean, variance = moments.follow(together, (columns - 1) // 2)
+    normed = ((together - mean) * torch.rsqrt(variance.clamp(min=LEAST_VARIANCE)))[:, 0]
     return normed.unflatten(2, (-1, 2)).transpose(1, 2).flatten(2)[..., :columns]
 
 

@@ -37,28 +37,27 @@ class RunningMoments:
         known = waveforms.new_zeros(waveforms.shape[0], 3, channels, dtype=torch.float32)
         return cls(known, torch.zeros(1, dtype=torch.int64, device=waveforms.device))
 
-    def normalize(self, values: Tensor, heard: int, eps: float) -> Tensor:
-        """The next blocks, each with zero mean and unit variance by what came before it.
+    def follow(self, values: Tensor, heard: int) -> tuple[Tensor, Tensor]:
+        """The next blocks -> mean and variance of what came before each.
 
         Args:
             values: (batch, channel, block, position); the last block may be incomplete, or empty.
             heard: how many of the blocks are remembered; the next call begins with the one after them.
-            eps: added to variances.
+
+        Returns:
+            (batch, channel, block, 1) each, fp32.
         """
-        values = values.to(torch.promote_types(values.dtype, torch.float32))
-        first, mean, square = self.known.unbind(dim=1)
-        begins = self.blocks == 0
-        first = torch.where(begins, values[:, :, 0].mean(dim=2), first)
-        values = values - first[:, :, None, None]
-        complete = values[:, :, :-1]
-        found = torch.stack([complete.mean(dim=3), complete.square().mean(dim=3)], dim=1)
-        before = torch.stack([mean, square], dim=1)
-        running = running_means(found, before, self.blocks)  # (batch, 2, channel, block)
-        before = torch.where(begins, running[..., 0], before)
+        complete = values[:, :, :-1].to(torch.promote_types(values.dtype, torch.float32))
+        variance, mean = torch.var_mean(complete, dim=3, correction=0)
+        begins, first = self.blocks == 0, torch.where(self.blocks == 0, mean[:, :, 0], self.known[:, 0])
+        distance = mean - first[..., None]
+        found = torch.stack([distance, variance + distance.square()], dim=1)  # (batch, 2, channel, block)
+        running = running_means(found, self.known[:, 1:], self.blocks)
+        before = torch.where(begins, running[..., 0], self.known[:, 1:])
         self.known = torch.cat([first[:, None], running[..., heard - 1]], dim=1)
         self.blocks = (self.blocks + heard).clamp(max=MEMORY)
-        mean, square = torch.cat([before[..., None], running], dim=3)[..., None].unbind(dim=1)
-        return (values - mean) * torch.rsqrt((square - mean.square()).clamp(min=0.0) + eps)
+        distance, square = torch.cat([before[..., None], running], dim=3)[..., None].unbind(dim=1)
+        return first[..., None, None] + distance, (square - distance.square()).clamp(min=0.0)
 
 
 def running_means(values: Tensor, known: Tensor, before: Tensor) -> Tensor:
@@ -120,5 +119,8 @@ class RunningGroupNorm(nn.Module):
         """
         outputs, frames = features.shape[2], (features.shape[2] - self.field) // self.block + 1
         moments = RunningMoments.before(features, len(self.weight)) if moments is None else moments
-        normed = moments.normalize(in_blocks(features, self.block), frames, self.eps).flatten(2)[..., :outputs]
-        return torch.addcmul(self.bias[:, None], normed, self.weight[:, None]).to(features.dtype)
+        values = in_blocks(features, self.block)
+        mean, variance = moments.follow(values, frames)
+        scale = torch.rsqrt(variance + self.eps) * self.weight[:, None, None]
+        normed = torch.addcmul(self.bias[:, None, None] - mean * scale, values, scale)
+        return normed.flatten(2)[..., :outputs].to(features.dtype)
