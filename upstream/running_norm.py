@@ -49,7 +49,8 @@ class RunningMoments:
         """
         complete = values[:, :, :-1].to(torch.promote_types(values.dtype, torch.float32))
         variance, mean = torch.var_mean(complete, dim=3, correction=0)
-        begins, first = self.blocks == 0, torch.where(self.blocks == 0, mean[:, :, 0], self.known[:, 0])
+        begins = self.blocks == 0
+        first = torch.where(begins, mean[:, :, 0], self.known[:, 0])
         distance = mean - first[..., None]
         found = torch.stack([distance, variance + distance.square()], dim=1)  # (batch, 2, channel, block)
         running = running_means(found, self.known[:, 1:], self.blocks)
