@@ -89,9 +89,11 @@ def interruptible() -> Iterator[list[int]]:
         if os.getpid() != process:  # a forked data-loading worker inherits this handler: it just ends
             os._exit(0)
         received.append(number)
+        if hasattr(signal, "SIGCHLD"):  # a DataLoader would raise that its workers were killed, as at the end of a job
+            before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
         raise Interrupted
 
-    before = {number: signal.signal(number, interrupt) for number in INTERRUPTED}
+    before: dict[int, Any] = {number: signal.signal(number, interrupt) for number in INTERRUPTED}
     try:
         yield received
     finally:

@@ -133,7 +133,7 @@ def _table(title: str, results: Mapping[str, dict[str, Any]]) -> Table:
     columns = [key for key in next(iter(results.values())) if key != "layers"]
     of_errors = " of errors" if any(key.startswith("abx") for key in columns) else ""
     titles = (Column(key.replace("_best", ", best layer"), justify="right") for key in columns)
-    table = Table("", *titles, title=f"{title}, percent{of_errors}", box=box.SIMPLE_HEAD)
+    table = Table(Column(overflow="fold"), *titles, title=f"{title}, percent{of_errors}", box=box.SIMPLE_HEAD)
     for name, result in results.items():
         table.add_row(name, *(f"{result[key]:.1f}" for key in columns))
     return table

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -153,3 +155,32 @@ def test_an_error_in_a_worker_stays_what_it_is() -> None:
 
     with pytest.raises(RuntimeError, match="a defect"):
         read(fail)
+
+
+TOLD = """
+import time
+from torch.utils.data import DataLoader
+from distiller.common.command import run_command
+from distiller.common.workers import loader_options
+
+def command():
+    options = loader_options(2, 100, 1, "corpus.workers")
+    for _ in DataLoader(range(100_000_000), batch_size=None, **options):
+        print("reading", flush=True)
+        time.sleep(60)
+
+raise SystemExit(run_command(command))
+"""
+
+
+def test_a_signal_to_all_processes_is_one_line() -> None:
+    """As `timeout` and SLURM send it. The workers end first, which DataLoader would raise as an error where it ends."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", TOLD], stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "reading\n"
+        os.killpg(process.pid, signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (143, "interrupted; run the same command to continue\n")
