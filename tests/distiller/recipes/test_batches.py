@@ -14,7 +14,6 @@ PAPERS = sorted(name for name in shipped() if name.endswith("0h"))
 def test_a_step_is_as_long_with_auto_as_with_the_recipes_numbers(name: str) -> None:
     recipe = load_recipe(name, ["corpus.path=x"])
     assert recipe.corpus.step_seconds == recipe.corpus.seconds * recipe.trainer.accumulate
-    assert len(PAPERS) == 19
 
 
 @pytest.mark.parametrize("devices", [1, 3, 8, 32])
