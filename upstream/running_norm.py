@@ -37,6 +37,13 @@ class RunningMoments:
         known = waveforms.new_zeros(waveforms.shape[0], 3, channels, dtype=torch.float32)
         return cls(known, torch.zeros(1, dtype=torch.int64, device=waveforms.device))
 
+    def assume(self, mean: float, variance: float, blocks: int) -> None:
+        """Count so many blocks of every channel as heard before the first one; later calls change nothing."""
+        begins = self.blocks == 0
+        assumed = self.known.new_tensor([mean, 0.0, variance])[:, None]
+        self.known = torch.where(begins, assumed, self.known)
+        self.blocks = torch.where(begins, blocks, self.blocks)
+
     def follow(self, values: Tensor, heard: int) -> tuple[Tensor, Tensor]:
         """The next blocks -> mean and variance of what came before each.
 

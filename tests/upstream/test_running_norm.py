@@ -71,3 +71,18 @@ def test_gradients_go_through_the_statistics() -> None:
     assert features.grad is not None
     reaches = features.grad[0].abs().sum(dim=0) > 0
     assert reaches.tolist() == [True] * 20 + [False] * 3 + [True]
+
+
+def test_blocks_that_are_assumed_count_like_heard_ones() -> None:
+    """Twice three blocks of mean 5 and variance 2, then blocks of 11 (twice) and of 1: by hand."""
+    values = torch.tensor([11.0, 11.0, 1.0])[None, None, :, None].expand(1, 1, 3, BLOCK)
+    moments = RunningMoments.before(torch.zeros(1, 0), 1)
+    for _ in range(2):  # the second time nothing
+        moments.assume(5.0, 2.0, 3)
+    mean, variance = moments.follow(torch.nn.functional.pad(values, (0, 0, 0, 1)), 2)
+    torch.testing.assert_close(mean.flatten(), torch.tensor([5.0, 26 / 4, 37 / 5, 38 / 6]))
+    squares = torch.tensor([27.0, (3 * 27 + 121) / 4, (3 * 27 + 2 * 121) / 5, (3 * 27 + 2 * 121 + 1) / 6])
+    torch.testing.assert_close(variance.flatten(), squares - mean.flatten().square())
+    assert moments.blocks.item() == 5
+    moments.assume(0.0, 1.0, 9)
+    assert moments.blocks.item() == 5
