@@ -15,7 +15,7 @@ from distiller.common.command import Parser, comma_separated, run_command
 from distiller.common.files import check_writable
 from upstream.errors import UserError, require
 
-FOLDERS = ("student", "transformers")  # what is written as one
+FOLDERS = ("student", "transformers")  # exports that are folders
 MOST_SECONDS = 300  # of a wav on a phone, whose attention maps are in memory at once
 DESCRIPTION = """\
 Export a student: a folder for `transformers`, an ONNX file (also in 8 bits), an ExecuTorch program for phones, or a

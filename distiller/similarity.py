@@ -64,7 +64,7 @@ def _main(options: argparse.Namespace) -> None:
     check_writable(options.output)
     try:
         _compare(options)
-    except UserError as error:  # about keys of a recipe, which have the names of the options
+    except UserError as error:  # about keys of a recipe, renamed to the options
         option = re.sub(r"objective\.(?:calibration\.)?(\w+)", lambda key: f"--{key[1].replace('_', '-')}", str(error))
         raise UserError(option) from error
 

@@ -40,14 +40,14 @@ SWITCHES = (
     *("upstream_refresh", "upstream_trainable", "upstream_feature_normalize"),
     *("auto_resume", "verbose", "disable_cudnn"),
 )
-OTHERS = (  # of s3prl's, without a short flag
+OTHERS = (  # s3prl's arguments without a short flag
     *("backend", "local_rank", "hub", "upstream_model_name", "upstream_revision"),
     *("push_to_hf_hub", "hf_hub_org", "seed", "cache_dir"),
 )
 
 
 def parser() -> Parser:
-    """Its values have the names of s3prl's arguments, and `corpora`."""
+    """The parser; its values are named like s3prl's arguments, plus `corpora`."""
     epilog = "python -m s3prl.run_downstream -h explains s3prl's other flags."
     parser = Parser(any_path=True, prog="run_downstream.py", description=__doc__, epilog=epilog)
     for name in dict.fromkeys([*HELP, *SHORT, *SWITCHES, *OTHERS]):

@@ -43,7 +43,7 @@ def parser() -> Parser:
     )
     add("--gpus", help="their numbers with commas: that many tasks side by side")
     add("--device", help="cuda or cpu; default: cuda where there is a GPU")
-    add("--no-report", action="store_true", help=argparse.SUPPRESS)  # a process of --gpus
+    add("--no-report", action="store_true", help=argparse.SUPPRESS)  # used by the processes of --gpus
     return parser
 
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> None:
-    # before s3prl does it, for a stream that is closed with its task; its warnings are about things not needed here
+    # before s3prl does it with a stream that is closed with its task; its warnings are irrelevant here
     logging.basicConfig(level=logging.ERROR)
     cache = arguments.feature_cache
     require(cache is None or 0 <= cache < math.inf, "--feature-cache", cache, "GB, 0 or more")
@@ -84,7 +84,7 @@ def _main(arguments: argparse.Namespace) -> None:
     )
     if not arguments.no_report:
         run_suite(suite, tasks, gpus, arguments.overwrite, arguments.beside, arguments.submission)
-    elif failures := run_here(suite, tasks):  # in an output that its parent has locked
+    elif failures := run_here(suite, tasks):  # in an output locked by the parent process
         raise Failed(*failures)
 
 

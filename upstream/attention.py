@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from .config import EncoderConfig
 from .dropout import Dropout
 
-BIAS_PAIRS = 1 << 20  # pairs of query and key whose biases are in memory at a time in inference: 1,024 frames' (20 s)
-# the kernels of a GPU take heads of such widths only, and keep the attention maps of others
+BIAS_PAIRS = 1 << 20  # (query, key) pairs whose biases are in memory at a time in inference: 1,024 frames' (20 s)
+# fused GPU kernels need head widths that are multiples of this; for others, attention maps are stored
 HEAD_MULTIPLE = {"cuda": 8}
 
 
@@ -26,7 +26,7 @@ class Memory:
         return 0 if self.kept is None else self.kept[0].shape[2]
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, head, frame, head_dim) each, behind those that are kept; of all, the last are kept."""
+        """The stored keys and values followed by these, (batch, head, frame, head_dim); keeps the last `size`."""
         if self.kept is not None:
             key, value = (torch.cat(pair, dim=2) for pair in zip(self.kept, (key, value), strict=True))
         first = max(0, key.shape[2] - self.size)
@@ -54,7 +54,7 @@ class RelativePosition(nn.Embedding):
     def forward(self, frames: int) -> Tensor:  # type: ignore[override]  # positions follow from the frame count
         """Bias of each head for every (query, key) pair: (head, query, key).
 
-        For a long wav in inference: for every distance of them, (head, distance), which `biases_of` expands.
+        For a long wav in inference: for every distance instead, (head, distance), which `biases_of` expands.
         """
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and frames**2 > BIAS_PAIRS:
             distances = torch.arange(1 - frames, frames, device=self.weight.device)  # key minus query
@@ -62,7 +62,7 @@ class RelativePosition(nn.Embedding):
         return self.last(frames, frames)
 
     def last(self, queries: int, frames: int) -> Tensor:
-        """Bias of each head for the last queries of so many frames: (head, query, key)."""
+        """Bias of each head for the last `queries` of `frames` frames: (head, query, key)."""
         positions = torch.arange(frames, device=self.weight.device)
         distances = positions[None, :] - positions[frames - queries :, None]
         return super().forward(self._bucket(distances)).permute(2, 0, 1)
@@ -101,7 +101,7 @@ class PositionGate(nn.Module):
     def forward(self, states: Tensor, position_bias: Tensor) -> Tensor:
         """states (batch, query, channel), position_bias (every head, query, key) -> (batch, head, query, key)."""
         by_head = states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (batch, head, query, .)
-        if len(self.heads) < self.num_heads:  # not by a list as index, which a GPU would be waited for
+        if len(self.heads) < self.num_heads:  # indexing with a list would wait for the GPU
             by_head = torch.stack([by_head[:, head] for head in self.heads], dim=1)
             position_bias = torch.stack([position_bias[head] for head in self.heads])
         gates = self.linear(by_head).unflatten(-1, (2, 4)).sum(-1).sigmoid()
@@ -134,10 +134,10 @@ class SelfAttention(nn.Module):
         """
         Args:
             states: (batch, frame, channel).
-            key_mask: True at keys that are seen, (batch, 1, 1 or query, key); None if all are.
+            key_mask: True at visible keys, (batch, 1, 1 or query, key); None if all are.
             position_bias: WavLM's, as from `RelativePosition`.
             attention_map: whether softmax(Q K^T / sqrt(d_h) + bias), before dropout, is returned as well.
-            memory: whose keys come before those of `states`.
+            memory: earlier keys and values, which precede those of `states`.
 
         Returns:
             (batch, frame, channel) and (batch, head, query, key) or None.
@@ -149,7 +149,7 @@ class SelfAttention(nn.Module):
         if memory is not None:
             key, value = memory.extend(key, value)
         dropout = self.dropout.p if self.training else 0.0
-        if attention_map or (dropout and states.device.type == "cpu"):  # whose fused kernel has no dropout
+        if attention_map or (dropout and states.device.type == "cpu"):  # the CPU's fused kernel has no dropout
             everything = slice(0, states.shape[1])
             bias = self._bias(states, key_mask, position_bias, everything, query.dtype)
             weights = _attention_map(query, key, bias, self.scale)
@@ -185,7 +185,7 @@ class SelfAttention(nn.Module):
     def _bias(
         self, states: Tensor, key_mask: Tensor | None, position_bias: Tensor | None, queries: slice, dtype: torch.dtype
     ) -> Tensor | None:
-        """What is added to the scores of some queries, or the mask of keys alone; None if there is neither."""
+        """The term to add to the scores of some queries, or just the key mask; None if there is neither."""
         if key_mask is not None and key_mask.shape[2] > 1:
             key_mask = key_mask[:, :, queries]
         if self.gate is None or position_bias is None:
@@ -195,7 +195,7 @@ class SelfAttention(nn.Module):
 
 
 def _blocks(frames: int, position_bias: Tensor | None) -> list[slice]:
-    """All queries at once, or blocks of them whose biases are few, where those of all pairs have not been computed."""
+    """All queries at once, or small blocks of them if the biases of all pairs have not been computed."""
     if position_bias is None or position_bias.ndim == 3:
         return [slice(0, frames)]
     size = max(1, BIAS_PAIRS // frames)

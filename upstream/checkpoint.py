@@ -30,7 +30,7 @@ def load(path_or_name: str | Path, model_config: str | Path | None = None) -> Sp
     Args:
         path_or_name: one of our folders, a Hugging Face folder of any of `FAMILIES` or hub name ORG/NAME, or a file of
             STaR (.ckpt), DPHuBERT (.pth), fairseq or s3prl (.pt).
-        model_config: the .yaml of a STaR checkpoint, unless it lies beside it under the same stem.
+        model_config: the .yaml of a STaR checkpoint, unless it is beside it with the same stem.
 
     Raises:
         UserError: the path does not exist, the format is unknown, or anything in the checkpoint is wrong.
@@ -130,7 +130,7 @@ def existing_checkpoint(path: Path) -> Path | None:
         try:
             replaced = _replaced(path.resolve()) if path.name else path
             return next((place for place in (path, replaced) if place.exists()), None)
-        except (RuntimeError, ValueError):  # links in a circle, a zero byte
+        except (RuntimeError, ValueError):  # circular links, a zero byte
             raise UserError(f"{path} is not the name of a file or folder") from None
 
 

@@ -2,7 +2,7 @@
 
 Statistics over time (the wav's mean and normalisation, the first convolution's group norm) are exact, and so the
 projected features P are the same. The difference is in the context: attention and the positional convolution of a
-chunk see only `overlap` seconds beyond it. An encoder that hears a wav as it comes (`upstream.streaming`) is exact.
+chunk see only `overlap` seconds beyond it. Streaming encoders (`upstream.streaming`) are exact.
 """
 
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ def outputs(
 
 
 def _streamed(encoder: SpeechEncoder, waveforms: Tensor, samples: int) -> Iterator[EncoderOutput]:
-    """The same of an encoder that hears a wav as it comes, `samples` at a time: exactly that of the whole wav."""
+    """The same for a streaming encoder, `samples` at a time: exactly the output for the whole wav."""
     stream = Stream(encoder)
     for part in waveforms.split(samples, dim=1):
         yield stream(part)

@@ -10,7 +10,7 @@ from .families import FAMILIES
 
 CONV_NORMS = ("group", "layer")
 SAMPLE_RATE = 16_000
-MEL_WINDOW, MEL_HOP = 400, 160  # samples under a column of a log-mel spectrogram, and from one to the next
+MEL_WINDOW, MEL_HOP = 400, 160  # window and hop of a log-mel spectrogram, in samples
 FEATURE_EXTRACTOR_EPS = 1e-7  # added to a waveform's variance by the feature extractor of `transformers`
 BASE_CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)  # of Base and Large: 320 samples a frame
 
@@ -43,10 +43,10 @@ class EncoderConfig:
     layer_norm_first: bool = False  # pre-LN (Large)
     relative_buckets: int = 320  # WavLM's relative position table
     relative_max_distance: int = 800
-    mel_bins: int = 0  # of Whisper's front end, or of a front end of log-mel energies in place of convolutions
+    mel_bins: int = 0  # of Whisper's front end, or of a log-mel front end in place of convolutions
     max_frames: int = 0  # of Whisper's table of positions: those of the longest wav
-    attends_to_padding: bool = False  # Whisper, as published: every wav is padded to max_frames, which take part
-    chunk_frames: int = 0  # frames attend within chunks of so many, and to `left_frames` before theirs; 0: to all
+    attends_to_padding: bool = False  # Whisper, as published: every wav is padded to max_frames, all attended to
+    chunk_frames: int = 0  # frames attend within chunks of this size and to `left_frames` before; 0: to all
     left_frames: int = 0
     layer_norm_eps: float = 1e-5
     normalize_waveform: bool = False  # zero mean, unit variance over the valid samples
@@ -73,15 +73,15 @@ class EncoderConfig:
 
     @property
     def ignores_mean(self) -> bool:
-        """Whether a wav's mean has no influence: a group norm takes away what it adds to each channel over time.
+        """Whether the mean of a wav has no effect: a group norm removes what it adds to each channel over time.
 
-        It is taken from log-mel energies, too, but not where the wav is heard as it comes and its mean is not known.
+        It is also removed before log-mel energies, but not in streaming, where the mean of the wav is unknown.
         """
         return self.conv_norm == "group" and not self.whisper and not self.chunk_frames
 
     @property
     def positional_reach(self) -> int:
-        """Frames before a frame that its positional convolution sees: where frames come in chunks, all of its taps."""
+        """Frames before a frame that its positional convolution sees; with chunks, all taps look back."""
         return self.positional_kernel - 1 if self.chunk_frames else self.positional_kernel // 2
 
     @property
@@ -129,7 +129,7 @@ class EncoderConfig:
         return self.unpruned_channels[index] if self.unpruned_channels else self.conv_layers[index][0]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. Keys of later versions are left out at their default, so that earlier ones read it."""
+        """For JSON. Keys added in later versions are left out at their default, so earlier versions can read it."""
         later = {field.name: field.default for field in fields(self) if field.name in LATER_KEYS}
         return {key: value for key, value in asdict(self).items() if key not in later or value != later[key]}
 
@@ -234,7 +234,7 @@ def _check_convolutions(config: EncoderConfig) -> None:
 
 
 def _check_chunks(config: EncoderConfig) -> None:
-    """What hears in chunks depends on nothing that is known only at a wav's end."""
+    """A chunked encoder may not depend on anything known only at the end of a wav."""
     for key in ("chunk_frames", "left_frames"):
         _require(0 <= getattr(config, key) <= 2**16, key, getattr(config, key), "between 0 and 65536")
     if config.chunk_frames:
@@ -246,7 +246,7 @@ def _check_chunks(config: EncoderConfig) -> None:
 
 
 def _check_mel_front_end(config: EncoderConfig) -> None:
-    """One convolution over three log-mel columns, which takes every other."""
+    """One convolution over three log-mel columns, with stride 2."""
     channels, bins = config.conv_layers[-1][0], config.mel_bins
     _require(0 < bins <= 1024, "mel_bins", bins, "between 0 and 1024")
     layers = ((channels, 3, 2),)
@@ -256,7 +256,7 @@ def _check_mel_front_end(config: EncoderConfig) -> None:
 
 
 def _check_whisper(config: EncoderConfig) -> None:
-    """Whisper's front end: convolutions of three taps over log-mel columns, the second of which takes every other."""
+    """Whisper's front end: convolutions of three taps over log-mel columns, the second with stride 2."""
     width = config.embed_dim
     for key, most in (("mel_bins", 1024), ("max_frames", 2**16)):
         _require(0 < getattr(config, key) <= most, key, getattr(config, key), f"between 1 and {most}")

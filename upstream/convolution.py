@@ -1,4 +1,4 @@
-"""A convolution in the form that is fastest where it runs: convolution kernels, or matrix products."""
+"""Convolutions in the form that is fastest on the device: convolution kernels, or matrix products."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,20 +11,20 @@ PRODUCTS = ("cpu", "cuda", "meta")  # devices for matrix products on strided vie
 
 
 def faster_by_row(states: Tensor) -> bool:
-    """Whether a batch should be computed row by row: on a CPU batching gains nothing, and padding costs time.
+    """Whether to compute a batch row by row: on a CPU batching gains nothing, and padding costs time.
 
-    Not with gradients, nor in a traced graph, which must serve batches.
+    Not with gradients, nor in a traced graph, which must handle batches.
     """
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or states.device.type != "cpu")
 
 
 def convolves(states: Tensor) -> bool:
-    """Whether convolution kernels are the form to take: fastest in inference on a CPU, and what exports must hold."""
+    """Whether to use convolution kernels: fastest in CPU inference, and required in exports."""
     return faster_by_row(states) or torch.compiler.is_compiling() or states.device.type not in PRODUCTS
 
 
 def without_autocast(device: str) -> AbstractContextManager[object]:
-    """Inside it operators compute in the precision of their inputs, on every type of device."""
+    """A context in which operators compute in their inputs' precision, on every type of device."""
     available = torch.amp.autocast_mode.is_autocast_available(device)
     return torch.autocast(device, enabled=False) if available else nullcontext()
 
@@ -48,10 +48,10 @@ class Convolution(nn.Conv1d):
 
 
 class RowConvolution(torch.autograd.Function):
-    """A convolution of kernel k and stride s as ceil(k / s) matrix products, without a copy of its windows.
+    """A convolution of kernel k and stride s as ceil(k / s) matrix products, without copying its windows.
 
     Taps j..j+s-1 of all windows are the rows from j on, s at a time side by side: a view of (window, s x channel). Only
-    windows of a single channel are copied, of which there are ten samples for hundreds of outputs.
+    windows over a single channel are copied: ten samples each, for hundreds of outputs.
     """
 
     @staticmethod
@@ -91,7 +91,7 @@ def _tap_groups(taps: Tensor, size: int) -> list[slice]:
 
 
 def _windows(rows: Tensor, taps: slice, stride: int, windows: int) -> Tensor:
-    """A view of (row, channel): what these taps see in every window, (window, tap x channel)."""
+    """A view of the rows (row, channel): the inputs of these taps in every window, (window, tap x channel)."""
     channels = rows.shape[1]
     size, step = (windows, (taps.stop - taps.start) * channels), (stride * channels, 1)
     return rows.as_strided(size, step, rows.storage_offset() + taps.start * channels)

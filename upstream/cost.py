@@ -16,7 +16,7 @@ def count_macs(config: EncoderConfig, samples: int) -> int:
     else:
         macs = _mel_frames(config, samples) if config.mel_bins else _convolutions(config, samples)
         even = not (config.positional_kernel % 2 or config.chunk_frames)
-        positions = frames + even  # an even kernel around its frame computes an additional one
+        positions = frames + even  # an even kernel centred on its frame gives one frame more
         taps = config.positional_layers * config.positional_kernel
         macs += positions * width * (width // config.positional_groups) * taps
     pairs = _pairs(frames, config.chunk_frames, config.left_frames)
@@ -30,7 +30,7 @@ def count_macs(config: EncoderConfig, samples: int) -> int:
 
 
 def _pairs(frames: int, chunk: int, left: int) -> int:
-    """Pairs of a query and a key that it sees."""
+    """Number of (query, visible key) pairs."""
     if not chunk:
         return frames * frames
     starts = range(0, frames, chunk)
@@ -38,7 +38,7 @@ def _pairs(frames: int, chunk: int, left: int) -> int:
 
 
 def _convolutions(config: EncoderConfig, samples: int) -> int:
-    """Of the extractor and the projection."""
+    """Multiply-accumulates of the extractor and the projection."""
     macs, frames, in_channels = 0, samples, 1
     for channels, kernel, stride in config.conv_layers:
         frames = (frames - kernel) // stride + 1
@@ -48,7 +48,7 @@ def _convolutions(config: EncoderConfig, samples: int) -> int:
 
 
 def _mel_frames(config: EncoderConfig, samples: int) -> int:
-    """Of a front end of log-mel energies: the spectrum as products with sines and cosines, filters, one convolution."""
+    """Those of a log-mel front end: the spectrum as products with sines and cosines, filters, one convolution."""
     frequencies, frames = MEL_WINDOW // 2 + 1, config.frame_count(samples)
     columns = (samples + 2 * MEL_HOP - MEL_WINDOW) // MEL_HOP + 1
     ((channels, kernel, _),) = config.conv_layers
@@ -57,7 +57,7 @@ def _mel_frames(config: EncoderConfig, samples: int) -> int:
 
 
 def _mel_convolutions(config: EncoderConfig, frames: int) -> int:
-    """Of Whisper's front end, without the spectrogram, which is a transform and a few sums."""
+    """Those of Whisper's front end, without the spectrogram, which is a transform and a few sums."""
     columns = 2 * frames
     (first, kernel, _), (second, _, _) = config.conv_layers
     return kernel * first * (columns * config.mel_bins + frames * second)

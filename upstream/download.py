@@ -32,7 +32,7 @@ class RemoteFile:
 
     @classmethod
     def from_url(cls, url: str) -> "RemoteFile":
-        """A URL of the user's; its name in the cache contains a digest, so that two URLs never meet."""
+        """A URL given by the user; its name in the cache contains a digest, so that two URLs never collide."""
         digest = hashlib.sha256(url.encode()).hexdigest()[:12]
         stem = re.sub(r"[^\w.-]", "_", url.split("?")[0].rstrip("/").rsplit("/", 1)[-1])[-80:]
         return cls(url, f"{digest}-{stem}")
@@ -50,11 +50,11 @@ def cache_directory() -> Path:
 def fetch(file: RemoteFile, refresh: bool = False) -> Path:
     """The cached copy of `file`; fetched if it is missing or damaged, or if `refresh` is set.
 
-    A copy is damaged if it has not the digest that was recorded beside it when it was fetched.
+    A copy is damaged if its digest differs from the one recorded beside it when it was fetched.
 
     Raises:
-        UserError: the file cannot be fetched, or differs from what is known of it; the cache is unchanged. Or the
-            cache cannot be written.
+        UserError: the file cannot be fetched, or does not match its known size or digest; the cache is unchanged. Or
+            the cache cannot be written.
     """
     target = cache_directory() / file.name
     record = target.with_name(f"{target.name}.sha256")
@@ -70,7 +70,7 @@ def fetch(file: RemoteFile, refresh: bool = False) -> Path:
             temporary.write_text(digest)
     except UserError:  # a ValueError too
         raise
-    except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's errors; the latter two: not a URL
+    except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's errors; the last two: not a URL
         if isinstance(error, OSError) and _is_of(error, target.parent):
             hint = "TORCH_HOME names another folder"
             raise UserError(f"{target.parent} cannot be written: {error.strerror}; {hint}") from None
@@ -118,7 +118,7 @@ def _from_google_drive(file: RemoteFile, identifier: str, destination: Path) -> 
         raise _missing(file, "gdown") from None
     try:
         path = download(id=identifier, output=str(destination), quiet=False)
-    except Exception as error:  # gdown raises those of its HTTP client and its own
+    except Exception as error:  # gdown raises its own errors and its HTTP client's
         raise UserError(f"{file.url} cannot be fetched from Google Drive: {first_line(error)}") from None
     if path is None:
         raise UserError(f"{file.url} cannot be fetched from Google Drive; download it in a browser and give its path")
@@ -132,7 +132,7 @@ def _missing(file: RemoteFile, package: str) -> UserError:
 
 
 def _check(file: RemoteFile, path: Path) -> str:
-    """Compare a fetched file with what is known of it; its digest."""
+    """Check a fetched file against its known size and digest; returns the digest."""
     _check_size(file, path, file.size)
     digest = _sha256(path)
     if digest != (file.sha256 or digest):
@@ -152,7 +152,7 @@ def _check_size(file: RemoteFile, path: Path, size: int | None) -> None:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()  # hashlib.file_digest is Python 3.11's; s3prl runs on older ones
+    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11; s3prl runs on older ones
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-BITS = 16  # of randomness for an element: the rate is exact to 2^-16, and so is its compensation
+BITS = 16  # random bits per element: the rate is exact to 2^-16, and so is its compensation
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, but on a CPU one random number of 64 bits decides about four elements.
+    """`nn.Dropout`, but on a CPU one 64-bit random number decides for four elements.
 
     torch draws a number for each; in a student's training that takes an eighth of the step.
     """

@@ -110,7 +110,7 @@ class SpeechEncoder(nn.Module):
         super().__init__()
         self.config = config
         self._stream: Stream | None = None
-        self.masks_chunks = bool(config.chunk_frames)  # not in graphs, whose attention does
+        self.masks_chunks = bool(config.chunk_frames)  # not in graphs, whose attention does it itself
         extractor = MelExtractor if config.mel_bins else FeatureExtractor
         self.feature_extractor = LogMelExtractor(config) if config.whisper else extractor(config)
         self.feature_projection = FeatureProjection(config)
@@ -123,7 +123,7 @@ class SpeechEncoder(nn.Module):
             EncoderLayer(heads, ffn_dim, config)
             for heads, ffn_dim in zip(config.attention_heads, config.ffn_dims, strict=True)
         )
-        if self.layer_norm.weight.device.type != "meta":  # which has no values, and torch would import its compiler
+        if self.layer_norm.weight.device.type != "meta":  # meta has no values, and torch would import its compiler
             self.apply(_initialize)
 
     def forward(self, waveforms: Any, lengths: Any = None, attention_maps: bool = False) -> EncoderOutput:
@@ -134,7 +134,7 @@ class SpeechEncoder(nn.Module):
             attention_maps: whether A^1..A^L are computed too, without the fused attention kernel.
 
         Raises:
-            UserError: as `as_batch`; a wav must be long enough for one frame, and have at most 30 s for Whisper.
+            UserError: as `as_batch`; a wav too short for one frame, or longer than 30 s for Whisper.
         """
         if self._stream is not None:
             if lengths is not None or attention_maps:
@@ -145,15 +145,15 @@ class SpeechEncoder(nn.Module):
 
     @contextmanager
     def streaming(self, batch: int = 1) -> Iterator[Stream]:
-        """Within it a call takes the audio that follows the last call's, and returns the frames that are complete.
+        """Context in which each call takes the next audio of a stream and returns the frames that it completes.
 
-        Their states are those of the whole wav, to within rounding. `flush` of the stream returns the last ones.
+        Their states equal those for the whole wav, up to rounding. The stream's `flush` returns the last ones.
 
         Args:
-            batch: wavs at once, which get audio of the same length in every call.
+            batch: number of parallel wavs; each call takes audio of the same length for all of them.
 
         Raises:
-            UserError: an encoder whose frames need the whole wav (student.attention=full), or that hears a stream.
+            UserError: an encoder whose frames need the whole wav (student.attention=full), or already streaming.
         """
         if self._stream is not None:
             raise UserError("the encoder hears another stream; upstream.streaming.Stream(encoder) is one beside it")
@@ -184,8 +184,8 @@ class SpeechEncoder(nn.Module):
     def prepare(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """(batch, sample), zero-padded, as the extractor takes it: normalised or centred, where that is exact.
 
-        A group norm over time takes away the mean of its channels, and so the constant that a wav's mean adds to them.
-        To take it away before costs nothing in meaning and saves the digits that a large offset would fill.
+        A group norm over time removes the mean of its channels, and so the constant that a wav's mean adds to them.
+        Removing it beforehand changes nothing and keeps the precision that a large offset would cost.
         """
         if self.config.normalize_waveform:
             return normalize_waveforms(waveforms, lengths, self.config.normalize_eps)
@@ -199,7 +199,7 @@ class SpeechEncoder(nn.Module):
         return self._attend(projected, frame_lengths, attention_maps)
 
     def _attend(self, projected: Tensor, frame_lengths: Tensor, attention_maps: bool) -> EncoderOutput:
-        """The layers, whose attention sees the `frame_lengths` only."""
+        """The layers, with attention limited to `frame_lengths`."""
         frames = projected.shape[1]
         # the kernel is fastest without a mask; a traced graph must serve padded batches too
         padded = torch.compiler.is_compiling() or bool((frame_lengths < frames).any())
@@ -213,7 +213,7 @@ class SpeechEncoder(nn.Module):
         key_mask = mask[:, None, None] if padded else None
         if self.masks_chunks:
             seen = chunk_mask(frames, self.config.chunk_frames, self.config.left_frames, mask.device)[None, None]
-            # a padded query may see padded keys, since without any its states would not be numbers
+            # a padded query may see padded keys: without any key, its states would be NaN
             key_mask = seen if key_mask is None else seen & (key_mask | ~mask[:, None, :, None])
         position_bias = None if self.relative_position is None else self.relative_position(frames)
         hidden_states, maps = [states], []
@@ -240,7 +240,7 @@ class SpeechEncoder(nn.Module):
 
 
 def together(rows: Sequence[EncoderOutput], frames: int = 0) -> EncoderOutput:
-    """Outputs for batches of one as one batch of at least so many frames, in which padded frames are zeros."""
+    """Outputs for batches of one as one batch of at least `frames` frames; padded frames are zeros."""
     frames = max(frames, *(row.projected.shape[1] for row in rows))
     layers = zip(*(row.hidden_states for row in rows), strict=True)
     maps = zip(*(row.attention_maps or () for row in rows), strict=True)

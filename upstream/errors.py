@@ -1,4 +1,4 @@
-"""The exception for mistakes of the user, and helpers for its message."""
+"""The exception for user errors, and helpers for its message."""
 
 import difflib
 import re
@@ -50,11 +50,11 @@ def no_such(what: str, name: object, known: Collection[str]) -> UserError:
 def shown(value: Any) -> str:
     """The beginning of a value from a file, for an error message.
 
-    In full, nested or aliased values of a few bytes in a file could have any size.
+    In full, a few bytes of nested or aliased values could expand to any size.
     """
     return f"{reprlib.repr(value):.80}"
 
 
 def first_line(error: Exception) -> str:
-    """What an exception of a library says, in one line."""
+    """The message of a library's exception, in one line."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -64,7 +64,7 @@ class UpstreamExpert(nn.Module):
         self.encoder = load(ckpt, configuration) if Path(ckpt).suffix != SUFFIX else self._exported(Path(ckpt))
 
     def _exported(self, path: Path) -> OnnxEncoder:
-        """An ONNX file in the place of the encoder, which has neither P nor parts that could run alone."""
+        """An ONNX file in place of the encoder; it has neither P nor parts that could run alone."""
         states, padding = self.states, self.padding
         require(states == "layers", "upstream option states", states, f"layers for {path.name}, which has no P")
         require(padding == "invariant", "upstream option padding", padding, f"invariant for {path.name}")
@@ -112,7 +112,7 @@ class UpstreamExpert(nn.Module):
         if encoder.config.normalize_waveform:
             waveforms = normalize_waveforms(waveforms, lengths, encoder.config.normalize_eps)
         waveforms = waveforms.to(next(encoder.parameters()).dtype)
-        features = encoder.feature_extractor(waveforms, None)  # whose group norm takes every frame for a valid one
+        features = encoder.feature_extractor(waveforms, None)  # its group norm treats every frame as valid
         projected = encoder.feature_projection(features)
         return encoder.contextualize(projected, encoder.config.frame_count(lengths))
 
@@ -120,7 +120,7 @@ class UpstreamExpert(nn.Module):
 def _repeat_last_frame(states: list[Tensor], output: EncoderOutput) -> list[Tensor]:
     """States (batch, frame, channel) with each padded frame replaced by the wav's last valid one.
 
-    For most lengths s3prl counts a frame too many, and so reads one frame of padding.
+    For most lengths s3prl counts one frame too many, and so reads one frame of padding.
     """
     frames = torch.arange(output.projected.shape[1])
     source = torch.minimum(frames, output.frame_lengths[:, None] - 1).to(output.projected.device)  # (batch, frame)

@@ -1,4 +1,4 @@
-"""From waveform to the projected features P: convolutions, their norms, the projection."""
+"""From waveforms to the projected features P: convolutions, their norms, the projection."""
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +9,16 @@ from .convolution import Convolution, convolves, faster_by_row
 from .running_norm import RunningGroupNorm, RunningMoments
 from .waveforms import frame_mask
 
-BLOCK_SECONDS = 2.0  # of audio in the convolutions at a time, in inference on a CPU: fits its cache
-ALIGNMENT = 8  # of a matrix product's inner width, for the tensor cores of GPUs
+BLOCK_SECONDS = 2.0  # of audio in the convolutions at a time, in CPU inference, to fit its cache
+ALIGNMENT = 8  # inner widths of matrix products are padded to a multiple of this, for tensor cores
 SAMPLE_BLOCK = 1 << 18  # samples in memory at a time while the covariance of their windows is summed
 
-# what a group norm knows of a wav beyond a part of it: mean and variance, or those of what was heard before
+# statistics for the group norm of a part of a wav: mean and variance of all of it, or running ones in streaming
 Moments = tuple[Tensor, Tensor] | RunningMoments
 
 
 class ChannelGroupNorm(nn.GroupNorm):
-    """Group norm with a group per channel, whose statistics are those of an utterance's valid frames."""
+    """Group norm with a group per channel and statistics over an utterance's valid frames."""
 
     def forward(self, input: Tensor, lengths: Tensor | None = None) -> Tensor:  # (batch, channel, frame)
         if lengths is None:
@@ -37,13 +37,13 @@ class ChannelGroupNorm(nn.GroupNorm):
         return torch.addcmul(shift, values, scale)
 
     def factors(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm with known statistics as a factor and a summand, (batch, channel, 1) each."""
+        """The norm with known statistics as scale and shift, (batch, channel, 1) each."""
         scale = torch.rsqrt(variance + self.eps) * self.weight[:, None]
         return scale, self.bias[:, None] - mean * scale
 
 
 class PrunedLayerNorm(nn.LayerNorm):
-    """Layer norm over `width` channels of which some were pruned: those were zero and still count.
+    """Layer norm over `width` channels, some of them pruned: these were zero and still count.
 
     With C = width and the remaining channels K: mean = sum_K x / C,
     variance = (sum_K (x - mean)^2 + (C - |K|) mean^2) / C.
@@ -57,7 +57,7 @@ class PrunedLayerNorm(nn.LayerNorm):
         return self.with_zero_level(input)[0]
 
     def with_zero_level(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """The normalised channels, and (..., 1) a pruned one's value before weight and bias: -mean / sigma."""
+        """The normalised channels, and (..., 1) the value of a pruned one before weight and bias: -mean / sigma."""
         values = input.to(torch.promote_types(input.dtype, torch.float32))
         mean = values.sum(dim=-1, keepdim=True) / self.width
         pruned = (self.width - values.shape[-1]) * mean.square()
@@ -89,7 +89,7 @@ class ConvLayer(nn.Module):
     def forward(
         self, features: Tensor, lengths: Tensor | None, moments: Moments | None = None
     ) -> Tensor:  # (batch, channel, frame)
-        """`moments`: statistics of the group norm, if `features` are only a part of the utterance."""
+        """`moments`: statistics for the group norm, if `features` are only part of the utterance."""
         features, norm = self.conv(features), self.layer_norm
         if isinstance(norm, ChannelGroupNorm):
             features = norm.with_moments(features, *moments) if isinstance(moments, tuple) else norm(features, lengths)
@@ -100,16 +100,16 @@ class ConvLayer(nn.Module):
         return F.gelu(features)
 
     def over_rows(self, rows: Tensor) -> Tensor:
-        """(row, channel) -> (window, channel), for all norms but the group norms."""
+        """(row, channel) -> (window, channel), for all norms except group norms."""
         features = self.conv.over_rows(rows)
         return F.gelu(features if self.layer_norm is None else self.layer_norm(features))
 
     def with_folded_norm(self, waveforms: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
-        """The first layer with its group norm, as one product per utterance: the norm becomes part of the weights.
+        """The first layer with its group norm, as one product per utterance: the norm is folded into the weights.
 
         Args:
             waveforms: (batch, sample), a whole number of strides.
-            moments: as `moments` gives them.
+            moments: as returned by `moments`.
 
         Returns:
             (batch, sample / stride, channel).
@@ -126,14 +126,14 @@ class ConvLayer(nn.Module):
         return F.gelu(windows @ F.pad(weight, (0, spare)).to(windows.dtype).mT)
 
     def with_running_norm(self, waveforms: Tensor, samples: int, moments: RunningMoments) -> Tensor:
-        """As `with_folded_norm`, of a norm that goes on from these moments; only the first `samples` are audio."""
+        """As `with_folded_norm`, with a running norm continuing from `moments`; only the first `samples` are audio."""
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
         rows, size = self.conv.over_rows(waveforms.flatten()[:, None]), (len(waveforms), waveforms.shape[1] // stride)
         rows = F.pad(rows, (0, 0, 0, size[0] * size[1] - len(rows))).unflatten(0, size)
         heard = rows[:, : (samples - kernel) // stride + 1]
         assert isinstance(self.layer_norm, RunningGroupNorm)
         features = F.gelu(self.layer_norm(heard.mT, moments).mT)
-        return F.pad(features, (0, 0, 0, size[1] - features.shape[1])).contiguous()  # as `over_rows` takes them
+        return F.pad(features, (0, 0, 0, size[1] - features.shape[1])).contiguous()  # as `over_rows` expects
 
     def moments(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance over time of the first convolution's output, (batch, channel, 1) each, from its input.
@@ -170,10 +170,10 @@ class ConvLayer(nn.Module):
 class FeatureExtractor(nn.Module):
     """The convolutional extractor, without padding: valid frames only see valid samples.
 
-    `hop`, `field` and `padding` are in samples: from frame to frame, under a frame, and before and behind a wav.
+    `hop` (between frames), `field` (under a frame) and `padding` (at both ends of a wav) are in samples.
 
-    Computed as convolutions of (batch, channel, frame) in traced graphs and, block by block, in inference on a CPU;
-    elsewhere as matrix products over (row, channel), for which the batch is one long wav.
+    Computed as convolutions over (batch, channel, frame) in traced graphs and, block by block, in CPU inference;
+    elsewhere as matrix products over (row, channel), with the batch as one long wav.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -197,14 +197,14 @@ class FeatureExtractor(nn.Module):
             features = self._convolved(waveforms, lengths)
         else:
             features = self._over_rows(waveforms, self.moments(waveforms, lengths))
-        if self.frame_multiple > 1:  # with 1, a traced graph would depend on the remainder
+        if self.frame_multiple > 1:  # not for 1: a traced graph would depend on the remainder
             features = features[:, : features.shape[1] - features.shape[1] % self.frame_multiple]
         return features
 
     def moments(self, waveforms: Tensor, lengths: Tensor | None = None) -> Moments | None:
-        """Statistics of the group norm over each wav, which every chunk of it needs; None without the norm.
+        """Statistics of the group norm over each wav, needed by every chunk of it; None without the norm.
 
-        Where wavs are heard as they come, those before the first chunk, which `chunk` keeps up to date.
+        In streaming, the statistics before the first chunk, which `chunk` then updates.
         """
         first = self.conv_layers[0]
         assert isinstance(first, ConvLayer)
@@ -217,9 +217,9 @@ class FeatureExtractor(nn.Module):
         return first.moments(waveforms, lengths)
 
     def chunk(self, waveforms: Tensor, moments: Moments | None) -> Tensor:
-        """A part of wavs with these `moments`, (batch, sample) with `padding` -> its frames (batch, frame, channel).
+        """Part of some wavs, (batch, sample) with `padding`, and their `moments` -> its frames (batch, frame, channel).
 
-        On a CPU `BLOCK_SECONDS` at a time.
+        On a CPU, `BLOCK_SECONDS` at a time.
         """
         if not convolves(waveforms):
             return self._over_rows(waveforms, moments)
@@ -239,7 +239,7 @@ class FeatureExtractor(nn.Module):
         return features if self.scale is None else features * self.scale
 
     def _over_rows(self, waveforms: Tensor, moments: Moments | None) -> Tensor:
-        """The batch as one long wav. Windows that reach into the next wav belong to no valid frame."""
+        """The batch as one long wav. No valid frame depends on windows that reach into the next wav."""
         batch, samples = waveforms.shape
         frames = -(-samples // self.hop)  # of each wav, the last of them incomplete
         waveforms = F.pad(waveforms, (0, frames * self.hop - samples))
@@ -257,7 +257,7 @@ class FeatureExtractor(nn.Module):
         return features if self.scale is None else features * self.scale
 
     def _by_row(self, waveforms: Tensor, lengths: Tensor | None) -> Tensor:
-        """One utterance after the other, without padding, which gives zeros."""
+        """One utterance at a time, without its padding; padded frames are zeros."""
         frames = (waveforms.shape[1] - self.field) // self.hop + 1
         rows = []
         for row, waveform in enumerate(waveforms):
@@ -270,8 +270,8 @@ class FeatureExtractor(nn.Module):
 class FeatureProjection(nn.Module):
     """Layer norm over the extractor's channels and, unless the widths agree by design, a linear layer.
 
-    Pruned channels were zero before the layer norm but not after it, where each was -mean / sigma times its weight plus
-    its bias. The biases are part of the projection's bias; the rest is a single column for all of them.
+    Pruned channels were zero before the layer norm but not after it: there each was -mean / sigma times its weight plus
+    its bias. The biases are folded into the projection's bias; the rest is a single column for all of them.
     """
 
     def __init__(self, config: EncoderConfig) -> None:

@@ -9,13 +9,13 @@ class Family:
 
     title: str
     transformers_class: str
-    prefix: str  # of the parameters of larger `transformers` models, such as those for CTC
+    prefix: str  # of the encoder's parameters in larger `transformers` models, such as those for CTC
     relative_position: bool = False  # WavLM's gated biases
     optional_feature_norm: bool = False  # whether `transformers` can leave out the norm in front of the projection
-    positional_stack: bool = False  # data2vec's positional convolutions, one on another
-    conv_norm: str | None = None  # the only one of these, where the family has one
+    positional_stack: bool = False  # data2vec's stack of positional convolutions
+    conv_norm: str | None = None  # the family's only one, if it has no choice
     whisper: bool = False  # a log-mel front end, a table of positions, keys without bias
-    student: str | None = None  # the family of narrow students with a front end of their own, where it is another
+    student: str | None = None  # the family of narrow students with their own front end, if it differs
 
 
 FAMILIES = {  # by `model_type` of `transformers`

@@ -1,4 +1,4 @@
-"""Files that appear atomically (a reader sees the old content or the new, never a part), and the errors of a disk."""
+"""Files that appear atomically (a reader sees the old content or the new, never a part), and disk errors."""
 
 import os
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("r+b") as written:  # Windows syncs no file that is open for reading only
+        with temporary.open("r+b") as written:  # Windows cannot sync a file opened read-only
             os.fsync(written.fileno())
         os.replace(temporary, path)
         sync_directory(path.parent)

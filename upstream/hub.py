@@ -12,10 +12,10 @@ WITHOUT_CLIENT = "hub names need the package huggingface_hub (uv pip install hug
 
 
 def model_folder(name: str) -> Path:
-    """The folder in the hub's cache that holds a model; what is missing there is fetched.
+    """The folder in the hub's cache that holds a model; missing files are fetched.
 
-    A model that is complete in the cache is not looked up again: it works without a network, and a teacher stays what
-    it was.
+    A model that is complete in the cache is not looked up again: it works without a network, and a teacher never
+    changes.
 
     Raises:
         UserError: no such name, a hub that cannot be reached, or a cache that cannot be written.
@@ -42,14 +42,14 @@ def model_folder(name: str) -> Path:
 
     try:
         folder = _gather(cached)
-        # None: nothing is known of this file, which says whether waveforms are normalised
+        # None: it is unknown whether the model has this file, which says if waveforms are normalised
         if folder is not None and huggingface_hub.try_to_load_from_cache(name, PREPROCESSOR) is not None:
             return folder
         if not (reason := why_unreachable(name, CONFIG)):
             folder, reason = _gather(fetched), f"the hub has no {CONFIG} or no weights of that name"
     except UserError:
         raise
-    except (OSError, ValueError) as error:  # an answer of the hub's, a full disk, not a name that a model can have
+    except (OSError, ValueError) as error:  # an answer of the hub, a full disk, an impossible model name
         if isinstance(error, OSError) and error.filename:
             hint = "HF_HOME names another folder"
             raise UserError(f"{error.filename} cannot be written: {error.strerror}; {hint}") from None
@@ -64,7 +64,7 @@ def download(repository: str, name: str, folder: Path) -> Path:
 
     Raises:
         ConnectionError: the hub cannot be reached.
-        ImportError: no huggingface_hub. Besides, any error of that client.
+        ImportError: huggingface_hub is not installed. Also any error of that client.
     """
     from huggingface_hub import hf_hub_download
 
@@ -74,13 +74,13 @@ def download(repository: str, name: str, folder: Path) -> Path:
 
 
 def why_unreachable(name: str, file: str) -> str:
-    """Why the hub does not answer; '' if it does. This is one request, which a download would repeat for 24 s."""
+    """Why the hub does not answer; '' if it does. This takes one request; a download would retry for 24 s."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         get_hf_file_metadata(hf_hub_url(name, file))
-    except (HfHubHTTPError, HFValidationError):  # an answer, which the download explains; not a name
+    except (HfHubHTTPError, HFValidationError):  # an answer, or an invalid name: the download explains both
         return ""
     except Exception as error:  # the client's many network errors share no base class
         return f"it cannot be reached: {first_line(error)}"

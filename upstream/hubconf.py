@@ -86,7 +86,7 @@ _KINDS = {
 
 
 def _entry(name: str, kind: str) -> Callable[..., UpstreamExpert]:
-    """The entry of a model; with `kind` "local" or "url" the checkpoint must be one of the user's."""
+    """The entry of a model; with `kind` "local" or "url" the user must supply the checkpoint."""
     model, full_name = _MODELS[name], f"{name}_{kind}" if kind else name
 
     def entry(

@@ -9,15 +9,15 @@ from torch.nn import functional as F
 
 from .config import MEL_HOP, MEL_WINDOW, SAMPLE_RATE, EncoderConfig
 
-DYNAMIC_RANGE = 8.0  # of a wav's energies, as a power of ten: what lies below is raised to it
-CONTEXT_FRAMES = 2  # beyond a wav's end that its own frames see: half a window, and a tap of each convolution
+DYNAMIC_RANGE = 8.0  # of a wav's energies, as a power of ten: lower ones are raised to the floor
+CONTEXT_FRAMES = 2  # frames beyond a wav's end that its frames see: half a window, and a tap of each convolution
 
 
 class LogMelExtractor(nn.Module):
     """Waveforms to the output of the convolutions, as if each wav had been padded with zeros to the longest one.
 
     The spectrogram and the convolutions of a wav's frames do not see more than `CONTEXT_FRAMES` beyond its end, so they
-    are exact however few zeros follow. What attention makes of the padding is the encoder's matter.
+    are exact however few zeros follow. How attention treats the padding is up to the encoder.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -29,7 +29,7 @@ class LogMelExtractor(nn.Module):
         self.mel_bins, self.padded = config.mel_bins, config.attends_to_padding
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(batch, sample), zeros behind each wav -> (batch, frame, channel): all max_frames, or those of the batch."""
+        """(batch, sample), zeros after each wav -> (batch, frame, channel): all max_frames, or those of the batch."""
         frames = -(-waveforms.shape[1] // self.hop)
         computed = self.max_frames if self.padded else min(frames + CONTEXT_FRAMES, self.max_frames)
         waveforms = F.pad(waveforms, (0, computed * self.hop - waveforms.shape[1]))
@@ -41,7 +41,7 @@ class LogMelExtractor(nn.Module):
 def log_mel(waveforms: Tensor, bins: int) -> Tensor:
     """Whisper's log-mel spectrogram, (batch, sample) -> (batch, bin, column), a column every 160 samples, in fp32.
 
-    Column k is of the samples around 160 k; the wav is mirrored before its first sample. As `WhisperFeatureExtractor`
+    Column k covers the samples around 160 k; the wav is mirrored before its first sample. As `WhisperFeatureExtractor`
     of `transformers`: the largest energy of each wav bounds the others from below.
     """
     waveforms = waveforms.to(torch.promote_types(waveforms.dtype, torch.float32))

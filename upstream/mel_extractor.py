@@ -1,7 +1,7 @@
-"""A front end of log-mel energies, with the frames of HuBERT's convolutions: cheaper, and little of it is learned.
+"""A log-mel front end with the frames of HuBERT's convolutions: cheaper, with few learned parameters.
 
-Columns of 25 ms every 10 ms, then one learned convolution over three of them, of stride 2. Frame t is of the columns
-2 t - 1 to 2 t + 1, of which the middle one covers exactly the 400 samples of HuBERT's frame t.
+Columns of 25 ms every 10 ms, then one learned convolution over three of them, with stride 2. Frame t sees columns
+2 t - 1 to 2 t + 1; the middle one covers exactly the 400 samples of HuBERT's frame t.
 """
 
 import functools
@@ -18,21 +18,21 @@ from .log_mel import mel_filters
 from .running_norm import RunningMoments, in_blocks
 from .waveforms import frame_mask
 
-QUIETEST = 1e-10  # energy that silence counts as
+QUIETEST = 1e-10  # floor of the energies, for silence
 BLOCK = 1 << 12  # columns of a long wav in memory at a time: 41 s
-LEAST_VARIANCE = 1e-4  # of the logarithms of a wav's energies, which a constant signal has not
-# Mean and variance of speech's (of the synthetic corpus), counted as heard for so many blocks of 20 ms. The onset of a
-# word is a tenth of its mean energy: normalised by itself, it has no level, and what follows is too loud.
+LEAST_VARIANCE = 1e-4  # floor for the variance of a wav's log energies; a constant signal has none
+# Mean and variance of the log energies of speech (the synthetic corpus), as if so many blocks of 20 ms preceded a
+# stream. A word's onset has a tenth of its mean energy: normalised by itself, it would make what follows too loud.
 ORDINARY = (-4.0, 2.0, 25)
 
 
 class MelExtractor(FeatureExtractor):
-    """(batch, sample) -> (batch, frame, channel); a wav counts as silent before its first sample and after its last.
+    """(batch, sample) -> (batch, frame, channel); a wav is padded with silence at both ends.
 
-    The logarithms of a wav's energies are brought to zero mean and unit variance, all bins together, so that neither
-    its level nor the contrast of its recording matters. The statistics are those of the wav; where it is heard as it
-    comes, those of what was heard after half a second of `ORDINARY` speech, or with layer norms (`conv_norm`) of each
-    column. The spectrum is a convolution with sines and cosines, which every graph can hold.
+    The log energies of a wav are normalised to zero mean and unit variance over all bins together, so that neither its
+    level nor the contrast of the recording matters. The statistics are those of the whole wav; in streaming, of the
+    audio so far, preceded by half a second of `ORDINARY` speech; with layer norms (`conv_norm`), of each column. The
+    spectrum is computed as a convolution with sines and cosines, which every graph format supports.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -50,9 +50,9 @@ class MelExtractor(FeatureExtractor):
         return self._frames(energies, self._moments(energies, lengths))
 
     def moments(self, waveforms: Tensor, lengths: Tensor | None = None) -> Moments | None:
-        """Mean and variance of each wav's log energies, (batch, 1, 1) each, which every chunk of it needs.
+        """Mean and variance of each wav's log energies, (batch, 1, 1) each, needed by every chunk of it.
 
-        Where wavs are heard as they come, those before the first chunk, which `chunk` keeps up to date.
+        In streaming, the statistics before the first chunk, which `chunk` then updates.
         """
         if self.by_column:
             return None
@@ -63,7 +63,7 @@ class MelExtractor(FeatureExtractor):
         columns = (waveforms.shape[1] - MEL_WINDOW) // MEL_HOP + 1
         precise = torch.float32 if waveforms.device.type == "mps" else torch.float64
         sums, squares = [], []
-        for start in range(0, columns, BLOCK):  # all spectra of an hour would be gigabytes
+        for start in range(0, columns, BLOCK):  # the spectra of an hour would take gigabytes
             end = min(start + BLOCK, columns)
             part = self.energies(waveforms[:, start * MEL_HOP : (end - 1) * MEL_HOP + MEL_WINDOW]).to(precise)
             sums.append(part.sum(dim=(1, 2), keepdim=True))
@@ -85,13 +85,13 @@ class MelExtractor(FeatureExtractor):
         with without_autocast(waveforms.device.type):
             if convolves(waveforms):
                 spectra = F.conv1d(waveforms[:, None], waves[:, None], stride=MEL_HOP)
-            else:  # a convolution of a GPU would be in TF32, which is too coarse for quiet bands
+            else:  # a GPU's convolution would use TF32, which is too coarse for quiet bands
                 spectra = waves @ waveforms.unfold(1, MEL_WINDOW, MEL_HOP).mT
             cosines, sines = spectra.chunk(2, dim=1)
             return (filters @ (cosines.square() + sines.square())).clamp(min=QUIETEST).log10()
 
     def _moments(self, energies: Tensor, lengths: Tensor | None) -> Moments:
-        """Of each column, or of those that lie within a wav: all but the first and those that reach beyond its end."""
+        """Per column, or over the columns within a wav: all but the first and those that reach beyond its end."""
         if self.running:
             return RunningMoments.before(energies, 1)
         if self.by_column:
@@ -119,7 +119,7 @@ class MelExtractor(FeatureExtractor):
 
 
 def _normalized(energies: Tensor, moments: RunningMoments) -> Tensor:
-    """(batch, bin, column), to which each frame adds two columns, by the statistics of what came before."""
+    """(batch, bin, column), two columns per frame, normalised by the statistics of the audio before each frame."""
     columns, pairs = energies.shape[2], in_blocks(energies, 2)  # (batch, bin, block, column in it)
     together = pairs.transpose(1, 2).flatten(2)[:, None]  # (batch, 1, block, bin x column)
     moments.assume(*ORDINARY)
@@ -131,7 +131,7 @@ def _normalized(energies: Tensor, moments: RunningMoments) -> Tensor:
 def _tables(bins: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Windowed cosines and sines of every frequency, (2 x frequency, sample), and the mel filters."""
     frequencies, samples = (torch.arange(count, device=device) for count in (MEL_WINDOW // 2 + 1, MEL_WINDOW))
-    turns = frequencies[:, None] * samples % MEL_WINDOW  # in integers, as large angles lose digits
+    turns = frequencies[:, None] * samples % MEL_WINDOW  # in integers, as large angles lose precision
     angles = turns.to(dtype) * (2 * math.pi / MEL_WINDOW)
     window = torch.hann_window(MEL_WINDOW, dtype=dtype, device=device)
     return torch.cat([angles.cos() * window, angles.sin() * window]), mel_filters(bins, device, dtype)

@@ -1,4 +1,4 @@
-"""An ONNX file of ours in the place of an encoder, so that what is shipped can be scored, in 8 bits too."""
+"""One of our ONNX files in place of an encoder, so that the shipped model can be scored, in 8 bits too."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from .errors import UserError
 from .waveforms import as_batch
 
 SUFFIX = ".onnx"
-STATES = "hidden_states"  # the output of a file with all of them
+STATES = "hidden_states"  # the output name of a file that returns all of them
 
 Run = Callable[[Any, Any], tuple[Tensor, Tensor]]  # (waveforms, lengths) -> (states, frame lengths)
 
@@ -31,7 +31,7 @@ class OnnxEncoder(nn.Module):
         UserError: onnxruntime is not installed or cannot open the file, or it does not hold all hidden states.
     """
 
-    digest: Tensor  # of the file: what tells two of them apart
+    digest: Tensor  # of the file, to tell two of them apart
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         super().__init__()
@@ -44,13 +44,13 @@ class OnnxEncoder(nn.Module):
             raise UserError(f"{path} is of a pre-LN encoder, whose last state after its final norm is not in the file")
         self.run = _runner(opened, path)
         self.exported_parameters = int(known["parameters"])
-        self.like = nn.Parameter(torch.empty(0), requires_grad=False)  # the dtype and device of what goes in
+        self.like = nn.Parameter(torch.empty(0), requires_grad=False)  # dtype and device of the input
         self.register_buffer(
             "digest", torch.tensor(list(hashlib.sha256(path.read_bytes()).digest()), dtype=torch.uint8)
         )
 
     def forward(self, waveforms: Any, lengths: Any = None) -> EncoderOutput:
-        """As `SpeechEncoder.forward`, but that P is not in the file: F^0 stands in its place."""
+        """As `SpeechEncoder.forward`, except that the file has no P: F^0 takes its place."""
         waveforms, lengths = as_batch(waveforms, lengths, self.like, self.config.min_samples)
         states, frame_lengths = self.run(waveforms.cpu(), lengths)
         layers = list(states.to(waveforms.device))
@@ -74,7 +74,7 @@ def open_session(path: Path, threads: int) -> Any:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises kinds of its own
+    except Exception as error:  # onnxruntime raises its own exception types
         raise UserError(f"{path} cannot be opened by onnxruntime: {str(error).splitlines()[0]:.120}") from None
 
 
@@ -101,7 +101,7 @@ def _runner(opened: Any, path: Path) -> Run:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """The encoder's configuration and its number of parameters, which the export wrote beside the graph.
+    """The encoder's configuration and its number of parameters, which the export stored with the graph.
 
     Raises:
         UserError: as `open_session`.

@@ -1,4 +1,4 @@
-"""An ONNX file that hears speech as it comes: audio in pieces of any size in, states of complete chunks out."""
+"""A streaming ONNX file: audio in pieces of any size in, states of complete chunks out."""
 
 import json
 from pathlib import Path
@@ -12,15 +12,15 @@ from .errors import UserError
 from .onnx_encoder import open_session
 from .streaming import next_samples
 
-STATE = "next_"  # before the name of an input, the output that is that input of the next call
+STATE = "next_"  # prefix of the outputs that become inputs of the next call
 TYPES = {"tensor(float)": torch.float32, "tensor(int64)": torch.int64}
 
 
 class OnnxStream:
-    """A file of `distiller/export.py --to onnx --streaming`, run by onnxruntime on the CPU.
+    """A file written by `distiller/export.py --to onnx --streaming`, run by onnxruntime on the CPU.
 
     Args:
-        batch: wavs at once, which get audio of the same length in every call.
+        batch: number of parallel wavs; each call takes audio of the same length for all of them.
         threads: of onnxruntime; 0: all cores.
 
     Raises:
@@ -39,7 +39,7 @@ class OnnxStream:
         self.restart()
 
     def restart(self) -> None:
-        """Forget the wav: what follows is the beginning of another."""
+        """Reset the state: the next audio is the start of another wav."""
         carried = [value for value in self.session.get_inputs() if value.name not in ("waveforms", "frames")]
         self.state = {value.name: torch.zeros(self._shape(value), dtype=TYPES[value.type]) for value in carried}
         self.overlap = self.state["samples"].shape[1]
@@ -48,7 +48,7 @@ class OnnxStream:
         self.begun, self.ended = False, False
 
     def __call__(self, waveforms: Any) -> Tensor:
-        """The next samples, (batch, sample) -> states of the chunks that they complete, (layer, batch, frame, channel)
+        """The next samples, (batch, sample) -> states of the chunks they complete, (layer, batch, frame, channel)
         or (batch, frame, channel).
 
         Raises:
@@ -63,7 +63,7 @@ class OnnxStream:
         return self._joined(parts)
 
     def flush(self) -> Tensor:
-        """The states of the chunk that the end of the audio has left incomplete. Then there is only `restart`."""
+        """The states of the last, incomplete chunk. After this, only `restart` is allowed."""
         self.ended = True
         self.waiting = torch.nn.functional.pad(self.waiting, (0, self.padding))
         frames = self.waiting.shape[1] // self.config.samples_per_frame if self._begin() else 0
@@ -71,7 +71,7 @@ class OnnxStream:
         return self._joined([self._run(padded, frames)[..., :frames, :]] if frames else [])
 
     def _begin(self) -> bool:
-        """Whether the samples before the first chunk are there."""
+        """Whether the samples before the first chunk have arrived."""
         if not self.begun and self.waiting.shape[1] >= self.overlap:
             self.state["samples"], self.waiting = self.waiting[:, : self.overlap], self.waiting[:, self.overlap :]
             self.begun = True
@@ -92,5 +92,5 @@ class OnnxStream:
         return torch.zeros(*others, 0, channels)
 
     def _shape(self, value: Any) -> list[int]:
-        """Of an input or output, in which only the batch has a name in place of a size."""
+        """The shape of an input or output, where only the batch size is symbolic."""
         return [size if isinstance(size, int) else self.batch for size in value.shape]

@@ -1,4 +1,4 @@
-"""What an encoder gives for a batch."""
+"""The output of an encoder."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class EncoderOutput:
     def valid_frames(self) -> Tensor:
         """Indices of the valid frames in states.flatten(0, 1), on their device.
 
-        Indexing with `frame_mask` would wait for a GPU, to learn the number of valid frames.
+        Indexing with `frame_mask` would wait for the GPU to learn the number of valid frames.
         """
         mask = frame_mask(self.frame_lengths, self.projected.shape[1])
         return mask.flatten().nonzero()[:, 0].to(self.projected.device, non_blocking=True)

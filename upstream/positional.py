@@ -1,4 +1,4 @@
-"""What an encoder knows of the order of frames: positional convolutions, or a table."""
+"""How an encoder represents the order of frames: positional convolutions, or a table."""
 
 import math
 
@@ -28,10 +28,10 @@ class PositionalConvolution(nn.Module):
             self.weight_g.copy_(self.weight_v.norm(dim=(0, 1), keepdim=True))
 
     def forward(self, states: Tensor, mask: Tensor | None = None, past: Tensor | None = None) -> Tensor:
-        """states (batch, frame, channel), padded frames zero -> what is added to them; the mask is not needed.
+        """states (batch, frame, channel), padded frames zero -> the term to add to them; the mask is unused.
 
         Args:
-            past: the `before` frames before them, in place of zeros.
+            past: the `before` preceding frames, in place of zeros.
         """
         weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=(0, 1), keepdim=True))
         if past is not None or convolves(states):
@@ -50,7 +50,7 @@ class PositionalConvolution(nn.Module):
         well. Blocks of two kernels' length keep the weight's spectrum small, however long the wav.
         """
         batch, frames, width = states.shape
-        size, step = 2 * self.kernel, self.kernel + 1  # of a block, and the frames that each adds
+        size, step = 2 * self.kernel, self.kernel + 1  # frames in a block, and frames that each block adds
         blocks = -(-frames // step)
         states = F.pad(states, (0, 0, self.before, blocks * step + self.kernel - 1 - frames - self.before))
         precise = torch.promote_types(states.dtype, torch.float32)
@@ -65,7 +65,7 @@ class PositionalConvolution(nn.Module):
 
 
 class PositionalStack(nn.Module):
-    """data2vec's convolutions over frames, one on another: each grouped, with a layer norm over channels, and GELU."""
+    """data2vec's stack of convolutions over frames: each grouped, with a layer norm over channels, and GELU."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class PositionalStack(nn.Module):
         """states (batch, frame, channel), padded frames zero; mask (batch, frame, 1), True at valid frames."""
         for convolution in self.layers:
             outputs = convolution(states.transpose(1, 2))[:, :, : states.shape[1]].transpose(1, 2)
-            # every convolution sees zeros beyond a wav, as it would without padding
+            # every convolution sees zeros beyond the end of a wav, as it would without padding
             states = F.gelu(F.layer_norm(outputs, outputs.shape[2:])).masked_fill(~mask, 0.0)
         return states
 
@@ -97,7 +97,7 @@ class PositionTable(nn.Module):
 
 
 def positional_part(config: EncoderConfig) -> nn.Module:
-    """What a family's encoder knows of positions: a module of (states, mask) whose output is added to the states."""
+    """The positional module of a family: called with (states, mask), its output is added to the states."""
     if config.whisper:
         return PositionTable(config)
     return PositionalStack(config) if FAMILIES[config.family].positional_stack else PositionalConvolution(config)

@@ -1,8 +1,8 @@
-"""Statistics over time of a wav that is heard as it comes: those of what has been heard, not of the whole wav.
+"""Normalisation statistics for streaming: over the audio received so far, not over the whole wav.
 
-A block is what one frame adds, 20 ms. Each block is normalised by the statistics of the blocks before it, the first by
-its own, so that no frame depends on what follows it. Means are over all blocks up to `MEMORY`; from then on a block's
-weight decays with its age, so that the norm follows a voice that comes nearer, however long the stream. That is
+A block is the audio that one frame adds, 20 ms. Each block is normalised by the statistics of the blocks before it, the
+first by its own, so no frame depends on later audio. Means are over all blocks, up to `MEMORY` of them; after that a
+block's weight decays with its age, so the norm adapts to, say, an approaching speaker, however long the stream. That is
 
     m(b) = (1 - a(b)) m(b - 1) + a(b) x(b)    with a(b) = 1 / min(b + 1, MEMORY),
 
@@ -16,16 +16,16 @@ from torch.nn import functional as F
 from .convolution import without_autocast
 
 MEMORY = 500  # blocks: 10 s
-GROUP = 64  # blocks whose weights are a square matrix; time and memory grow with the wav, not with its square
+GROUP = 64  # blocks that share one square matrix of weights; time and memory stay linear in the wav's length
 
 
 class RunningMoments:
-    """What has been heard of a batch of wavs.
+    """Running statistics of a batch of wavs.
 
     Args:
-        known: (batch, 3, channel), fp32: each channel's mean in the first block, and the mean and mean square of its
-            distance from that over all blocks. The distance keeps the digits that a large offset would fill.
-        blocks: (1,), how many that are, at most `MEMORY`. A tensor, since a graph carries it from call to call.
+        known: (batch, 3, channel), fp32: each channel's mean in the first block, then the mean and mean square, over
+            all blocks, of the difference from that mean. Using differences keeps precision if the offset is large.
+        blocks: (1,), number of blocks so far, at most `MEMORY`. A tensor, since a graph carries it between calls.
     """
 
     def __init__(self, known: Tensor, blocks: Tensor) -> None:
@@ -33,23 +33,23 @@ class RunningMoments:
 
     @classmethod
     def before(cls, waveforms: Tensor, channels: int) -> "RunningMoments":
-        """Those before the first sample of a batch of wavs."""
+        """The statistics before the first sample of a batch of wavs."""
         known = waveforms.new_zeros(waveforms.shape[0], 3, channels, dtype=torch.float32)
         return cls(known, torch.zeros(1, dtype=torch.int64, device=waveforms.device))
 
     def assume(self, mean: float, variance: float, blocks: int) -> None:
-        """Count so many blocks of every channel as heard before the first one; later calls change nothing."""
+        """Act as if `blocks` such blocks of every channel preceded the first one; later calls have no effect."""
         begins = self.blocks == 0
         assumed = self.known.new_tensor([mean, 0.0, variance])[:, None]
         self.known = torch.where(begins, assumed, self.known)
         self.blocks = torch.where(begins, blocks, self.blocks)
 
     def follow(self, values: Tensor, heard: int) -> tuple[Tensor, Tensor]:
-        """The next blocks -> mean and variance of what came before each.
+        """The next blocks -> mean and variance of everything before each of them.
 
         Args:
             values: (batch, channel, block, position); the last block may be incomplete, or empty.
-            heard: how many of the blocks are remembered; the next call begins with the one after them.
+            heard: number of blocks to add to the statistics; the next call begins with the block after them.
 
         Returns:
             (batch, channel, block, 1) each, fp32.
@@ -69,15 +69,15 @@ class RunningMoments:
 
 
 def running_means(values: Tensor, known: Tensor, before: Tensor) -> Tensor:
-    """The mean at the end of each block, (..., block) as the blocks' own `values`.
+    """The running mean at the end of each block, from the blocks' own `values`; (..., block) both.
 
-    Each group of blocks is a product with a matrix of weights, and so are the means at the ends of the groups.
+    It is a product with a matrix of weights, within each group of blocks and again over the ends of the groups.
 
     Args:
-        known: (...), the mean of the `before` (1,) blocks in front of them.
+        known: (...), the mean of the `before` (1,) preceding blocks.
     """
     blocks = values.shape[-1]
-    if torch.compiler.is_compiling():  # tracing takes a size of one, such as of all groups but one, for a constant
+    if torch.compiler.is_compiling():  # tracing treats a size of one, such as that of all groups but one, as constant
         values = F.pad(values, (0, 2 * GROUP))
     groups = in_blocks(values, GROUP)  # (..., group, block in it)
     positions = before + torch.arange(groups.shape[-2] * GROUP, device=before.device)
@@ -93,24 +93,24 @@ def running_means(values: Tensor, known: Tensor, before: Tensor) -> Tensor:
 
 
 def share(now: Tensor, then: Tensor) -> Tensor:
-    """What the mean at the end of block `then` counts in that at the end of block `now`; 0 before it. Block -1: 0."""
+    """Weight of the mean at the end of block `then` in that at the end of block `now`; 0 for later ones, and for -1."""
     ages = (now - then.clamp(min=MEMORY - 1)).clamp(min=0)
     shares = (1 - 1 / MEMORY) ** ages * (then + 1).clamp(max=MEMORY) / (now + 1).clamp(1, MEMORY)
     return shares.masked_fill(then > now, 0.0)
 
 
 def in_blocks(values: Tensor, size: int) -> Tensor:
-    """(..., position) -> (..., block, position in it); the last block is incomplete, or empty."""
+    """(..., position) -> (..., block, position in it); the last block is incomplete or empty."""
     blocks = values.shape[-1] // size + 1
     return F.pad(values, (0, blocks * size - values.shape[-1])).unflatten(-1, (blocks, size))
 
 
 class RunningGroupNorm(nn.Module):
-    """Group norm with a group per channel, for a wav that is heard as it comes.
+    """Group norm with a group per channel, for streaming.
 
     Args:
-        block: outputs of the convolution that one frame adds.
-        field: those under one frame.
+        block: outputs of the convolution that each frame adds.
+        field: outputs in the receptive field of one frame.
     """
 
     def __init__(self, channels: int, block: int, field: int, eps: float = 1e-5) -> None:
@@ -122,8 +122,8 @@ class RunningGroupNorm(nn.Module):
     def forward(self, features: Tensor, moments: RunningMoments | None = None) -> Tensor:  # (batch, channel, output)
         """
         Args:
-            features: what lies under one frame or more, and less than under the one after them.
-            moments: of what was heard before; None: nothing.
+            features: the outputs for one or more complete frames, but not enough for the next one.
+            moments: statistics of the audio before; None if there is none.
         """
         outputs, frames = features.shape[2], (features.shape[2] - self.field) // self.block + 1
         moments = RunningMoments.before(features, len(self.weight)) if moments is None else moments

@@ -1,7 +1,7 @@
-"""An encoder that hears a wav as it comes: what its frames need of the past is carried from call to call.
+"""Streaming inference: the past context that an encoder's frames need is carried from call to call.
 
-Memory does not grow with the wav. A frame comes out once its chunk is complete (`chunk_frames`): the latency is that of
-the chunk and of the 25 ms under its last frame (35 with log-mel energies).
+Memory does not grow with the wav. A frame is returned once its chunk is complete (`chunk_frames`): the latency is the
+chunk plus the 25 ms under its last frame (35 with log-mel energies).
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from .waveforms import as_batch
 
 
 def next_samples(waveforms: Any, batch: int, ended: bool, like: Tensor) -> Tensor:
-    """A stream's next samples, (batch, sample); as `as_batch`. Raises: UserError: as `Stream`."""
+    """The next samples of a stream, as by `as_batch`: (batch, sample). Raises: UserError: as `Stream`."""
     if ended:
         raise UserError("the stream has ended; another wav needs another one, or a restart")
     several = isinstance(waveforms, (Tensor, np.ndarray)) and waveforms.ndim == 2 and len(waveforms) == batch
@@ -42,16 +42,16 @@ class Stream:
         assert isinstance(positional, PositionalConvolution)
         self.encoder, self.extractor, self.positional, self.batch = encoder, extractor, positional, batch
         weight = encoder.layer_norm.weight
-        self.samples = weight.new_zeros(batch, extractor.padding)  # that frames to come will see
-        self.moments = extractor.moments(self.samples)  # of what was heard, which the extractor keeps up to date
-        self.pending = weight.new_zeros(batch, 0, config.embed_dim)  # P of the chunk that is not complete
+        self.samples = weight.new_zeros(batch, extractor.padding)  # that later frames need
+        self.moments = extractor.moments(self.samples)  # of the audio so far; the extractor updates them
+        self.pending = weight.new_zeros(batch, 0, config.embed_dim)  # P of the incomplete chunk
         self.past = weight.new_zeros(batch, config.positional_reach, config.embed_dim)  # input of the convolution
         self.memories = [Memory(config.left_frames) for _ in encoder.layers]
         self.ended = False
 
     @torch.no_grad()
     def __call__(self, waveforms: Any) -> EncoderOutput:
-        """The next samples, (batch, sample) or as `as_batch` takes them -> the frames of the chunks that they complete.
+        """The next samples, (batch, sample) or as `as_batch` takes them -> the frames of the chunks they complete.
 
         Raises:
             UserError: as `as_batch`; another number of wavs, or wavs of different lengths; audio after `flush`.
@@ -63,7 +63,7 @@ class Stream:
 
     @torch.no_grad()
     def flush(self) -> EncoderOutput:
-        """The frames of the chunk that the end of the audio has left incomplete. The stream takes no more."""
+        """The frames of the last, incomplete chunk. The stream then accepts no more audio."""
         self.ended = True
         self._hear(self.samples.new_zeros(self.batch, self.extractor.padding))
         return self._attend(self.pending.shape[1])

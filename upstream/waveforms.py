@@ -1,4 +1,4 @@
-"""What people have as audio, as a batch of waveforms: for every entry (encoder, chunks, s3prl, torch.hub) alike."""
+"""Audio in any common form as a batch of waveforms, for all entry points (encoder, chunks, s3prl, torch.hub)."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from .config import SAMPLE_RATE
 from .errors import UserError, shown
 
 FULL_SCALE = {torch.int8: 2**7, torch.uint8: 2**7, torch.int16: 2**15, torch.int32: 2**31}  # what audio files hold
-MOST_CHANNELS = 8  # a wav of so few samples is none
+MOST_CHANNELS = 8  # an axis this short holds channels, not samples
 SHAPES = "(sample,), (batch, sample), (batch, 1, sample) or a list of wavs (sample,)"
 
 
 def frame_mask(lengths: Tensor, frames: int, device: torch.device | None = None) -> Tensor:
-    """True at valid frames: lengths (batch,) -> (batch, frame) on `device`, which is not waited for."""
+    """True at valid frames: lengths (batch,) -> (batch, frame) on `device`, without waiting for it."""
     lengths = lengths.to(device or lengths.device, non_blocking=True)
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
@@ -24,12 +24,12 @@ def frame_mask(lengths: Tensor, frames: int, device: torch.device | None = None)
 def as_batch(audio: Any, lengths: Any, like: Tensor, minimum: int) -> tuple[Tensor, Tensor]:
     """Audio of any kind, 16 kHz and mono, as a batch.
 
-    Integers are scaled as audio files are read: int16 by 2^-15, int32 by 2^-31, int8 and, less its offset of 128, uint8
-    by 2^-7. In a traced graph the input must be a batch of tensors already.
+    Integers are scaled as when reading audio files: int16 by 2^-15, int32 by 2^-31, int8 and (after subtracting 128)
+    uint8 by 2^-7. In a traced graph the input must already be a batch of tensors.
 
     Args:
         audio: tensors, arrays or lists of numbers: a wav (sample,), (batch, sample), (batch, 1, sample), or a list of
-            wavs of any lengths, of which each may have one channel, (1, sample) or (sample, 1).
+            wavs of any lengths, each with or without a channel axis, (1, sample) or (sample, 1).
         lengths: (batch,) valid samples of each wav; None: all of them. Best on the CPU, where they are checked.
         like: a weight; the batch gets its device, and its type if that is wider than float32.
         minimum: samples of the shortest wav allowed.
@@ -39,8 +39,8 @@ def as_batch(audio: Any, lengths: Any, like: Tensor, minimum: int) -> tuple[Tens
         lengths: (batch,) int64, on the CPU.
 
     Raises:
-        UserError: what is no audio, or too short; NaN or infinite samples, unless they lie on a GPU, which such a check
-            would wait for; lengths that do not fit.
+        UserError: not audio, or too short; NaN or infinite samples, except on a GPU, which the check would have to wait
+            for; lengths that do not fit.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     if torch.compiler.is_compiling() and isinstance(audio, Tensor):
@@ -107,7 +107,7 @@ def _floating(audio: Any, name: str) -> Tensor:
 
 
 def _lengths(lengths: Any, samples: Tensor) -> Tensor:
-    """`lengths` as (batch,) int64 on the CPU, none above the `samples` there are."""
+    """`lengths` as (batch,) int64 on the CPU, none greater than the wav's `samples`."""
     given = _tensor(lengths, "the list of lengths").cpu()
     if given.shape != samples.shape:
         shapes = f"{tuple(given.shape)}, but must be (batch,), here {tuple(samples.shape)}"
@@ -132,7 +132,7 @@ def _tensor(value: Any, name: str) -> Tensor:
 
 
 def up_to(waveforms: Tensor, lengths: Tensor, samples: int) -> Tensor:
-    """(batch, sample) without what is padding in all of them beyond so many samples, the most that a wav may have.
+    """(batch, sample) cut to `samples`, the most that a wav may have; only padding is cut off.
 
     Raises:
         UserError: a longer wav.
@@ -150,7 +150,7 @@ def centred(waveforms: Tensor, lengths: Tensor) -> Tensor:
     """Zero mean over each wav's valid samples, zeros elsewhere; (batch, sample) both ways."""
     mask = frame_mask(lengths, waveforms.shape[1], waveforms.device)
     count = lengths.to(waveforms.device, non_blocking=True)[:, None]
-    for _ in range(2):  # the second time removes what rounding left of a large offset
+    for _ in range(2):  # the second pass removes what rounding left of a large offset
         waveforms = (waveforms - waveforms.sum(dim=1, keepdim=True) / count) * mask  # padding is already zero
     return waveforms
 

@@ -12,7 +12,7 @@ from upstream.errors import UserError
 
 @dataclass
 class Batch:
-    """Utterances of one forward pass; there are none if neither they nor their replacements could be decoded."""
+    """Utterances of one forward pass; empty if neither they nor their replacements could be decoded."""
 
     waveforms: Tensor  # (batch, sample) float32 at 16 kHz, zero-padded
     lengths: Tensor  # (batch,) int64, samples
@@ -20,7 +20,7 @@ class Batch:
     paths: list[str]
     skipped: list[Skipped]  # files dropped from this batch
     position: tuple[int, int] = (0, 0)  # epoch, and index in it, of the step that it is part of
-    degraded: Tensor | None = None  # (batch, sample) what the student hears in place of `waveforms`; None: the same
+    degraded: Tensor | None = None  # (batch, sample) the student's input in place of `waveforms`; None: the same
 
     @property
     def heard(self) -> Tensor:

@@ -19,7 +19,7 @@ from distiller.audio.decoding import Decoder, Undecodable, source_path
 from distiller.audio.sampler import BatchPlan
 from distiller.audio.skipped import Skipped
 
-REPLACEMENTS = 20  # utterances tried instead of a batch of which nothing could be decoded
+REPLACEMENTS = 20  # utterances tried in place of a batch that could not be decoded at all
 
 
 class AudioDataset(Dataset[Batch]):
@@ -27,11 +27,11 @@ class AudioDataset(Dataset[Batch]):
 
     Use: `DataLoader(AudioDataset(cuts, decoder, seed), sampler=StepBatchSampler(...), batch_size=None)`.
 
-    What cannot be decoded is dropped from its batch. A batch left empty is replaced by one utterance, drawn from `cuts`
+    Undecodable utterances are dropped from their batch. An empty batch is replaced by one utterance, drawn from `cuts`
     by (seed, epoch, index, rank, part).
 
     Args:
-        augment: makes the batch with what the student hears; None: that is what the teacher hears.
+        augment: adds the student's input to a batch; None: the student gets the teacher's input.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ def load_batch(
     """Decode cuts into a batch; if none can be decoded, one drawn from `others`, or nothing after 20 failures.
 
     Args:
-        samples: that each is padded to; the longest of the batch, if that is more.
+        samples: length to pad to, or the longest of the batch if that is more.
     """
     skipped: list[Skipped] = []
 
@@ -81,7 +81,7 @@ def load_batch(
 
 
 def by_duration(cuts: Iterable[DataCut], batch_seconds: float) -> list[list[DataCut]]:
-    """The cuts in batches of at most `batch_seconds`, padding included, shortest first; a longer cut is one alone."""
+    """The cuts in batches of at most `batch_seconds`, padding included, shortest first; longer cuts alone."""
     groups: list[list[DataCut]] = [[]]
     for cut in sorted(cuts, key=lambda cut: (cut.duration, cut.id)):
         if groups[-1] and (len(groups[-1]) + 1) * cut.duration > batch_seconds:

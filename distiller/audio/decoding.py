@@ -29,18 +29,18 @@ from upstream.config import SAMPLE_RATE
 MAX_RATE = 1_048_575  # Hz: the highest that FLAC allows, beyond any recorder
 MAX_DENOMINATOR = 2**16  # of the ratio of two rates (the filter is 20 times as long); rounds rates by less than 2e-5
 HALF_FILTER = 10  # half the length of scipy's filter, in samples of the lower of two rates
-WARM_UP = 1.0  # seconds before a window that are decoded with it: mp3 and the like depend on what came before
+WARM_UP = 1.0  # seconds decoded before a window: mp3 and the like depend on earlier audio
 BLOCK = 2**20  # samples
 CANCELLED = 0.02  # see `mono`
 FLAC = b"fLaC\0\0\0\x22"
-COMPRESSED = (b"OggS", FLAC, b"ID3", b"\xff")  # how files begin whose audio has no chunk that declares its bytes
+COMPRESSED = (b"OggS", FLAC, b"ID3", b"\xff")  # first bytes of files without a chunk that declares the audio's size
 TAGS = (b"APETAGEX", b"TAG")  # may follow the audio of an MP3
 ROUNDING = 1e-6  # of float32: audio that varies less, relative to its level, is constant
 
 # libsndfile reads every format we support; Lhotse's default would try decoders that are not installed.
 set_current_audio_backend("LibsndfileBackend")
 with warnings.catch_warnings():
-    # Lhotse allows 0.5 s, fills the gap by mirroring, and warns about less; truncated files must not pass for complete.
+    # Lhotse allows 0.5 s, fills the gap by mirroring, and warns about less; truncated files must not pass as complete.
     warnings.simplefilter("ignore")
     set_audio_duration_mismatch_tolerance(TOLERANCE)
 
@@ -52,7 +52,7 @@ class Decoder:
     min_samples: int
 
     def decode(self, cut: DataCut) -> Tensor:
-        """(sample,) float32 at 16 kHz, one channel; of a window, the samples that its whole recording has there.
+        """(sample,) float32 at 16 kHz, one channel; for a window, exactly those samples of the whole recording.
 
         Resampling uses scipy's polyphase filter of at most 10 MB: torchaudio's kernel (Lhotse's choice) takes 10 GB for
         a rate that shares no factor with 16 kHz.
@@ -67,11 +67,11 @@ class Decoder:
         up, down = ratio.numerator, ratio.denominator
         whole, first, last = window_of(cut)
         total = source_samples(whole)
-        begin, end, start, stop = 0, total, 0, total  # the window, and what is read; both in samples of the source
+        begin, end, start, stop = 0, total, 0, total  # the window, and the range to read; both in samples of the source
         if last is not None:
             begin, end = first * down // up, min(total, math.ceil(last * down / up))
             margin = math.ceil(HALF_FILTER * max(up, down) / up) + 2
-            # A whole number of the filter's cycles is left out, so that every sample meets the same phase of it.
+            # A whole number of the filter's cycles is skipped, so that every sample gets the same filter phase.
             start = max(0, begin - margin - int(WARM_UP * cut.sampling_rate)) // down * down
             stop = min(total, end + margin)
         samples = mono(_load(whole, start, stop))
@@ -93,7 +93,7 @@ class Decoder:
         return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
 
     def check_length(self, samples: int) -> None:
-        """Raises: Undecodable: so few samples at 16 kHz do not make a frame."""
+        """Raises: Undecodable: too few samples at 16 kHz for a frame."""
         if samples < self.min_samples:
             raise Undecodable(f"{samples} samples at 16 kHz, where one frame takes {self.min_samples}")
 
@@ -110,17 +110,17 @@ def sources(cut: DataCut) -> list[AudioSource]:
 
 
 def mono(channels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(channel, sample) -> (sample,): the mean; one of the loudest channels where they cancel each other.
+    """(channel, sample) -> (sample,): the mean; one of the loudest channels if they cancel each other.
 
-    The variance of the mean of n channels, times n^2, is the sum of theirs if they are unrelated and more if they are
-    alike. Less than a 50th of the sum means the same sound with opposite signs, as from a cable soldered wrongly.
+    The variance of the mean of n channels, times n^2, equals the sum of their variances if they are uncorrelated, and
+    more if they are alike. Less than a 50th of the sum means inverted polarity, as from a miswired cable.
     """
     if len(channels) == 1:
         return channels[0]
     mean = channels.mean(axis=0)
     each = _variation(channels)  # (channel,)
     cancelled = len(channels) ** 2 * _variation(mean[None])[0] < CANCELLED * each.sum()
-    loud = each >= each.max() / 2  # not the loudest: which one that is would differ from window to window
+    loud = each >= each.max() / 2  # not just the loudest, which could differ from window to window
     return channels[loud.argmax()] if cancelled else mean
 
 
@@ -168,7 +168,7 @@ def _opened(source: AudioSource, cut: DataCut) -> Iterator[BinaryIO]:
 
 
 def _part(cut: DataCut, files: Sequence[BinaryIO], start: int, stop: int) -> DataCut:
-    """Samples `start` to `stop` of a cut, from open files; all of it if its samples are changed after reading."""
+    """Samples `start` to `stop` of a cut, from open files; the whole cut if it is transformed after reading."""
     assert cut.recording is not None
     opened = [fastcopy(source, type="file", source=file) for source, file in zip(sources(cut), files, strict=True)]
     unchanged, rate, total = not cut.recording.transforms, cut.sampling_rate, source_samples(cut)
@@ -180,7 +180,7 @@ def _part(cut: DataCut, files: Sequence[BinaryIO], start: int, stop: int) -> Dat
 
 
 def _check_is_read(file: BinaryIO, declared: float) -> None:
-    """libsndfile stops where a compressed file's header says that it ends, though streams may have been joined.
+    """libsndfile stops where a compressed file's header says that it ends, though streams may be concatenated.
 
     Args:
         file: after its last sample was read.
@@ -193,7 +193,7 @@ def _check_is_read(file: BinaryIO, declared: float) -> None:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     beginning = file.read(len(FLAC))
-    if beginning == FLAC:  # seeking may have led into another stream: the second is looked for
+    if beginning == FLAC:  # seeking may have led into another stream: look for the second one
         second = file.read().find(FLAC)
         place = len(FLAC) + second if second >= 0 else place
     held = declared * size / place
@@ -202,7 +202,7 @@ def _check_is_read(file: BinaryIO, declared: float) -> None:
 
 
 def _why(error: Exception, cut: DataCut) -> str:
-    """Why a cut cannot be read: how long its file is, if that is not what its header or manifest declares."""
+    """Why a cut cannot be read: the length of its file, if it differs from its header's or manifest's."""
     path, recording = source_path(cut), cut.recording
     if recording is not None and ".tar/" not in path and not recording.transforms:
         held = _decodable(path)

@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 import soundfile
 
-# libsndfile's names whose files end in something else as well, and those of data that are seldom audio.
+# libsndfile's formats with further suffixes, and those that are seldom audio.
 OTHER_ENDINGS = {
     "AIFF": (".aif", ".aifc"), "AU": (".snd",), "MP3": (".mp2", ".mpga"), "NIST": (".sph",), "OGG": (".oga", ".opus"),
     "WAV": (".wave", ".bwf"), "SVX": (".8svx",),
@@ -33,6 +33,6 @@ def ending(path: str | PurePath) -> str:
 
 
 def endings(paths: Iterable[str | PurePath]) -> dict[str, int]:
-    """How many of the files end in what libsndfile does not read, by ending, most first."""
+    """Numbers of files that libsndfile does not read, by suffix, most frequent first."""
     counts = Counter(ending(path) for path in paths if ending(path) in NOT_READ)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

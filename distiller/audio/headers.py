@@ -1,4 +1,4 @@
-"""What the header of an audio file says, and what is wrong with a file that cannot be used."""
+"""The header of an audio file, and why a file cannot be used."""
 
 import os
 import stat
@@ -7,10 +7,10 @@ from typing import NamedTuple
 import soundfile
 from soundfile import LibsndfileError
 
-# Seconds by which a file's samples may differ from what its header or manifest says: the length of an MP3 without a tag
-# is an estimate, a frame or two (0.05 s each at low rates) off.
+# Seconds by which a file's length may differ from its header's or manifest's: for an MP3 without a tag the length is
+# an estimate, off by a frame or two (0.05 s each at low rates).
 TOLERANCE = 0.1
-UNKNOWN = 2**62  # samples; libsndfile gives the largest number that it has
+UNKNOWN = 2**62  # samples; libsndfile gives its largest number
 
 
 class Undecodable(Exception):
@@ -18,7 +18,7 @@ class Undecodable(Exception):
 
 
 class Header(NamedTuple):
-    """What libsndfile reads of an audio file before its samples."""
+    """What libsndfile knows about an audio file before reading its samples."""
 
     samplerate: int
     channels: int
@@ -33,7 +33,7 @@ def header(path: str) -> Header:
     """
     try:
         path.encode()
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block forever
             raise Undecodable("it is not a regular file")
         info = soundfile.info(path)
     except Undecodable:

@@ -1,4 +1,4 @@
-"""What a corpus holds, and what becomes of it: the lines at the start of a run, in its report and on its card."""
+"""The content of a corpus and how it is used: the lines at the start of a run, in its report and on its card."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -38,7 +38,7 @@ class Inventory:
     unusable: int  # listed in skipped.csv with their reasons
     not_read: dict[str, int]  # by the ending of their names
     min_seconds: float
-    longest: float  # seconds of the longest that is used whole
+    longest: float  # seconds of the longest recording that is used whole
     window_seconds: float | None = None
     found: int = field(init=False)
 
@@ -58,10 +58,10 @@ class Inventory:
         return asdict(self)
 
     def lines(self, for_long: str = "corpus.window_seconds=20 would split them") -> list[str]:
-        """What is split or left out, why, and the key or remedy that changes it; nothing if all is used whole.
+        """What is split or left out, why, and how to change that; nothing if all is used whole.
 
         Args:
-            for_long: the remedy for what is too long.
+            for_long: the remedy for recordings that are too long.
         """
         return [f"{title}: {'; '.join(parts)}" for title, parts in self._parts(for_long) if parts]
 

@@ -1,4 +1,4 @@
-"""Which utterances make each optimiser step, and how long their batches are."""
+"""Which utterances are in each optimiser step, and how long their batches are."""
 
 import math
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ HOP = 320  # samples: lengths are rounded up to whole frames
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """A Batch before its audio is read: number `part` of those that make step `index` of `epoch` on one rank."""
+    """A Batch before its audio is read: number `part` of step `index` of `epoch` on one rank."""
 
     cuts: list[DataCut]
-    samples: int  # that each is padded to
+    samples: int  # length that each is padded to
     epoch: int
     index: int
     part: int
@@ -33,13 +33,13 @@ class BatchPlan:
 class StepBatchSampler(Sampler[BatchPlan]):
     """The endless stream of one rank's batches, step after step and epoch after epoch, by Lhotse's dynamic bucketing.
 
-    Each epoch is a new permutation of the corpus. Its batches are dealt to the ranks in turn: those of one step are
+    Each epoch is a new permutation of the corpus. Its batches are dealt to the ranks in turn: batches of one step are
     disjoint, and every rank gets equally many. At the end of an epoch Lhotse spreads the remaining utterances over the
     ranks; if there are fewer than ranks, some are repeated (fewer than `world_size`, as ID_dup0). Batches that do not
     fill a last step, at most `accumulate` - 1 per rank and different ones in each epoch, are dropped; every other
-    utterance comes once.
+    utterance is used once.
 
-    A batch holds at most `batch_seconds`, padding included. It has the shape of any other of its bucket: as many
+    A batch holds at most `batch_seconds`, padding included. All batches of a bucket have the same shape: as many
     utterances, padded to the bucket's longest. Only the batches that use up a bucket at the end of an epoch hold fewer.
     A longer utterance would be a batch by itself, but `open_corpus` leaves those out.
 
@@ -73,12 +73,12 @@ class StepBatchSampler(Sampler[BatchPlan]):
             self.samples[bucket] = max(self.samples[bucket], math.ceil(cut.duration * SAMPLE_RATE / HOP) * HOP)
         most = [int(batch_seconds * SAMPLE_RATE / size) for size in sizes]
         self.samples = [min(pair) for pair in zip(self.samples, most, strict=True)]
-        # A few rounds of batches for every rank in each bucket, so that batches are full until the end of an epoch.
+        # Several batches for every rank in each bucket, so that batches are full until the end of an epoch.
         self.buffer = max(2_000, 4 * world_size * sum(sizes))
         self.start(0, 0)
 
     def start(self, epoch: int, done: int) -> None:
-        """Let the stream begin after the first `done` step batches of `epoch`."""
+        """Start the stream after the first `done` step batches of `epoch`."""
         self.first = (epoch, done)
 
     def __iter__(self) -> Iterator[BatchPlan]:
@@ -136,5 +136,5 @@ def _copy(cut: DataCut) -> DataCut:
 
 
 def step_batches_per_epoch(sampler: StepBatchSampler) -> int:
-    """Number in epoch 0; later epochs differ by a few. Reads no audio, but takes seconds for 280,000 utterances."""
+    """The number in epoch 0; later epochs differ slightly. Reads no audio, but takes seconds for 280,000 utterances."""
     return sum(1 for _ in progress(sampler.step_batches(0), "Planning an epoch"))

@@ -8,7 +8,7 @@ from distiller.audio.formats import NOT_READ, ending
 from distiller.common.files import lock_folder, read_csv, write_csv
 from upstream.errors import UserError
 
-GRACE = 100  # utterances: the share is taken of at least this many, so one bad file in the first batch stops nothing
+GRACE = 100  # utterances: the share is of at least this many, so that one bad file in the first batch stops nothing
 
 
 class Skipped(NamedTuple):
@@ -48,7 +48,7 @@ def write_skipped(path: Path, rows: Iterable[Skipped]) -> None:
 
 
 def append_skipped(path: Path, rows: Iterable[Skipped]) -> None:
-    """Add rows to a skipped.csv, one for each path however often it comes; ranks may do so at the same time.
+    """Add rows to a skipped.csv, each path only once; ranks may do so at the same time.
 
     Raises:
         UserError: the file cannot be written.

@@ -1,1 +1,1 @@
-"""Degraded speech for the student, of the same timing as the clean speech that the teacher hears."""
+"""Degraded speech for the student, time-aligned with the clean speech that the teacher gets."""

@@ -1,7 +1,7 @@
-"""A batch with what the student hears: which effects each utterance gets, and how strong they are, drawn at random.
+"""The student's input for a batch: which effects each utterance gets, and how strong they are, drawn at random.
 
-What an utterance gets follows from (seed, epoch, its id), and the voices mixed into it from its batch: it does not
-depend on the number of workers, and a continued run hears what the run without interruption would have heard.
+An utterance's effects follow from (seed, epoch, its id), and the voices mixed into it from its batch: they are the same
+for any number of workers, and a resumed run gets the same audio as an uninterrupted one.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from distiller.augmentation.effects import Samples
 
 SOUNDS = Decoder(min_samples=1)  # noises and impulse responses may be short
 NOISE_SECONDS = 10.0  # longer recordings of noise are used in parts
-SHORTEST_PART = 5  # of another utterance: the fifth part of the longest
+SHORTEST_PART = 5  # of another utterance: a fifth of the longest
 ATTEMPTS = 20  # recordings tried in place of one that cannot be decoded
 
 
@@ -38,7 +38,7 @@ class Augmenter:
         self.config, self.seed, self.noises, self.responses = config, seed, noises, responses
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with what the student hears in `degraded`; with teacher=augmented, all of it degraded."""
+        """The batch with the student's input in `degraded`; with teacher=augmented, the teacher gets it too."""
         clean = [row[:length].numpy() for row, length in zip(batch.waveforms, batch.lengths.tolist(), strict=True)]
         degraded = torch.zeros_like(batch.waveforms)
         for index, (row, speech) in enumerate(zip(degraded, clean, strict=True)):
@@ -51,7 +51,7 @@ class Augmenter:
         return replace(batch, degraded=degraded)
 
     def degraded(self, speech: Samples, others: Sequence[Samples], random: np.random.Generator) -> Samples:
-        """One utterance after the effects that chance gives it.
+        """One utterance after randomly drawn effects.
 
         Args:
             others: the other utterances of the batch.
@@ -86,7 +86,7 @@ class Augmenter:
         return result
 
     def _noise(self, samples: int, random: np.random.Generator) -> Samples:
-        """So much synthesised noise, or what a recording has from somewhere on, to be repeated if it is shorter."""
+        """`samples` of synthesised noise, or a recording rotated to a random start, to be repeated if it is shorter."""
         recorded = _drawn(self.noises, random)
         if recorded is None:
             return effects.coloured_noise(random, samples, between(random, self.config.noise.colour))
@@ -124,7 +124,7 @@ def between(random: np.random.Generator, limits: Sequence[float]) -> float:
 
 
 def _drawn(cuts: Sequence[DataCut], random: np.random.Generator) -> Samples | None:
-    """The samples of one of the cuts; None if there are none, or if those that were tried cannot be decoded."""
+    """The samples of a random cut; None if there are no cuts, or if none of those tried can be decoded."""
     for _ in range(ATTEMPTS if cuts else 0):
         try:
             return SOUNDS.decode(cuts[int(random.integers(len(cuts)))]).numpy()

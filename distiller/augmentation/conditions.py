@@ -1,4 +1,4 @@
-"""Speech degraded for a measurement: one effect at one level, the same for a recording wherever it is heard."""
+"""Speech degraded for evaluation: one effect at one level, always the same for the same recording."""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ Degrade = Callable[[Tensor], Tensor]  # (sample,) -> (sample,)
 
 
 def conditions(names: Sequence[str]) -> dict[str, Degrade | None]:
-    """What is heard, by its title: clean speech first, then speech as degraded as each of the names says.
+    """Test conditions by their title: clean speech first, then speech degraded as each of the names says.
 
     Args:
         names: signal-to-noise ratios in dB (coloured noise of the recipes' kinds), telephone (mu-law) or room.
@@ -42,7 +42,7 @@ def conditions(names: Sequence[str]) -> dict[str, Degrade | None]:
 
 
 def _degrade(effect: str, level: float | None) -> Degrade:
-    """The recipes' effect with a probability of 1, at one level; chance follows from the waveform alone."""
+    """The recipes' effect with a probability of 1, at one level; the random seed depends on the waveform alone."""
     config = AugmentConfig()
     if effect == TELEPHONE:
         config.telephone = TelephoneConfig(probability=1.0, codecs=["mu-law"])

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from distiller.common.strict import AT_LEAST_1, STRICT, Text, check
 from upstream.errors import require
 
-AUGMENTED = "augmented"  # of what the teacher hears
+AUGMENTED = "augmented"  # the teacher's input
 
 
 def _within(low: float, high: float) -> Callable[[Any], bool]:
@@ -69,7 +69,7 @@ class ReverberationConfig:
 
 @dataclass(config=STRICT)
 class BandConfig:
-    """Nothing below the lowest and above the highest frequency."""
+    """Band limits: nothing below the lowest and above the highest frequency."""
 
     probability: Probability = 0.0
     lowest: Hertz = field(default_factory=lambda: [0.0, 300.0])
@@ -93,18 +93,18 @@ class TelephoneConfig:
 
 @dataclass(config=STRICT)
 class GainConfig:
-    """Another level."""
+    """A change of level."""
 
     probability: Probability = 0.0
     decibels: Decibels = field(default_factory=lambda: [-20.0, 10.0])
-    clip: bool = True  # cut off what is beyond -1 and 1, as a recorder does
+    clip: bool = True  # clip at -1 and 1, as a recorder does
 
 
 @dataclass(config=STRICT)
 class AugmentConfig:
-    """What the student hears in place of clean speech: the effects one after another, in this order."""
+    """The student's input in place of clean speech: the effects, applied in this order."""
 
-    teacher: Literal["clean", "augmented"] = "clean"  # what the teacher hears
+    teacher: Literal["clean", "augmented"] = "clean"  # the teacher's input
     speech: SpeechConfig = field(default_factory=SpeechConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     reverberation: ReverberationConfig = field(default_factory=ReverberationConfig)

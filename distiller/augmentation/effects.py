@@ -1,4 +1,4 @@
-"""What is done to the samples of one utterance. Nothing moves in time, so every frame keeps its units.
+"""Effects on the samples of one utterance. None of them shifts the signal in time, so every frame keeps its units.
 
 All are (sample,) float32 at 16 kHz. Filters have no delay, and an impulse response begins with its direct sound.
 """
@@ -16,14 +16,14 @@ from upstream.config import SAMPLE_RATE
 
 Samples = NDArray[np.float32]
 FFT: Any = scipy.fft  # it keeps float32, and declares no types
-RUMBLE = 50.0  # Hz, below which coloured noise is flat; else most of its power would be inaudible
+RUMBLE = 50.0  # Hz, below which coloured noise is flat; otherwise most of its power would be inaudible
 FIRST_ECHO = 0.002  # seconds after the direct sound
 LONGEST_RESPONSE = 2.0  # seconds of a recorded impulse response that are used
 RINGING = 1024  # samples of silence that keep a filter's end apart from its beginning
-SLOPE = 1.2  # a filter passes all from its lower limit times this to its upper one divided by this
+SLOPE = 1.2  # a filter's passband extends from its lower limit times this to its upper one divided by this
 TELEPHONE = (300.0, 3400.0)  # Hz
 CODECS = {"mu-law": "ULAW", "a-law": "ALAW", "gsm": "GSM610"}  # libsndfile's names
-FULL_LEVEL = 0.9  # peak of what a codec is given
+FULL_LEVEL = 0.9  # peak of a codec's input
 
 
 def power(samples: Samples) -> float:
@@ -32,7 +32,7 @@ def power(samples: Samples) -> float:
 
 
 def at_snr(other: Samples, speech: Samples, snr: float) -> Samples:
-    """`other` at a level at which its power is `snr` dB below that of the speech; silence stays silence."""
+    """`other` scaled so that its power is `snr` dB below that of the speech; silence stays silence."""
     level = power(other)
     return other * np.float32(np.sqrt(power(speech) / level) * 10 ** (-snr / 20)) if level else other
 
@@ -70,23 +70,23 @@ def from_direct_sound(recorded: Samples) -> Samples:
 
 
 def reverberated(speech: Samples, response: Samples) -> Samples:
-    """As many samples; the echoes after the end are cut off."""
+    """The reverberated speech, of the same length; echoes after the end are cut off."""
     return oaconvolve(speech, response)[: len(speech)]
 
 
 def band_limited(speech: Samples, lowest: float, highest: float) -> Samples:
-    """Without what is below `lowest` and above `highest`, in Hz."""
+    """The speech without frequencies below `lowest` and above `highest`, in Hz."""
     total = FFT.next_fast_len(len(speech) + RINGING, real=True)
     spectrum = FFT.rfft(speech, total)
     return FFT.irfft(spectrum * _passed(len(spectrum), SAMPLE_RATE / total, lowest, highest), total)[: len(speech)]
 
 
 def telephoned(speech: Samples, codec: str) -> Samples:
-    """300 to 3,400 Hz at 8 kHz, through a codec: one of CODECS, or `linear`, which changes nothing more."""
+    """300 to 3,400 Hz at 8 kHz, through a codec: one of CODECS, or `linear`, which does nothing further."""
     total = 4 * FFT.next_fast_len((len(speech) + RINGING + 3) // 4, real=True)
     narrow, bins = total // 2, total // 4 + 1  # samples at 8 kHz, and frequencies up to 4 kHz
     spectrum = FFT.rfft(speech, total)[:bins] * _passed(bins, SAMPLE_RATE / total, *TELEPHONE)
-    heard = FFT.irfft(spectrum, narrow)  # twice as loud, until it has as many samples again
+    heard = FFT.irfft(spectrum, narrow)  # twice as loud, until it is back at the original length
     peak = float(np.abs(heard).max())
     if codec in CODECS and peak > 0:
         heard = _coded(heard * np.float32(FULL_LEVEL / peak), CODECS[codec]) * np.float32(peak / FULL_LEVEL)
@@ -94,13 +94,13 @@ def telephoned(speech: Samples, codec: str) -> Samples:
 
 
 def amplified(speech: Samples, decibels: float, clip: bool) -> Samples:
-    """At another level; with `clip`, what is beyond -1 and 1 is cut off."""
+    """The speech at another level; with `clip`, clipped at -1 and 1."""
     louder = speech * np.float32(10 ** (decibels / 20))
     return louder.clip(-1.0, 1.0) if clip else louder
 
 
 def _passed(bins: int, step: float, lowest: float, highest: float) -> Samples:
-    """Share of each frequency's amplitude that a band-pass filter passes; the bins are `step` Hz apart."""
+    """The amplitude response of a band-pass filter; the bins are `step` Hz apart."""
     edges = [lowest, lowest * SLOPE, max(highest / SLOPE, lowest * SLOPE), highest]
     shares = np.interp(np.arange(bins) * step, edges, [0.0, 1.0, 1.0, 0.0])
     return shares.astype(np.float32)

@@ -1,1 +1,1 @@
-"""What encoders, training steps and corpus readers cost."""
+"""The cost of encoders, training steps and corpus readers."""

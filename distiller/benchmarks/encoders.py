@@ -1,4 +1,4 @@
-"""What can be measured: checkpoints, ONNX files, models run by `transformers`, and published shapes without weights."""
+"""What can be benchmarked: checkpoints, ONNX files, `transformers` models, and published shapes without weights."""
 
 import json
 from collections.abc import Callable
@@ -21,9 +21,9 @@ from upstream.onnx_encoder import metadata, session
 from upstream.onnx_stream import OnnxStream
 from upstream.streaming import Stream
 
-TRANSFORMERS = "transformers:"  # before a folder or hub name: run it with the classes of `transformers`
-LIVE = "live:"  # before a student of student.attention=chunked, or its ONNX file: audio comes chunk by chunk
-RANDOM = "random:"  # before the name of a shape: random weights, so nothing is downloaded
+TRANSFORMERS = "transformers:"  # prefix of a folder or hub name: run it with the classes of `transformers`
+LIVE = "live:"  # prefix of a student with student.attention=chunked, or its ONNX file: stream the audio
+RANDOM = "random:"  # prefix of the name of a shape: random weights, so nothing is downloaded
 WEIGHTS = (".safetensors", ".bin", ".onnx", ".ckpt", ".pth", ".pt", ".pt2")
 
 HUBERT_BASE = EncoderConfig(
@@ -98,7 +98,7 @@ def _open_transformers(name: str, device: str) -> Opened:
     encoder = open_encoder(name)  # for the cost, and for a one-line error if it cannot be opened
     if encoder.config.whisper:
         raise UserError(f"{TRANSFORMERS}{name} is Whisper, which takes no waveforms there; {name} is measured as ours")
-    if name.startswith(RANDOM):  # the same weights, as far as the class has the shape
+    if name.startswith(RANDOM):  # the same weights, as far as the class supports the shape
         values, _, state = huggingface_writing.write(encoder)
         model = HubertModel(HubertConfig.from_dict(values))
         model.load_state_dict(state, strict=False)
@@ -116,14 +116,14 @@ def _open_transformers(name: str, device: str) -> Opened:
 
 
 def _open_live(target: str, device: str, threads: int) -> Opened:
-    """An encoder that hears each wav chunk by chunk; a batch is of wavs of one length."""
+    """A streaming encoder, run chunk by chunk; the wavs of a batch have the same length."""
     if target.endswith(".onnx"):
         parameters, config = int(metadata(Path(target))["parameters"]), OnnxStream(Path(target)).config
         make = cache(lambda batch: OnnxStream(Path(target), batch, threads))
     else:
         encoder = open_encoder(target).to(device)
         parameters, config, make = parameter_count(encoder), encoder.config, partial(Stream, encoder)
-        make(1)  # raises unless it hears in chunks
+        make(1)  # raises unless it can stream
     size = config.chunk_frames * config.samples_per_frame
 
     def run(waveforms: Tensor, lengths: Tensor) -> Any:

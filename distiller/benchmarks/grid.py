@@ -1,4 +1,4 @@
-"""Several methods, with seeds and where they prune to several sizes: every run, a table, and what differs how much."""
+"""Several methods, with several seeds and, if they prune, sizes: all runs, a table, and the differences."""
 
 import json
 import os
@@ -19,14 +19,14 @@ from distiller.reports.results import append, row
 from upstream.errors import UserError
 
 RUN = Path(__file__).parents[1] / "run.py"
-POLL = 0.2  # seconds between looks at the runs
-SPEEDS = "speeds.json"  # below the output: what was measured for each run's student
+POLL = 0.2  # seconds between polls of the runs
+SPEEDS = "speeds.json"  # in the output: the measurements of each run's student
 say = partial(print, flush=True)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method of distiller/run.py with overrides, under a name of its own."""
+    """A method of distiller/run.py with overrides, under its own name."""
 
     name: str
     method: str
@@ -52,7 +52,7 @@ PRUNING = ("skill", "dphubert", "star-pruned")
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the grid; `target` is None where the method does not prune."""
+    """One run of the grid; `target` is None if the method does not prune."""
 
     method: Method
     target: float | None
@@ -68,7 +68,7 @@ class Cell:
         return [*self.method.overrides, *target, f"seed={self.seed}"]
 
     def recipe(self, more: Sequence[str]) -> Recipe:
-        """What distiller/run.py makes of the cell and `more` overrides."""
+        """The recipe that distiller/run.py makes from the cell and `more` overrides."""
         return with_absolute_paths(resolve(self.method.method, overrides=[*self.overrides, *more]))
 
     def argv(self, output: Path, more: Sequence[str]) -> list[str]:
@@ -87,11 +87,11 @@ def cells_of(methods: Sequence[Method], targets: Sequence[float], paired: float,
 def run_grid(
     cells: Sequence[Cell], output: Path, table: Path, paired: float, jobs: int, overrides: Sequence[str], report: bool
 ) -> bool:
-    """Make the runs, then their table, summary and figure; returns whether all runs ended well.
+    """Make the runs, then their table, summary and figure; returns whether all runs succeeded.
 
     Args:
         paired: the target at which seeds are compared.
-        report: train nothing, report what is finished.
+        report: train nothing, only report finished runs.
 
     Raises:
         UserError: a recipe is wrong, a finished run has another recipe, or no run is finished.
@@ -118,7 +118,7 @@ def run_grid(
 
 
 def run_cells(cells: Sequence[Cell], output: Path, overrides: Sequence[str], jobs: int) -> dict[Cell, str]:
-    """Make the runs that are not finished, `jobs` at a time; returns those that failed, and the last line of each."""
+    """Make the unfinished runs, `jobs` at a time; returns those that failed, with the last line of each."""
     waiting = [cell for cell in cells if not is_complete(output / cell.name)]
     running: dict[Cell, tuple[subprocess.Popen, float]] = {}
     failed: dict[Cell, str] = {}
@@ -151,7 +151,7 @@ def run_cells(cells: Sequence[Cell], output: Path, overrides: Sequence[str], job
 
 
 def _references(cell: Cell, cells: Sequence[Cell], output: Path, overrides: Sequence[str]) -> list[str]:
-    """The override by which a run need not probe its teacher: a finished run has, or else nothing."""
+    """The override that spares a run from probing its teacher, if a finished run already has."""
     recipe = cell.recipe(overrides)
     if recipe.probe.references is not None or not (recipe.probe.enabled or recipe.probe.words):
         return []
@@ -177,7 +177,7 @@ def _start(cell: Cell, output: Path, overrides: Sequence[str], jobs: int) -> sub
 def speeds(cells: Sequence[Cell], output: Path, teacher: str) -> dict[str, dict[str, float]]:
     """Real-time factor of each cell's student on one thread and its speed-up over the teacher, by the cell's name.
 
-    Those not measured before are measured in one go with the teacher, in turns.
+    Those not measured before are measured together with the teacher, alternating.
     """
     path = output / SPEEDS
     known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}

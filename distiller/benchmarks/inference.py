@@ -1,4 +1,4 @@
-"""Encoders side by side: each in its own process, running in turns, so that all meet the same machine."""
+"""Encoders side by side: each in its own process, running alternately, so that all see the same load."""
 
 import time
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ Row = dict[str, Any]  # of benchmark.csv
 
 @dataclass(frozen=True)
 class Setting:
-    """What every encoder runs, and how often."""
+    """The input of every encoder, and the number of runs."""
 
     seconds: float = 10.0  # of audio per wav
     batches: Sequence[int] = (1, 8)  # sizes
@@ -35,7 +35,7 @@ class Setting:
 
     @property
     def samples(self) -> int:
-        """Of a wav."""
+        """Samples of a wav."""
         return int(self.seconds * SAMPLE_RATE)
 
 
@@ -58,8 +58,8 @@ def benchmark(targets: Sequence[str], setting: Setting, output: Path) -> None:
 def measure(targets: Sequence[str], setting: Setting) -> list[Row]:
     """A row for every encoder and batch size; speed-ups are over the first encoder at the same size.
 
-    real_time_factor: median seconds of work per second of audio; peak_mb: memory of the whole process, on a GPU what
-    torch allocated there.
+    real_time_factor: median seconds of work per second of audio; peak_mb: memory of the whole process, or on a GPU the
+    memory that torch allocated there.
 
     Raises:
         UserError: a target cannot be opened, or does not run on the device.
@@ -86,7 +86,7 @@ def measure(targets: Sequence[str], setting: Setting) -> list[Row]:
 
 
 def describe(target: str, setting: Setting) -> Row:
-    """What is known of an encoder before it runs; called first in its process."""
+    """What is known about an encoder before it runs; called first in its process."""
     torch.set_num_threads(setting.threads)
     encoder = opened(target, setting.device, setting.threads)
     size_mb = weights_mb(encoder.path)

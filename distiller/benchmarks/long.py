@@ -1,4 +1,4 @@
-"""Long wavs: how much overlapping chunks differ from the wav in one piece, and the memory that each way takes."""
+"""Long wavs: how much overlapping chunks differ from the wav in one piece, and the memory of both methods."""
 
 import time
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def benchmark_long(targets: Sequence[str], setting: LongSetting, output: Path) -
 
 
 def measure_long(target: str, setting: LongSetting) -> dict[str, Any]:
-    """Memory and time of both ways, each in a fresh process, and the error of the chunks.
+    """Memory and time of both methods, each in a fresh process, and the error of the chunks.
 
     Raises:
         UserError: the target cannot be opened.
@@ -69,7 +69,7 @@ def in_chunks(target: str, setting: LongSetting) -> dict[str, float]:
 
 
 def in_one_piece(target: str, setting: LongSetting) -> dict[str, float]:
-    """Errors of the chunks are relative to the norm of these states: of the worst hidden state, and of the last."""
+    """Includes the chunks' errors, relative to the norm of these states: of the worst hidden state and of the last."""
     encoder, waveform = _opened(target, setting)
     start = time.perf_counter()
     with torch.inference_mode():
@@ -100,8 +100,8 @@ def _since(start: float, setting: LongSetting) -> float:
 
 
 def _opened(target: str, setting: LongSetting) -> tuple[SpeechEncoder, Tensor]:
-    """The encoder, and noise of speech's loudness and syllable rate, (sample,), on the device; a GPU has been warmed
-    up, so that neither its start nor its libraries' counts."""
+    """The encoder, and noise with the loudness and syllable rate of speech, (sample,), on the device; a GPU has been
+    warmed up, so that neither its start-up nor its libraries' counts."""
     torch.set_num_threads(setting.threads)
     samples = int(setting.seconds * SAMPLE_RATE)
     times = torch.arange(samples) / SAMPLE_RATE

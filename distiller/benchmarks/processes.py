@@ -1,4 +1,4 @@
-"""Where a measurement takes place: on which device, and in a fresh process, so that its peak memory is its own."""
+"""Where measurements run: on which device, and in a fresh process, so that its peak memory is its own."""
 
 import multiprocessing
 import signal
@@ -21,9 +21,9 @@ def require_device(device: str) -> None:
 
 @contextmanager
 def fresh_process(target: str) -> Iterator[Callable[..., Any]]:
-    """A fresh process that ends with the block, as a function: `call(work, *arguments)` is what `work` returns there.
+    """A fresh process that ends with the block, as a function: `call(work, *arguments)` returns the result of `work`.
 
-    Ctrl-C, which a terminal sends to it too, is left to this process.
+    Ctrl-C, which a terminal also sends to it, is handled by this process.
 
     Args:
         target: what is measured, for the error.
@@ -34,7 +34,7 @@ def fresh_process(target: str) -> Iterator[Callable[..., Any]]:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there,), daemon=True)
-    ensure_running()  # starting this process of multiprocessing's would unblock the signal again
+    ensure_running()  # starting multiprocessing's resource tracker would unblock the signal again
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the child inherits it; here a signal waits
     try:
         process.start()

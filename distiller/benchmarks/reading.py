@@ -1,7 +1,7 @@
 """How fast training's data path reads each format: the same utterances as FLAC and WAV files, and prepared.
 
-Without workers the figure is seconds of audio for each second of this process's CPU time, which other processes on the
-machine hardly affect. With workers it is seconds of audio for each second of wall-clock time, with a DataLoader as in
+Without workers the figure is seconds of audio per second of this process's CPU time, which other processes on the
+machine hardly affect. With workers it is seconds of audio per second of wall-clock time, with a DataLoader as in
 training.
 """
 
@@ -46,9 +46,9 @@ def benchmark(
     """Print, and add to `table`, how fast each format is read; formats take turns, `rounds` times.
 
     Args:
-        corpus: whose utterances are used; None: the synthetic one.
+        corpus: the source of utterances; None: the synthetic one.
         minutes: of audio.
-        workers: of the loader; 0: none, and CPU time counts.
+        workers: of the loader; 0: none, and CPU time is measured.
 
     Raises:
         UserError: as `open_corpus`; the system's temporary folder has no room for the files.
@@ -83,7 +83,7 @@ def benchmark(
 
 
 def write_formats(cuts: list[DataCut], folder: Path) -> dict[tuple[str, int], Path]:
-    """Folders by (format, rate): files of both kinds at both rates, and both kinds prepared."""
+    """Folders by (format, rate): files in both formats at both rates, and both formats prepared."""
     formats = {(ending, rate): folder / f"{ending}{rate}" for ending in ("flac", "wav") for rate in RATES}
     for cut in progress(cuts, "Writing the formats", len(cuts)):
         samples = DECODER.decode(cut).numpy()
@@ -105,7 +105,7 @@ def bytes_of(folder: Path) -> int:
 
 
 def loader(cuts: list[DataCut], workers: int) -> "DataLoader[Batch]":
-    """Batches of utterances of similar length, read as in training; its workers live from one pass to the next."""
+    """Batches of utterances of similar length, read as in training; its workers persist between passes."""
     batches = validation_batches(cuts, BATCH_SECONDS, DECODER)
     options = loader_options(workers, batch_bytes(BATCH_SECONDS), len(RATES) * 3, "--workers")
     return DataLoader(
@@ -118,7 +118,7 @@ def loader(cuts: list[DataCut], workers: int) -> "DataLoader[Batch]":
 
 
 def reading_rate(batches: "DataLoader[Batch]", clock: Callable[[], float]) -> float:
-    """Seconds of audio in a pass for each second that it takes."""
+    """Seconds of audio per second of a pass."""
     started = clock()
     samples = sum(int(batch.lengths.sum()) for batch in batches)
     return samples / SAMPLE_RATE / (clock() - started)

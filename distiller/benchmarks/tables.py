@@ -16,7 +16,7 @@ from distiller.common.provenance import command_line, commit, machine
 
 
 def three(value: float | None) -> str:
-    """A number with three digits that count, and every digit before the point; "-" if there is none."""
+    """A number with three significant digits, and every digit before the point; "-" if there is none."""
     if value is None or not math.isfinite(value):
         return "-"
     rounded = abs(float(f"{value:.3g}"))
@@ -26,7 +26,7 @@ def three(value: float | None) -> str:
 
 
 def print_table(name: str, titles: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> None:
-    """Rows of a name and a cell for each of `titles`; `name` is the title of the names, which alone are broken."""
+    """Rows of a name and a cell for each of `titles`; `name` is the title of the names, which alone may wrap."""
     numbers = (Column(title, justify="right", no_wrap=True) for title in titles)
     table = Table(Column(name, overflow="fold"), *numbers, box=box.SIMPLE_HEAD, caption=caption, padding=(0, 1, 0, 0))
     table.show_edge = False
@@ -36,10 +36,10 @@ def print_table(name: str, titles: Sequence[str], rows: Iterable[Sequence[str]],
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], tell: bool = True) -> None:
-    """Write the rows, numbers with four digits that count, with columns for machine, version of torch, commit and
-    command line; say where they are if `tell`.
+    """Write the rows, numbers with four significant digits, with columns for machine, version of torch, commit and
+    command line; print where they are if `tell`.
 
-    A copy without its repository is told the commit by the variable COMMIT.
+    A copy without its repository takes the commit from the variable COMMIT.
     """
     origin = {
         "machine": machine(),
@@ -53,7 +53,7 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], tell: bool = True) -
 
 
 def four(value: Any) -> Any:
-    """A number rounded to four digits that count, with every digit before the point; anything else as it is."""
+    """A number rounded to four significant digits, with every digit before the point; anything else unchanged."""
     if not isinstance(value, float) or not math.isfinite(value):
         return value
     return round(value) if abs(value) >= 1000 else float(f"{value:.4g}")

@@ -22,7 +22,7 @@ from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
-ENOUGH = 20  # frames per channel; below, chance similarity shows in the plain estimator (0.06 at 16 per channel)
+ENOUGH = 20  # frames per channel; with fewer, the plain estimator shows chance similarity (0.06 at 16 per channel)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def calibrate(
     seed: int = 1,
     device: torch.device | str = "cpu",
 ) -> Similarity:
-    """CKA between the teacher's layers, on as much of the audio, drawn by `seed`, as `config.calibration` asks for.
+    """CKA between the teacher's layers, on a random part of the audio (`seed`) as large as `config.calibration` asks.
 
     Raises:
         UserError: as `measure`.

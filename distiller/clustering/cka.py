@@ -132,7 +132,7 @@ def stream_cka(
     if len(frames) > 1:
         raise UserError(f"the calibration set changed between two passes over it: {sorted(frames)} frames")
     for i in range(count):
-        if not 0 < hsic[i, i] < math.inf:  # as NaN is not
+        if not 0 < hsic[i, i] < math.inf:  # false for NaN
             raise UserError(f"representation {i} is constant or not finite over the calibration set")
     cka = np.eye(count)
     for i, j in combinations(range(count), 2):

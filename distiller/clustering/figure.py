@@ -1,4 +1,4 @@
-"""The figure of a teacher's layers: CKA heat map, a dendrogram beside it, clusters marked."""
+"""The figure of a teacher's layers: a CKA heat map with a dendrogram, clusters marked."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ MAP = "viridis"
 BRANCH = "#8a8a8a"  # above the clusters
 COLOURS = [to_hex(f"tab:{name}") for name in ("blue", "orange", "green", "red", "purple", "brown", "pink", "cyan")]
 MARK = "#ffffff"
-WRITTEN = 16  # up to so many layers every cell shows its number
+WRITTEN = 16  # up to this many layers every cell shows its number
 
 
 def similarity_figure(
@@ -54,7 +54,7 @@ def similarity_figure(
 
 
 def _colour(cluster: int | None) -> str:
-    """One that neighbours do not have, dark enough for text."""
+    """A colour that differs from neighbours', dark enough for text."""
     return BRANCH if cluster is None else COLOURS[cluster % len(COLOURS)]
 
 

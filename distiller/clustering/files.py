@@ -1,4 +1,4 @@
-"""The files that clustering leaves: cka.csv, similarity.png and, last, clusters.json, each written atomically."""
+"""The output files of clustering: cka.csv, similarity.png and, last, clusters.json, each written atomically."""
 
 import json
 import math

@@ -14,7 +14,7 @@ from scipy.spatial.distance import squareform
 
 from upstream.errors import UserError, one_of, require
 
-# Those defined for any dissimilarity; Ward, centroid and median need Euclidean distances, which 1 - CKA is not.
+# The linkages defined for any dissimilarity; Ward, centroid and median need Euclidean distances, which 1 - CKA is not.
 LINKAGES = ("average", "complete", "single", "weighted")
 
 

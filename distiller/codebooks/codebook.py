@@ -1,4 +1,4 @@
-"""Codebooks: k-means, and a residual quantiser of several k-means stages, each over what the stages before leave."""
+"""Codebooks: k-means, and a residual quantiser of several k-means stages, each on the residual of those before."""
 
 import warnings
 
@@ -41,14 +41,14 @@ def fit(features: Tensor, units: int, stages: int, seed: int) -> Tensor:
 def spread_frames(features: Tensor, units: int, random: np.random.Generator) -> Tensor:
     """Frames to begin k-means with, each drawn by its squared distance from those before (k-means++): (unit, channel).
 
-    Arthur and Vassilvitskii, 2007. SciPy's own measures every distance anew for each, which takes hours for 500 units.
+    Arthur and Vassilvitskii, 2007. SciPy's own recomputes every distance for each, which takes hours for 500 units.
     """
     chosen = [int(random.integers(len(features)))]
     distances = torch.full((len(features),), torch.inf)
     for _ in range(units - 1):
         distances = torch.minimum(distances, (features - features[chosen[-1]]).square().sum(dim=1))
         weights = distances.double().numpy()
-        total = weights.sum()  # 0 if all frames have been chosen, or are copies of those
+        total = weights.sum()  # 0 if all frames have been chosen or are copies of chosen ones
         chosen.append(int(random.choice(len(features), p=weights / total if total else None)))
     return features[chosen]
 

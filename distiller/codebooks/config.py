@@ -1,4 +1,4 @@
-"""What the units are of."""
+"""The settings of discrete units."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,15 +11,15 @@ class UnitsConfig:
     """The settings of targets.json.
 
     Raises:
-        UserError: an impossible value, by the name of its option.
+        UserError: an impossible value; names its option.
     """
 
-    layers: list[int]  # of the teacher; each has a codebook of its own
+    layers: list[int]  # of the teacher; each has its own codebook
     units: int = 500  # centroids of a stage; up to 256 take one byte a frame
     stages: int = 1  # 1: k-means; more: a residual quantiser
-    norm: str = "none"  # of a frame before it is quantised, see `codebook.normalised`
-    layer_zero: str = "feature_projection"  # what layer 0 is: P or F^0
-    frames: int = 100_000  # that the codebook is fitted on
+    norm: str = "none"  # of frames before quantisation, see `codebook.normalised`
+    layer_zero: str = "feature_projection"  # which one is layer 0: P or F^0
+    frames: int = 100_000  # used to fit the codebook
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class UnitsConfig:
 
     @property
     def streams(self) -> list[str]:
-        """What each column of the units is."""
+        """A description of each column of the units."""
         return [f"layer {layer}, stage {stage}" for layer in self.layers for stage in range(self.stages)]
 
     def to_dict(self) -> dict[str, Any]:

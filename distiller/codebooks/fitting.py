@@ -1,4 +1,4 @@
-"""Codebooks fitted on a sample of a corpus, and the units that they give an encoder's frames."""
+"""Codebooks fitted on a sample of a corpus, and the resulting units of an encoder's frames."""
 
 from collections.abc import Iterable, Sequence
 
@@ -18,7 +18,7 @@ from upstream.errors import UserError
 
 
 def sampled(frames: Sequence[int], config: UnitsConfig) -> list[int]:
-    """Utterances, drawn by the seed, that together have as many frames as the codebook is fitted on.
+    """Random utterances (by the seed) that together have enough frames to fit the codebook.
 
     Args:
         frames: of each utterance.
@@ -55,7 +55,7 @@ def fit_codebook(config: UnitsConfig, features: Iterable[Tensor]) -> dict[str, T
 def fit_on_corpus(
     config: UnitsConfig, encoder: SpeechEncoder, cuts: Sequence[DataCut], pace: Pace, skipped: list[Skipped]
 ) -> dict[str, Tensor]:
-    """As `fit_codebook`, on a sample of these utterances; those of it that cannot be decoded go to `skipped`."""
+    """As `fit_codebook`, on a sample of these utterances; undecodable ones are added to `skipped`."""
     frames = [encoder.config.frame_count(round(cut.duration * SAMPLE_RATE)) for cut in cuts]
     chosen = [cuts[index] for index in sampled(frames, config)]
 
@@ -68,7 +68,7 @@ def fit_on_corpus(
 
 
 def features_of(config: UnitsConfig) -> Select:
-    """Keeps the layers as they are quantised: (batch, frame, layer, channel)."""
+    """Keeps the layers, normalised for quantisation: (batch, frame, layer, channel)."""
 
     def select(output: EncoderOutput) -> Tensor:
         layers = [output.layer(layer, config.layer_zero) for layer in config.layers]

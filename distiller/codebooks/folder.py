@@ -1,12 +1,12 @@
-"""The folder of a corpus's units: its files, and reading them.
+"""The folder of a corpus's units: its files, and how to read them.
 
     targets.json                 the settings, and the number of shards once every utterance has its units
     codebook.safetensors         layer.L: (stage, unit, channel) centroids, float32
     units.000000.safetensors     units: (frame, stream) uint8 or uint16 of many utterances, one after the other;
                                  lengths: (utterance,) frames of each; their ids are in the metadata
 
-A stream is a stage of a layer: layers in their order, the stages of each together. Every file is written at once, so
-one that exists is complete.
+A stream is a stage of a layer: layers in order, the stages of each together. Every file is written atomically, so one
+that exists is complete.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from torch import Tensor
 from distiller.common.files import expanded, writing
 from upstream.errors import UserError
 
-VERSION = 1  # increase it when the same settings would give other units
+VERSION = 1  # increase when the same settings would give different units
 SURPLUS = 2  # frames that Whisper has beyond those of a convolutional student (`objectives.alignment`)
 SETTINGS, CODEBOOK = "targets.json", "codebook.safetensors"
 MAKE = "make them with `python distiller/targets.py CORPUS --output FOLDER`"
@@ -39,7 +39,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """The content of targets.json.
 
     Raises:
-        UserError: there is none, it is damaged, or it is of another version.
+        UserError: it is missing, damaged, or of another version.
     """
     path = folder / SETTINGS
     if not path.is_file():
@@ -66,7 +66,7 @@ class UnitFolder:
     """The units of a corpus, in memory (one or two bytes for each frame and stream).
 
     Raises:
-        UserError: the folder holds no units, not all of them, or is damaged.
+        UserError: the folder holds no units, is incomplete, or is damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -92,7 +92,7 @@ class UnitFolder:
         return [stage for layer in self.settings["layers"] for stage in tensors[f"layer.{layer}"]]
 
     def identity(self) -> dict[str, Any]:
-        """What tells these units from others, wherever they lie."""
+        """What identifies these units, wherever they are."""
         content = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
         for stream in self.codebook():
             content.update(stream.numpy().tobytes())
@@ -102,10 +102,10 @@ class UnitFolder:
         """Units of a batch, (batch, frame, stream) int64; 0 where padded.
 
         Raises:
-            UserError: an utterance has no units, or not as many as it has frames.
+            UserError: an utterance has no units, or a different number of units than frames.
         """
         result = torch.zeros(len(lengths), frames, len(self.settings["streams"]), dtype=torch.int64)
-        for row, name, length in zip(result, ids, lengths, strict=False):  # no ids: a batch that only measures memory
+        for row, name, length in zip(result, ids, lengths, strict=False):  # no ids: a batch for measuring memory
             units = self.units.get(name)
             if units is None or not 0 <= len(units) - length <= SURPLUS:
                 found = "has no units" if units is None else f"has {len(units)} frames of units, not {length},"

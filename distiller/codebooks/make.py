@@ -1,4 +1,4 @@
-"""From a teacher and a corpus to units on disk. A killed run continues at the shard that it was working on."""
+"""From a teacher and a corpus to units on disk. A killed run continues at its last unfinished shard."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,17 +37,17 @@ def make_units(
     output: Path,
     device: str = "cpu",
 ) -> list[Skipped]:
-    """Fit the codebook on a sample of the corpus and write the units of every utterance, or what is missing of both.
+    """Fit the codebook on a sample of the corpus and write the units of every utterance, or what is still missing.
 
     Args:
         identity: of the teacher, for targets.json.
         cuts: the corpus.
 
     Returns:
-        The utterances without units, since they cannot be decoded.
+        The utterances without units, because they cannot be decoded.
 
     Raises:
-        UserError: `output` holds units of other settings, or fewer frames than units.
+        UserError: `output` holds units with other settings, or fewer frames than units.
     """
     corpus = {"utterances": len(cuts), "seconds": round(sum(cut.duration for cut in cuts), 2)}
     streams = config.streams

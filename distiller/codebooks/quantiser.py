@@ -1,7 +1,7 @@
-"""A codebook that goes with a model: k-means of one layer, fitted on features or a corpus, in a folder of its own.
+"""A codebook for a model: k-means of one layer, fitted on features or a corpus, in its own folder.
 
-The folder is that of `distiller.codebooks.folder` without shards, and names the model in targets.json. Inside of the
-model's folder it names it relatively, so that the two can be moved together.
+The folder is as in `distiller.codebooks.folder`, without shards, and targets.json names the model. A folder inside the
+model's names it by a relative path, so that the two can be moved together.
 """
 
 import os
@@ -40,7 +40,7 @@ class Quantiser:
     model: str | None  # where the encoder is; None if the folder does not say
 
     def check(self, model: str, identity: dict[str, Any]) -> None:
-        """Raises: UserError: an encoder, called `model`, that the units were not fitted on."""
+        """Raises: UserError: the encoder, called `model`, is not the one that the units were fitted on."""
         if other := difference(self.identity, {key: identity.get(key) for key in self.identity}):
             raise UserError(f"--model is {model}, but the units were fitted on another model: its {other}")
 
@@ -66,7 +66,7 @@ def fit_quantiser(
         The audio that could not be used.
 
     Raises:
-        UserError: features of another encoder or layer; `output` holds units of other settings; too few frames.
+        UserError: features of another encoder or layer; `output` holds units with other settings; too few frames.
     """
     skipped: list[Skipped] = []
     if is_features(expanded(source)):
@@ -95,7 +95,7 @@ def fit_quantiser(
 def _on_features(
     config: UnitsConfig, features: FeatureFolder, identity: dict[str, Any]
 ) -> tuple[list[float], Callable[[], dict[str, Tensor]]]:
-    """Seconds of each utterance, and what fits on them."""
+    """Seconds of each utterance, and a function that fits the codebook on them."""
     index, (layer,) = features.index, config.layers
     if other := difference({key: index["encoder"].get(key) for key in identity}, identity):
         raise UserError(f"{features.folder} holds features of another model than --model: its {other}")
@@ -105,7 +105,7 @@ def _on_features(
         raise UserError(f"--layer is {layer}, but {features.folder} holds {held}")
     rows = list(features.rows.values())
     chosen = [rows[number] for number in sampled([row["frames"] for row in rows], config)]
-    chosen = sorted(chosen, key=lambda row: (row["seconds"], row["id"]))  # as `forward` takes a corpus
+    chosen = sorted(chosen, key=lambda row: (row["seconds"], row["id"]))  # in the order of `forward` for a corpus
 
     def fit() -> dict[str, Tensor]:
         read = progress((features[row["id"]] for row in chosen), "Reading features", len(chosen))
@@ -116,7 +116,7 @@ def _on_features(
 
 
 def located(model: str, folder: Path) -> str:
-    """What names the model from any folder: its path, relative to `folder` if that is in it, or what is not a path."""
+    """A name of the model valid in any folder: its path (relative to `folder` if that is inside it), or `model`."""
     path = expanded(model).absolute()
     if not path.exists():
         return model
@@ -127,7 +127,7 @@ def open_quantiser(folder: Path) -> Quantiser:
     """Open a folder of `units.py fit`, or one of `targets.py` for one layer and stage.
 
     Raises:
-        UserError: there is none, it is damaged, or it has several streams.
+        UserError: it is missing, damaged, or has several streams.
     """
     settings = read_settings(folder)
     streams = settings["streams"]

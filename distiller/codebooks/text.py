@@ -1,4 +1,4 @@
-"""The units of a corpus as text: a line for each utterance, and beside it a JSON with their statistics.
+"""The units of a corpus as text: a line for each utterance, with a JSON of statistics beside it.
 
 UTTERANCE<TAB>17 17 17 4 4 93              or, deduplicated:
 UTTERANCE<TAB>17 4 93<TAB>3 2 1            with the frames that each unit lasts
@@ -30,7 +30,7 @@ from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
-VERSION = 1  # increase it when the same settings would give other units
+VERSION = 1  # increase when the same settings would give different units
 INT64 = 8  # bytes
 
 
@@ -49,7 +49,7 @@ def extract_units(
     pace: Pace,
     ranks: Ranks,
 ) -> dict[str, Any] | None:
-    """Write the units of every utterance of a corpus, or what is missing of them.
+    """Write the units of every utterance of a corpus, or those still missing.
 
     Args:
         encoder: in eval mode, on the device of `pace`.
@@ -60,7 +60,7 @@ def extract_units(
         The content of the JSON; None on ranks above 0.
 
     Raises:
-        UserError: `output` is something else or of other settings; and as `Work.open`, `Work.run`.
+        UserError: `output` is something else or has other settings; and as `Work.open`, `Work.run`.
     """
     settings = _settings(quantiser, corpus, subsets, deduplicate, pace)
     unfinished, statistics = beside(output, "unfinished"), beside(output, "json")
@@ -92,7 +92,7 @@ def extract_units(
 def statistics_of(
     units: Mapping[str, list[int]], cuts: Sequence[DataCut], size: int, encoder: EncoderConfig
 ) -> dict[str, Any]:
-    """How much audio there is, the rate of both streams, and, where the cuts have phones, the agreement with them.
+    """The amount of audio, the rate of both streams and, if the cuts have phones, the agreement with them.
 
     Args:
         units: by utterance id.
@@ -118,7 +118,7 @@ def statistics_of(
 
 
 def summary(output: Path, values: dict[str, Any]) -> str:
-    """The statistics, for people."""
+    """The statistics, human-readable."""
     lines = [
         f"{output} holds the units of {values['utterances']} utterances, {values['seconds']:,.1f} s; "
         f"{values['used']} of {values['units']} units are used"

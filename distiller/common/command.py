@@ -1,4 +1,4 @@
-"""The frame of every command: its parser, its error line, its exit codes, and what an interruption does."""
+"""Shared by every command: parser, error line, exit codes, and handling of interruptions."""
 
 import argparse
 import errno
@@ -17,9 +17,9 @@ from distiller.common.files import require_utf8
 from distiller.common.process import is_child, rank
 from upstream.errors import UserError, nearest
 
-FAILED, REFUSED = 1, 2  # exit codes: something of the machine's went wrong; the user has something to correct
+FAILED, REFUSED = 1, 2  # exit codes: something failed on the machine; the user has something to correct
 INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}  # exit codes
-# What the operating system says of a disk, a path, a permission or a limit; any other OSError is a fault of the code.
+# The operating system's errors about a disk, path, permission or limit; any other OSError is a bug.
 SURROUNDINGS = frozenset(
     {
         errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP,
@@ -29,10 +29,10 @@ SURROUNDINGS = frozenset(
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that keeps the layout of its texts, takes no abbreviations, and raises its errors.
+    """An `ArgumentParser` that keeps the layout of its texts, allows no abbreviations, and raises its errors.
 
     Args:
-        any_path: paths need not be UTF-8; the libraries that read audio and weights take no others.
+        any_path: paths need not be UTF-8; the libraries that read audio and weights accept only UTF-8.
     """
 
     def __init__(self, any_path: bool = False, **settings: Any) -> None:
@@ -72,7 +72,7 @@ def comma_separated(kind: Callable[[str], Any], **words: Any) -> Callable[[str],
 
 
 class Failed(Exception):
-    """Something failed that is not the user's mistake: an error line for each argument, and exit code 1."""
+    """A failure that is not the user's mistake: an error line for each argument, and exit code 1."""
 
 
 class Interrupted(BaseException):
@@ -89,7 +89,7 @@ def interruptible() -> Iterator[list[int]]:
         if os.getpid() != process:  # a forked data-loading worker inherits this handler: it just ends
             os._exit(0)
         received.append(number)
-        if hasattr(signal, "SIGCHLD"):  # a DataLoader would raise that its workers were killed, as at the end of a job
+        if hasattr(signal, "SIGCHLD"):  # a DataLoader would raise if its workers are killed, as at the end of a job
             before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
         raise Interrupted
 
@@ -102,7 +102,7 @@ def interruptible() -> Iterator[list[int]]:
 
 
 def run_command(command: Callable[[], int | None], continuing: str = "run the same command to continue") -> int:
-    """The exit code of `command`: what it returns (None: 0), 1 for `Failed`, 2 for a user's mistake, 130 or 143 when
+    """The exit code of `command`: its result (None: 0), 1 for `Failed`, 2 for a user's mistake, 130 or 143 when
     interrupted.
 
     A mistake, a disk that refuses and an interruption are one line on stderr.
@@ -122,14 +122,14 @@ def _exit_code(command: Callable[[], int | None], continuing: str) -> int:
         with interruptible() as received:
             try:
                 code = command() or 0
-                sys.stdout.flush()  # here, where its errors are lines
+                sys.stdout.flush()  # here, where errors become one line
                 return code
             except BaseException:
                 if not received:
                     raise
                 for number in INTERRUPTED:
                     signal.signal(number, signal.SIG_IGN)
-            gc.collect()  # the command's frames are gone, and now their progress bars, which print a last line
+            gc.collect()  # also deletes the progress bars of the command's frames, which print a last line
             sys.stdout.flush()
             complain(f"interrupted; {continuing}")
             # any other exit code of a child makes Lightning kill its parent, which may be about to end by itself
@@ -150,13 +150,13 @@ def _exit_code(command: Callable[[], int | None], continuing: str) -> int:
 
 
 def settle_streams() -> None:
-    """Let any text be printed on any terminal or none; what it has no character for is escaped."""
-    for number in range(3):  # a closed one would be the next file that is opened
+    """Let any text be printed on any terminal or none; unsupported characters are escaped."""
+    for number in range(3):  # the next opened file would get the number of a closed one
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115  # Python has none where it was closed
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115  # None in Python if it was closed
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -164,15 +164,15 @@ def settle_streams() -> None:
 
 
 def flush_or_drop() -> None:
-    """Print what is left, or forget it where that is impossible: Python would complain about it at its end."""
+    """Print what is left, or drop it if that is impossible: Python would complain at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
-        with suppress(OSError, ValueError):  # a stream of a test has no number
+        with suppress(OSError, ValueError):  # a test's stream has no number
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(line: str) -> None:
-    """Print a line on stderr; ranks above 0 say who they are."""
+    """Print a line on stderr; ranks above 0 identify themselves."""
     with suppress(OSError):  # stderr may be closed as well
         print(line if rank() == 0 else f"[rank {rank()}] {line}", file=sys.stderr, flush=True)

@@ -24,11 +24,11 @@ except ImportError:  # Windows
 
 LOCK = ".lock"
 ESCAPE = "surrogateescape"  # a path in a text may be other bytes than UTF-8
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without locks answers
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
 
 
 def expanded(path: str | Path) -> Path:
-    """`path` with a leading ~ or ~USER replaced by the home folder; unchanged where there is no such user."""
+    """`path` with a leading ~ or ~USER replaced by the home folder; unchanged if there is no such user."""
     try:
         return Path(path).expanduser()
     except (RuntimeError, ValueError):  # no such user, or a name that no user can have
@@ -38,7 +38,7 @@ def expanded(path: str | Path) -> Path:
 def require_utf8(path: str) -> None:
     """
     Raises:
-        UserError: a path that is not UTF-8, which neither safetensors nor libsndfile nor a table takes.
+        UserError: a path that is not UTF-8, which safetensors, libsndfile and tables cannot handle.
     """
     try:
         path.encode()
@@ -50,7 +50,7 @@ def require_utf8(path: str) -> None:
 def cache_folder(name: str) -> Path:
     """Folder `name` of the package's cache: in $SPEECH_DISTILLER_CACHE, else in the user's cache directory.
 
-    A user without a home, as a container may have, gets a folder for temporary files.
+    A user without a home, as in some containers, gets a temporary folder.
     """
     chosen = os.environ.get("SPEECH_DISTILLER_CACHE")
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -110,7 +110,7 @@ def write_json(path: Path, value: Any) -> Path:
 
 
 def write_with(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let a library write `path`: it gets a temporary path with the same suffix."""
+    """Let a library write `path` atomically: it gets a temporary path with the same suffix."""
     with writing(path) as temporary:
         write(temporary)
 
@@ -140,9 +140,9 @@ def read_columns(path: Path) -> dict[str, list[float]]:
 
 
 class StepTable:
-    """metrics.csv: one row per optimiser step, however often the run was interrupted.
+    """metrics.csv: one row per optimiser step, however often the run is interrupted.
 
-    A resumed run drops the rows of the steps that it repeats.
+    A resumed run drops the rows of steps that it repeats.
     """
 
     def __init__(self, path: Path, first_step: int) -> None:
@@ -192,14 +192,14 @@ def writing_folder(folder: Path) -> Iterator[Path]:
             filled.mkdir()
             yield filled
             for path in (*filled.rglob("*"), filled):
-                sync_directory(path)  # of a file, its content
+                sync_directory(path)  # for a file, its content
             if not folder.exists():  # another process may have been faster
                 filled.rename(folder)
                 sync_directory(folder.parent)
 
 
 def sweep(directory: Path) -> None:
-    """Remove what killed processes left half-written below a folder in which no other process writes now."""
+    """Remove half-written files of killed processes below a folder that no other process is writing to."""
     for path in list(directory.rglob(f"{PART}*")):
         remove(path)
 
@@ -213,7 +213,7 @@ def remove(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Check that a folder can be written, or created where it is missing; nothing is left there.
+    """Check that a folder can be written, or created if it is missing; leaves nothing behind.
 
     Raises:
         UserError: it cannot.
@@ -228,11 +228,11 @@ def lock_folder(folder: Path, name: str = LOCK, wait: bool = False) -> Iterator[
     """Hold `folder`, created if missing, against other processes that lock the same `name` in it.
 
     The lock belongs to this process alone (POSIX): a data-loading worker that survives `kill -9` cannot hold it, and
-    it is lost when the process closes any other handle of the lock file. A folder that the block leaves by an error
-    with nothing in it but the lock is removed again, so a refused command leaves nothing behind.
+    it is lost when the process closes any other handle of the lock file. If the block raises and the folder contains
+    nothing but the lock, a newly created folder is removed again, so a refused command leaves nothing behind.
 
     Args:
-        wait: until another process releases the lock, instead of an error.
+        wait: wait for another process to release the lock, instead of raising.
 
     Raises:
         UserError: another process holds it, or the folder cannot be created or written.

@@ -1,4 +1,4 @@
-"""What all figures share: a backend without windows, colours, atomic files."""
+"""Shared by all figures: a backend without windows, colours, atomic files."""
 
 from pathlib import Path
 from typing import Any

@@ -1,10 +1,10 @@
-"""This process among those of a run, by what its launcher has told it."""
+"""This process's place among those of a run, as told by its launcher."""
 
 import os
 from typing import NamedTuple
 
-# The variables that each launcher sets for every process it starts, the first of them the process's number. Some of
-# them alone are left over from somewhere else and count for nothing.
+# The variables that each launcher sets for every process it starts; the first is the process's number. If only some of
+# them are set, they are leftovers from somewhere else and are ignored.
 LAUNCHERS = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"),
     "Lightning": ("LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"),
@@ -14,7 +14,7 @@ TEXTS = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR")  # all others are numbers
 
 
 class Started(NamedTuple):
-    """What a launcher has started, and the command and options by which it starts other numbers."""
+    """What a launcher has started, and the command and options to start other numbers."""
 
     launcher: str
     command: str
@@ -25,9 +25,9 @@ class Started(NamedTuple):
 
 
 def launcher() -> str | None:
-    """What has started this process beside others: torchrun, SLURM, or Lightning in another process.
+    """What started this process along with others: torchrun, SLURM, or Lightning in another process.
 
-    A shell inside a SLURM job, which SLURM names bash or interactive, hands its task's number to all that it starts.
+    A shell inside a SLURM job, which SLURM names bash or interactive, passes its task's number to everything it starts.
     """
     for name, variables in LAUNCHERS.items():
         shell = name == "SLURM" and os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
@@ -42,7 +42,7 @@ def _is_set(variable: str) -> bool:
 
 
 def rank() -> int:
-    """This process's number among those of the run, 0 for the one that speaks and writes.
+    """This process's number among those of the run; process 0 prints and writes.
 
     Known before a process group exists.
     """
@@ -51,7 +51,7 @@ def rank() -> int:
 
 
 def is_child() -> bool:
-    """Whether Lightning started this process, beside the one that the user did; torchrun's and srun's are not its."""
+    """Whether Lightning started this process in addition to the user's; those of torchrun and srun do not count."""
     return launcher() == "Lightning" and rank() > 0
 
 
@@ -69,11 +69,11 @@ def started() -> Started | None:
 
 
 def settle_launcher() -> None:
-    """Leave in the environment only what belongs to this process's launcher, for the libraries that look there."""
+    """Keep in the environment only this process's launcher's variables, for the libraries that read them."""
     name = launcher()
     mine = LAUNCHERS[name] if name else ()
     others = {variable for variables in LAUNCHERS.values() for variable in variables} - set(mine)
     for variable in others - ({"MASTER_ADDR", "MASTER_PORT"} if name else set()):
         os.environ.pop(variable, None)
-    if name == "SLURM" and (all_of := started()):  # set by --ntasks-per-node only, and for the job rather than the step
+    if name == "SLURM" and (all_of := started()):  # only set by --ntasks-per-node, and for the job rather than the step
         os.environ["SLURM_NTASKS_PER_NODE"] = str(all_of.processes)

@@ -1,4 +1,4 @@
-"""Progress bars, on a log lines in their place, and a terminal that nothing else writes to while they are shown."""
+"""Progress bars, or lines if the output is a log; nothing else writes to the terminal while bars are shown."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 LINES = 20  # of a short run
 MOST_STEPS = 1000  # between two lines of a long one
-LONGEST = 600.0  # seconds between two lines, however few steps they are
+LONGEST = 600.0  # seconds between two lines, however few steps lie between
 
 
 def progress(
@@ -77,4 +77,4 @@ class StepBar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.close()  # ends its line, so that an error message has its own
+        self.bar.close()  # ends its line, so that an error message starts a new one

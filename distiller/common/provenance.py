@@ -69,13 +69,13 @@ def peak_memory_mb(device: str = "cpu", children: bool = False) -> float:
 
 
 def parameter_count(module: "nn.Module") -> int:
-    """Number of parameters of a module, also of those that are in an ONNX file."""
+    """Number of parameters of a module, including those in an ONNX file."""
     exported = sum(getattr(part, "exported_parameters", 0) for part in module.modules())
     return exported + sum(parameter.numel() for parameter in module.parameters())
 
 
 def public(name: str) -> str:
-    """A path without its folders, which are only this machine's; a hub name or a word as it is."""
+    """A path without its folders, which only matter on this machine; a hub name or a word unchanged."""
     path = PurePath(name)
     return path.name if path.is_absolute() or name.startswith((".", "~")) else name
 
@@ -86,5 +86,5 @@ def teachers_of(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def teacher_licence(teacher: str) -> str:
-    """The licence of a teacher's weights, as a student's card gives it."""
+    """The licence of a teacher's weights, as stated on a student's card."""
     return next((text for prefix, text in LICENCES.items() if teacher.startswith(prefix)), "as the teacher's")

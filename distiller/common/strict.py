@@ -10,13 +10,13 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationError
 from upstream.errors import UserError, one_of, require
 
 T = TypeVar("T")
-UNSET = "???"  # a value that a recipe leaves to its user
+UNSET = "???"  # a value that the recipe's user must set
 
-# Of every section, as `@dataclass(config=STRICT)`. Numbers are not converted, except that an integer may be a float.
+# For every section: `@dataclass(config=STRICT)`. Numbers are not converted, except that an integer may be a float.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 Text = Annotated[str, Strict(False)]  # takes a number too: a folder may be called 2026
 
-# What a value must be, for `Annotated`. A field's description is what an error says of its range.
+# Allowed values, for `Annotated`. A field's description is used in errors about its range.
 AT_LEAST_1 = Field(ge=1, description="an integer of at least 1")
 ABOVE_0 = Field(gt=0, description="a number above 0")
 AT_LEAST_0 = Field(ge=0, description="a number of at least 0")
@@ -30,7 +30,7 @@ WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text
 
 
 def check(holds: Callable[[Any], bool]) -> AfterValidator:
-    """For `Annotated`, beside a description: the value is out of range unless `holds` of it."""
+    """For `Annotated`, with a description: the value is out of range unless `holds(value)`."""
 
     def validate(value: Any) -> Any:
         if not holds(value):
@@ -41,13 +41,13 @@ def check(holds: Callable[[Any], bool]) -> AfterValidator:
 
 
 def typed(cls: type[T], values: Mapping[str, Any] | None, section: str = "") -> T:
-    """An instance of a section's dataclass; a section that is absent (None) has its defaults.
+    """An instance of a section's dataclass; a missing section (None) has its defaults.
 
     Args:
         section: the dotted key of `values`, for the errors ("" at the top).
 
     Raises:
-        UserError: an unknown key, a value of the wrong type or out of range, or a key that must be set and is not.
+        UserError: an unknown key, a value of the wrong type or out of range, or a required key that is not set.
     """
     prefix, fields = f"{section}." if section else "", cls.__pydantic_fields__  # type: ignore[attr-defined]
     keys = ", ".join(fields)
@@ -68,13 +68,13 @@ def typed(cls: type[T], values: Mapping[str, Any] | None, section: str = "") -> 
 
 
 def unknown_key(key: str, allowed: Collection[str]) -> UserError:
-    """The error for a key that does not exist, with the nearest of those that do."""
+    """The error for an unknown key, with the nearest known one."""
     return UserError(f"{key} is not a recipe key; it could be {one_of(key, allowed)}")
 
 
 def _sentence(error: Any, values: Mapping[str, Any], fields: Mapping[str, Any], prefix: str) -> str:
-    """One of pydantic's errors in a user's words."""
-    if isinstance(reason := error.get("ctx", {}).get("error"), UserError):  # of a validator, complete
+    """One of pydantic's errors in terms that users understand."""
+    if isinstance(reason := error.get("ctx", {}).get("error"), UserError):  # from a validator, complete
         return str(reason)
     key = error["loc"][0]
     field, value = fields[key], values.get(key)
@@ -85,12 +85,12 @@ def _sentence(error: Any, values: Mapping[str, Any], fields: Mapping[str, Any], 
         allowed = field.description
     elif get_origin(field.annotation) is Literal:
         allowed = one_of(value, get_args(field.annotation))
-    value = float(value) if field.annotation is float and type(value) is int else value  # as it would be kept
+    value = float(value) if field.annotation is float and type(value) is int else value  # as it would be stored
     return f"{prefix}{key} is {value!r:.200}, but it must be {allowed}"
 
 
 def _described(hint: Any) -> str:
-    """A type in a user's words."""
+    """A type in terms that users understand."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _described(args[0])

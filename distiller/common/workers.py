@@ -1,6 +1,6 @@
-"""Worker processes that decode: as many as shared memory holds the batches of, and one line when they are lost.
+"""Worker processes that decode: as many as have room for their batches in shared memory; one line if they are lost.
 
-A worker hands its batches over in shared memory, of which a container has 64 MB unless it is told otherwise.
+Workers pass their batches through shared memory, of which a container has 64 MB by default.
 """
 
 import os
@@ -18,7 +18,7 @@ from upstream.errors import UserError
 
 SHARED_MEMORY = Path("/dev/shm")  # where Linux has it
 PREFETCH = 4  # batches that a worker has ready
-HELD = 2  # steps that the main process holds the batches of: the one in use, and the next
+HELD = 2  # steps whose batches the main process holds: the one in use, and the next
 KEPT_FREE = 0.1  # share of the shared memory
 TIMEOUT = 600.0  # seconds for one batch, far more than any takes
 FULL = 100  # exit code of a worker that finds shared memory full
@@ -26,7 +26,7 @@ LARGER = "docker run --shm-size=2g gives a container more, and {key}=0 needs non
 
 
 def free_shared_memory() -> int | None:
-    """Free bytes of shared memory; None where it has no limit of its own."""
+    """Free bytes of shared memory; None where it has no separate limit."""
     try:
         status = os.statvfs(SHARED_MEMORY)
     except (OSError, AttributeError):  # macOS, Windows
@@ -35,29 +35,29 @@ def free_shared_memory() -> int | None:
 
 
 def batch_bytes(seconds: float) -> int:
-    """Bytes of a batch of so much audio, padding included."""
+    """Bytes of a batch of that much audio, padding included."""
     return int(seconds * SAMPLE_RATE) * 4
 
 
 def loader_options(
     workers: int, batch_bytes: int, processes: int, key: str, tell: bool = True, step: int = 1, pin: bool = False
 ) -> dict[str, Any]:
-    """Settings of a DataLoader that has at most `workers`, and no more than shared memory holds the batches of.
+    """Settings of a DataLoader with at most `workers`, and no more than have room for their batches in shared memory.
 
-    At least the batches of the two steps to come are read ahead.
+    At least the batches of the next two steps are prefetched.
 
     Args:
         batch_bytes: of the largest batch.
-        processes: on this machine that each have such a loader.
+        processes: processes on this machine that each have such a loader.
         key: the option or key that the number of workers comes from.
-        tell: print a line when there are fewer workers than that.
+        tell: print a line if there are fewer workers than that.
         step: batches that are used together.
-        pin: copy them, on their way, to memory that a GPU reads while it computes.
+        pin: copy them to pinned memory, which a GPU reads while it computes.
     """
     free = free_shared_memory()
     fitting = max(workers * PREFETCH, HELD * step)  # batches of the workers
     if free is not None and workers:
-        held = HELD if pin else HELD * step  # a pinned copy is in no shared memory
+        held = HELD if pin else HELD * step  # a pinned copy is not in shared memory
         fitting = min(fitting, int(free * (1 - KEPT_FREE) / processes / batch_bytes) - held)
     number = max(0, min(workers, fitting))
     if number < workers and tell:
@@ -78,7 +78,7 @@ def _megabytes(count: int) -> str:
 
 
 def _end_when_full(worker: int) -> None:
-    """In a worker: end when a batch cannot be handed over. Python would lose it, and the main process wait for ever."""
+    """In a worker: exit if a batch cannot be passed on. Python would lose it, and the main process wait forever."""
 
     def end(error: Exception, batch: object) -> NoReturn:
         os._exit(FULL)
@@ -116,13 +116,13 @@ def lost_workers(key: str) -> Iterator[None]:
 
 
 def _end_while_handing_over(error: Exception) -> str:
-    """What DataLoader says of a worker whose connection broke; nothing of any other error."""
+    """DataLoader's message about a worker whose connection broke; '' for any other error."""
     frames = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-    reading = "pin memory thread" in str(error) or "_try_get_data" in frames  # what a worker raises comes another way
+    reading = "pin memory thread" in str(error) or "_try_get_data" in frames  # workers' own errors arrive differently
     if not reading or not isinstance(error, (ConnectionError, FileNotFoundError, EOFError)):
         return ""
     try:
-        time.sleep(1.0)  # its signal handler raises, at whatever line the news of the worker's end finds: better here
+        time.sleep(1.0)  # its signal handler raises at whatever line is running when the worker ends: better here
     except RuntimeError as end:
         return str(end)
     return "DataLoader worker (pid unknown) ended"

@@ -1,1 +1,1 @@
-"""From a path to cuts, and corpora prepared once."""
+"""From a path to cuts, and prepared corpora."""

@@ -12,7 +12,7 @@ from upstream.errors import require
 
 AUTO = "auto"  # of batch_seconds
 SYNTHETIC = "synthetic"  # the name of the corpus that the project synthesises
-SCANS = ("*.jsonl.gz", "*.skipped.csv")  # what scanning a corpus leaves in its cache
+SCANS = ("*.jsonl.gz", "*.skipped.csv")  # the files of a scan in a corpus's cache
 
 Names = Annotated[
     list[Text],
@@ -23,7 +23,7 @@ Names = Annotated[
 
 @dataclass(config=STRICT)
 class CorpusConfig:
-    """What to train on, and how it is cut into batches. Durations in seconds."""
+    """The training audio, and how it is split into batches. Durations in seconds."""
 
     # a folder (LibriSpeech, any audio, Lhotse Shar), a Lhotse manifest, a list of these, or the synthetic corpus
     path: Annotated[Text, check(bool), Field(description=f"a folder, a file, or {SYNTHETIC}")] = SYNTHETIC
@@ -35,13 +35,13 @@ class CorpusConfig:
     max_seconds: Annotated[float | None, Field(allow_inf_nan=True)] = None
     # longer ones are split into equal windows of at most this; null: they are not used
     window_seconds: Annotated[float | None, ABOVE_0] = 20.0
-    # of one device, padding included; auto: what fills its memory, so that batches of step_seconds make a step
+    # of one device, padding included; auto: as much as fits in memory, so that the batches of a step have step_seconds
     batch_seconds: Annotated[
         float | Literal["auto"], Field(description="a number above corpus.min_seconds, or auto")
     ] = 100.0
-    step_seconds: Annotated[float | None, ABOVE_0] = None  # of all devices; only auto takes notice of it
+    step_seconds: Annotated[float | None, ABOVE_0] = None  # of all devices; only used by auto
     buckets: Annotated[int, AT_LEAST_1] = 20  # by duration
-    workers: Annotated[int, Field(ge=0, description="an integer of at least 0")] = 2  # processes that decode
+    workers: Annotated[int, Field(ge=0, description="an integer of at least 0")] = 2  # decoding processes
     # share of undecodable utterances that stops the run
     max_skipped: Annotated[float, Field(ge=0, le=1, description="a share from 0 to 1")] = 0.01
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # in training only
@@ -76,7 +76,7 @@ class CorpusConfig:
 
     @property
     def longest(self) -> float:
-        """Seconds of the longest utterance that is used whole: a batch's, or max_seconds if that is less."""
+        """Seconds of the longest utterance that is used whole: a batch's length, or max_seconds if that is less."""
         return self.seconds if self.max_seconds is None else min(self.max_seconds, self.seconds)
 
     @property

@@ -1,4 +1,4 @@
-"""Opening a corpus: cuts to train on, cuts to validate on, and the audio that cannot be used."""
+"""Opening a corpus: training cuts, validation cuts, and the audio that cannot be used."""
 
 import hashlib
 import math
@@ -35,7 +35,7 @@ class Corpus:
     inventory: Inventory
 
     def identity(self) -> dict[str, Any]:
-        """What tells a corpus from others, wherever its files lie: its size, and a digest of ids and durations."""
+        """What identifies a corpus, wherever its files are: its size, and a digest of ids and durations."""
         cuts = [[(cut.id, round(cut.duration, 4)) for cut in part] for part in (self.train, self.validation)]
         found = {"utterances": sum(map(len, cuts)), "hours": round(hours(self.train + self.validation), 4)}
         return found | {"ids_and_durations": digest(cuts)[:16]}
@@ -44,12 +44,12 @@ class Corpus:
 def open_corpus(config: CorpusConfig, decoder: Decoder, cache: Path | None = None) -> Corpus:
     """Find the audio of a recipe, check its headers, and set aside what cannot be used.
 
-    A recording longer than `config.longest` is split into windows, or left out. All windows of one are on the same
-    side, since what is held out is chosen before.
+    A recording longer than `config.longest` is split into windows, or left out. All its windows are in the same set,
+    since held-out recordings are chosen before.
 
     Args:
         decoder: decides what is too short.
-        cache: folder for the result of the scan, so that the next start need not scan; None: write nothing.
+        cache: folder for the result of the scan, so that the next start need not rescan; None: write nothing.
 
     Raises:
         UserError: the corpus or a subset does not exist, may not be read or holds no audio, no audio is within the
@@ -80,10 +80,10 @@ def open_corpus(config: CorpusConfig, decoder: Decoder, cache: Path | None = Non
 
 
 def open_audio(path: str, longest: float, decoder: Decoder, cache: Path | None = None) -> list[DataCut]:
-    """All audio of a corpus, to measure something on: nothing is held out, and no length is too long.
+    """All audio of a corpus, for measurements: nothing is held out, and nothing is too long.
 
-    A cut of more than `longest` seconds is split into windows of at most that. The synthetic corpus gives its training
-    part. Warns when some of the audio cannot be used.
+    Cuts of more than `longest` seconds are split into windows of at most that. For the synthetic corpus, its training
+    part is used. Warns if some of the audio cannot be used.
 
     Args:
         path: as CorpusConfig.path.
@@ -108,7 +108,7 @@ def all_audio(
 
     Args:
         path: as CorpusConfig.path.
-        subsets: of the path; of the synthetic corpus, its splits (none: its training part).
+        subsets: of the path; for the synthetic corpus, its splits (none: its training part).
         decoder, cache: as `open_corpus`.
 
     Raises:
@@ -146,7 +146,7 @@ def with_enough_samples(cuts: Iterable[DataCut], decoder: Decoder, skipped: list
 
 
 def _scanned(config: CorpusConfig, cache: Path | None) -> tuple[list[DataCut], list[DataCut], list[Skipped]]:
-    """The cuts to train on, the cuts of the validation subsets, and the files of either without a readable header."""
+    """The training cuts, the cuts of the validation subsets, and files of either without a readable header."""
     if config.path == SYNTHETIC:
         return load_split("train"), load_split("validation"), []
     root, sources = locate(expanded(config.path).absolute(), config.subsets + config.validation)
@@ -158,12 +158,12 @@ def _scanned(config: CorpusConfig, cache: Path | None) -> tuple[list[DataCut], l
 
 
 def _split(cuts: Iterable[DataCut], longest: float, window: float) -> list[DataCut]:
-    """The cuts, in place of each that is longer than `longest` its windows."""
+    """The cuts, with those longer than `longest` replaced by their windows."""
     return [part for cut in cuts for part in (windows(cut, window) if cut.duration > longest else [cut])]
 
 
 def _inventory(config: CorpusConfig, cuts: list[DataCut], skipped: list[Skipped]) -> Inventory:
-    """What becomes of all that was found."""
+    """How everything that was found is used."""
     short = [cut for cut in cuts if cut.duration < config.min_seconds]
     long = [cut for cut in cuts if cut.duration > config.longest]
     whole = [cut for cut in cuts if config.min_seconds <= cut.duration <= config.longest]
@@ -187,10 +187,10 @@ def _first(skipped: list[Skipped]) -> str:
 
 
 def _hold_out(cuts: list[DataCut], share: float) -> tuple[list[DataCut], list[DataCut]]:
-    """The cuts to train on, and about `share` of the cuts to validate on; each at least one, if there are two.
+    """The training cuts, and about `share` of the cuts for validation; at least one each, if there are two.
 
-    Each cut is assigned by its id alone, so files that come or go do not move others; copies of a recording at other
-    speeds are on its side.
+    Each cut is assigned by its id alone, so adding or removing files does not move others; copies of a recording at
+    other speeds are in the same set.
     """
 
     def position(cut: DataCut) -> float:

@@ -1,4 +1,4 @@
-"""The entries of lists of files and of Lhotse manifests, as editors and other tools write them.
+"""The entries of file lists and of Lhotse manifests, as written by editors and other tools.
 
 Entries of manifests are checked one by one: Lhotse itself accepts any JSON value for any field.
 """
@@ -24,10 +24,10 @@ from upstream.errors import UserError
 
 
 def read_list(path: Path) -> tuple[Path, list[tuple[int, Path]]]:
-    """The folder that the entries of a list are in, and the number and path of each.
+    """The folder that the entries of a list are in, and the line number and path of each.
 
-    Comments and blank lines are left out, and what follows a tab. A list of fairseq's has the folder in its first line,
-    and the number of samples behind the tabs.
+    Comments, blank lines and anything after a tab are ignored. A fairseq list has the folder in its first line, and the
+    number of samples after tabs.
 
     Raises:
         UserError: it cannot be read, or a line is not UTF-8.
@@ -82,7 +82,7 @@ def read_items(path: Path) -> list[Any]:
 
 
 def plain(item: Any, manifest: Path) -> DataCut | Skipped:
-    """A cut reduced to what distillation uses. Its audio must be in files: URLs and shell commands are set aside.
+    """A cut reduced to what distillation uses. Its audio must be in files: URLs and shell commands are skipped.
 
     Raises:
         UserError: the item is neither a recording nor a cut.
@@ -115,9 +115,9 @@ def _without_padding(cut: MixedCut) -> Cut:
 
 
 def as_filed(cut: DataCut, header: Header, manifest: Path) -> DataCut | Skipped:
-    """A cut with its recording as the header of its file has it, where the manifest says something else.
+    """A cut whose recording is corrected to the header of its file, if the manifest differs.
 
-    A cut that is all of its recording stays so. A part of one, and what is longer than the file, must lie in the file.
+    A cut of a whole recording stays whole. Parts, and cuts that exceed the file, must lie within the file.
     """
     recording = cut.recording
     assert recording is not None

@@ -1,4 +1,4 @@
-"""The folder of a prepared corpus: its files, and reading them.
+"""The folder of a prepared corpus: its files, and how to read them.
 
     preparation.json                     the settings, and the number of shards once the corpus is complete
     skipped.csv                          the audio that cannot be used
@@ -27,18 +27,18 @@ from lhotse.utils import fastcopy
 from distiller.audio.skipped import Skipped, read_skipped
 from upstream.errors import UserError, nearest
 
-VERSION = 1  # increase it when the same corpus would give other files
+VERSION = 1  # increase when the same corpus would give different files
 PREPARATION, SKIPPED, RECORDS, ALL = "preparation.json", "skipped.csv", "records", "all"
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Shard number `index` of a subset (or of `all`), and the cuts it is to be made of (none where it is only read)."""
+    """Shard number `index` of a subset (or of `all`), and the cuts to make it from (none if it is only read)."""
 
     subset: str
     index: int
     cuts: Sequence[DataCut] = ()
-    speed: float = 1.0  # that they get
+    speed: float = 1.0  # of the cuts
 
     @property
     def files(self) -> tuple[str, str]:
@@ -61,12 +61,12 @@ class Shard:
 
 
 def id_at_speed(name: str, speed: float) -> str:
-    """The id of a cut's copy at a speed, as Lhotse names it; the cut's own at speed 1."""
+    """The id of a cut's copy at a speed, as Lhotse names it; unchanged at speed 1."""
     return name if speed == 1 else f"{name}_sp{speed:g}"
 
 
 def original_id(name: str) -> str:
-    """The id of what a copy at another speed was made from; any other id unchanged."""
+    """The id of the original of a copy at another speed; any other id unchanged."""
     return re.sub(r"_sp\d+(\.\d+)?$", "", name)
 
 
@@ -85,7 +85,7 @@ def read_record(plan: ShardPlan, folder: Path) -> Shard | None:
 
 
 def intact(plan: ShardPlan, folder: Path) -> Shard | None:
-    """A finished shard, if every byte of its files is as it was written; None if it is missing or damaged."""
+    """A finished shard, if its files are intact byte for byte; None if it is missing or damaged."""
     shard = read_record(plan, folder)
     try:
         return shard if shard and all(checksum(folder / file) == sums for file, sums in shard.files.items()) else None
@@ -179,7 +179,7 @@ def parts(ids: list[str]) -> list[str]:
 
 
 def _read_shard(plan: ShardPlan, folder: Path) -> Iterator[DataCut]:
-    """Cuts with the position of their audio, as long as their source, whose end may lie between two samples."""
+    """Cuts with the position of their audio and the length of their source, which may end between two samples."""
     record = read_record(plan, folder)
     manifest, archive = (folder / file for file in plan.files)
     for file in (manifest, archive):

@@ -1,4 +1,4 @@
-"""From a source on disk to Lhotse cuts with checked headers; the result is kept for the next start.
+"""From a source on disk to Lhotse cuts with checked headers; the result is cached for the next start.
 
 A source is a folder of audio files, one audio file, a Lhotse manifest of recordings or cuts, a Lhotse Shar folder, a
 text file that lists any of these, or a corpus prepared by `corpus.py prepare`. No samples are read here.
@@ -43,8 +43,8 @@ from upstream.errors import UserError
 
 MANIFEST = (".jsonl", ".jsonl.gz")
 LIST = (".txt", ".lst", ".tsv", ".m3u", ".m3u8")
-THREADS = 16  # reading headers waits for the disk, not for the processor
-VERSION = 2  # increase it when the same source would give other cuts
+THREADS = 16  # reading headers is limited by the disk, not by the processor
+VERSION = 2  # increase when the same source would give different cuts
 
 Item = TypeVar("Item")
 
@@ -73,7 +73,7 @@ def locate(path: Path, subsets: list[str]) -> tuple[Path, list[Path]]:
 
 
 def _subsets(folder: Path) -> dict[str, Path]:
-    """Everything in a folder that may be a subset; a manifest, or a list of fairseq's, also goes by its bare name."""
+    """Everything in a folder that may be a subset; manifests and fairseq lists also without their suffix."""
     with disk_errors(folder, "read"):
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     manifests = [entry for entry in entries if entry.name.endswith((*MANIFEST, ".tsv"))]
@@ -86,7 +86,7 @@ def _subsets(folder: Path) -> dict[str, Path]:
 def scan_cached(source: Path, root: Path, cache: Path | None) -> tuple[list[DataCut], list[Skipped]]:
     """`scan`, or the result of an earlier scan of the same source in `cache`; simultaneous processes scan once.
 
-    Files that come later are ignored until `cache` is removed, so that an interrupted run continues on the same data.
+    Files added later are ignored until `cache` is removed, so that an interrupted run continues on the same data.
     """
     if cache is None:
         return scan(source, root)
@@ -102,7 +102,7 @@ def scan_cached(source: Path, root: Path, cache: Path | None) -> tuple[list[Data
 
 @contextmanager
 def forgetting_a_failed_scan(cache: Path) -> Iterator[None]:
-    """If the block fails, the corpus is scanned anew the next time, when its user may have mended it."""
+    """If the block fails, the corpus is rescanned the next time, as the user may have repaired it."""
     before = {path for name in SCANS for path in cache.glob(name)}
     try:
         yield
@@ -179,7 +179,7 @@ def _listed(source: Path, root: Path, listed_in: tuple[Path, ...]) -> Iterable[D
 def _audio_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """The audio files below a folder, and those in formats that are not read, sorted.
 
-    Links are followed, hidden files and folders left out.
+    Links are followed, hidden files and folders ignored.
     """
 
     def refuse(error: OSError) -> None:
@@ -208,7 +208,7 @@ def _not_read(path: Path) -> Skipped:
 
 
 def _shown(path: str | Path) -> str:
-    """A path as text that any file can hold."""
+    """A path as text that can be written to any file."""
     return os.fsencode(path).decode(errors="replace")
 
 

@@ -33,15 +33,15 @@ from upstream.checkpoint import save
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
-OWN_MEMORY = {"cuda"}  # accelerators whose memory a batch is to fill
-FILLED = 0.85  # of what is free of it; the rest is for gaps between tensors, and for exchanging gradients
+OWN_MEMORY = {"cuda"}  # accelerators whose memory batches should fill
+FILLED = 0.85  # share of the free memory; the rest is for fragmentation and gradient exchange
 WITHOUT_LIMIT = 100.0  # seconds of a batch on the others
 
 
 def distil(recipe: Recipe, output: Path) -> None:
-    """Run a recipe to its end in `output`, continuing with whatever an earlier process left there.
+    """Run a recipe to its end in `output`, continuing from whatever an earlier process left there.
 
-    First the stages of the recipe's student, then student/, then report.json, which marks the run as complete.
+    The stages of the recipe's student come first, then student/, then report.json, which marks the run as complete.
 
     Raises:
         UserError: whatever the user can correct.
@@ -79,14 +79,14 @@ def distil(recipe: Recipe, output: Path) -> None:
 
 
 def open_run(recipe: Recipe, output: Path) -> stages.Run:
-    """The teacher and the corpus of a run, the same as when it began, wherever they lie now.
+    """The teacher and the corpus of a run, the same as when it began, wherever they are now.
 
     Raises:
-        UserError: one of them cannot be used, or is another one.
+        UserError: one of them cannot be used, or has changed.
     """
     run = stages.Run(recipe, output, [load_teacher(teacher.path) for teacher in recipe.all_teachers])
     with forgetting_a_failed_scan(output / "corpus"):
-        _ = run.augment  # its folders are opened before anything takes long
+        _ = run.augment  # its folders are opened before anything slow
         run = settle_batches(run)
         inputs = {"teacher": identity(run.teacher), "corpus": run.corpus.identity()}
         if recipe.teachers:
@@ -102,7 +102,7 @@ def open_run(recipe: Recipe, output: Path) -> stages.Run:
 
 
 def settle_batches(run: stages.Run) -> stages.Run:
-    """The run with a number in place of corpus.batch_seconds=auto; all of its processes find the same."""
+    """The run with a number in place of corpus.batch_seconds=auto; all of its processes get the same one."""
     recipe = run.recipe
     if recipe.corpus.batch_seconds != AUTO:
         return run
@@ -137,7 +137,7 @@ def filling_seconds(run: stages.Run, longest: float) -> float:
     def known(teacher: SpeechEncoder, name: str, section: ObjectiveConfig) -> ObjectiveConfig:
         if not isinstance(section, ClustersConfig) or section.clusters is not None:
             return section
-        layers = section.layers or range(teacher.config.num_layers + 1)  # no other clusters need more memory
+        layers = section.layers or range(teacher.config.num_layers + 1)  # no other clustering needs more memory
         return replace(section, clusters=[[layer] for layer in layers], target="mean")
 
     module = stages.first_module(replace(run, teachers=teachers), targets_of(recipe, teachers, known)).train()

@@ -1,4 +1,4 @@
-"""The modules that are trained: a student beside its frozen teacher, with or without gates on its units."""
+"""The trained modules: a student with its frozen teacher, with or without gates on its units."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,9 +20,9 @@ from upstream.encoder import SpeechEncoder
 
 
 class Distillation(TrainingModule):
-    """Teachers, in most recipes one, and student encode the same batch, and the objective compares their outputs.
+    """Teachers (usually one) and student encode the same batch, and the objective compares their outputs.
 
-    Where the objective needs no teacher, the student alone is run.
+    If the objective needs no teacher, only the student is run.
 
     Teachers are not submodules: they stay in eval mode, without gradients, out of checkpoints and optimisers.
     """
@@ -52,7 +52,7 @@ class Distillation(TrainingModule):
         return encoder
 
     def move_frozen(self, device: torch.device, half: torch.dtype | None = None) -> None:
-        """Copies with half matrices take the place of the teachers, which what follows training needs in fp32."""
+        """Uses copies of the teachers with half-precision matrices; later steps need the teachers in fp32."""
         if self.needs_teacher:
             moved = (teacher.to(device) for teacher in self.teachers)
             self.teachers = tuple(teacher if half is None else half_matrices(teacher, half) for teacher in moved)
@@ -62,14 +62,14 @@ class Distillation(TrainingModule):
         return torch.stack(counts).amin(dim=0)  # as `aligned` cuts the outputs
 
     def special_groups(self) -> list[dict[str, Any]]:
-        """The extractor's weights, if their learning rate is another."""
+        """The extractor's weights, if they have a different learning rate."""
         if self.extractor_lr == self.optimizer_config.lr:
             return []
         weights, decay = self.encoder.feature_extractor.parameters(), self.optimizer_config.weight_decay
         return by_decay(weights, decay, lr=self.extractor_lr)
 
     def compared(self) -> dict[str, nn.Module]:
-        """The networks whose outputs go into the loss, as far as they can be run alone."""
+        """The networks whose outputs go into the loss, if they can be run alone."""
         teachers = self.teachers if self.needs_teacher else ()
         names = [f"teacher {name}" for name in self.names] if len(teachers) > 1 else ["teacher"]
         named = dict(zip(names, teachers, strict=False))

@@ -1,7 +1,7 @@
-"""Before a run's own steps, a new student's convolutions can learn the log-mel spectrogram of what the student hears.
+"""Before a run's own steps, a new student's convolutions can learn the log-mel spectrogram of their input.
 
-Every objective needs what a spectrogram shows, but its gradient reaches the convolutions through all layers. Here it
-reaches them directly, and no layer is computed (docs/teacher.md has what that brings).
+Every objective needs the information in a spectrogram, but its gradient reaches the convolutions through all layers.
+Here it reaches them directly, without computing the layers (docs/teacher.md shows the gain).
 """
 
 import math
@@ -20,11 +20,11 @@ from upstream.log_mel import log_mel
 from upstream.waveforms import frame_mask
 
 BINS = 80
-VARIANCE = 0.2  # of an utterance's spectrogram in the units of `log_mel`, whose 0.25 are a factor of ten in energy
+VARIANCE = 0.2  # of an utterance's spectrogram in the units of `log_mel`, where 0.25 is a factor of ten in energy
 
 
 class LogMelRegression(TrainingModule):
-    """A linear map of a frame's features gives the columns of the spectrogram around the middle of the frame.
+    """A linear map predicts the spectrogram columns around the middle of a frame from its features.
 
     The encoder is the student; only its extractor is trained.
     """
@@ -55,12 +55,12 @@ class LogMelRegression(TrainingModule):
 
 
 def spectrogram(waveforms: Tensor, mask: Tensor, shape: EncoderConfig) -> Tensor:
-    """For each frame the columns whose middles are nearest to its own, less the mean of the utterance's valid frames.
+    """For each frame, the columns nearest to its middle, minus the mean over the utterance's valid frames.
 
-    Without the mean, since the norm of some extractors takes away how loud an utterance is.
+    The mean is subtracted because some extractors' norms remove the loudness of an utterance.
 
     Args:
-        waveforms: (batch, sample), zeros behind each utterance.
+        waveforms: (batch, sample), zeros after each utterance.
         mask: (batch, frame), the valid frames.
 
     Returns:

@@ -68,7 +68,7 @@ def _student(recipe: Recipe, teacher: EncoderConfig, known: bool) -> Iterator[tu
     """Size and cost of the student; only the size is known of one that will be pruned."""
     student, teacher_size = recipe.student.shape(teacher), parameters(teacher)
     if recipe.pruning is not None:
-        SparsityLagrangian(recipe.pruning, student, teacher_size, steps=1)  # raises if the target cannot be reached
+        SparsityLagrangian(recipe.pruning, student, teacher_size, steps=1)  # raises if the target is out of reach
         size = round((1 - recipe.pruning.target) * teacher_size)
         yield (
             "parameters",
@@ -121,7 +121,7 @@ def _in_hub_cache(name: str) -> Path | None:
 
 
 def parameters(config: EncoderConfig) -> int:
-    """Number of parameters of an encoder, which are not allocated."""
+    """Number of parameters of an encoder, without allocating them."""
     with torch.device("meta"):
         return parameter_count(SpeechEncoder(config))
 
@@ -157,7 +157,7 @@ def _length(recipe: Recipe, min_samples: int) -> Iterator[tuple[str, str]]:
 
 
 def _epoch(recipe: Recipe, devices: int, min_samples: int) -> tuple[float | None, int | None, list[str]]:
-    """Hours of an epoch, its optimiser steps, and what of the corpus is split or left out, as far as they are known."""
+    """Hours of an epoch, its optimiser steps, and how much of the corpus is split or left out, as far as known."""
     config = recipe.corpus
     if config.path == SYNTHETIC:  # not synthesised for this
         from distiller.synthesis.splits import SPLITS

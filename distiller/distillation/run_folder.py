@@ -22,7 +22,7 @@ TEACHERS, LAYERS_OF = "set of teachers", "layers-of-"  # an input; the folder of
 # Placement changes the last bits of the results, so it may not change during a run; a complete run is only shown.
 PLACEMENT = frozenset({"trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"})
 
-# Inputs of which INPUTS says what they hold; where they lie does not matter.
+# Inputs whose content is recorded in INPUTS; their location does not matter.
 PATHS = {
     "teacher": ("teacher",), "corpus": ("corpus.path",), "units": ("objective.targets", "objective.units.targets"),
     "model": ("model",), TEACHERS: ("teachers",), "transcripts": ("text.path",),
@@ -31,7 +31,7 @@ PATHS = {
 # Files that may be in the folder before its run: shells and schedulers write their logs there.
 LOGS = frozenset({".log", ".txt", ".out", ".err"})
 
-# What a run has written before its first checkpoint and another one would take for its own. (It replaces the rest.)
+# What a run writes before its first checkpoint and another would mistake for its own. (It replaces the rest.)
 OF_A_START = (
     *(f"corpus/{name}" for name in SCANS), INPUTS, SKIPPED, BATCH,
     *(folder + name for folder in ("", f"{LAYERS_OF}*/") for name in ("clusters.json", "cka.csv", "similarity.png")),
@@ -41,12 +41,12 @@ OF_A_START = (
 
 
 def is_complete(output: Path) -> bool:
-    """Whether a run has ended here: its report is the last file that a run writes."""
+    """Whether a run has finished here: its report is the last file that a run writes."""
     return os.path.isfile(output / REPORT)  # False also without permission to look
 
 
 def has_results(output: Path) -> bool:
-    """Whether a run has left something that its continuation would use: a checkpoint, or what follows it."""
+    """Whether a run has left something to continue from: a checkpoint, or what follows it."""
     return any((output / name).exists() for name in ("pruned", "student", "model", REPORT)) or any(
         output.glob("**/checkpoints/*.ckpt")
     )
@@ -65,7 +65,7 @@ def check_same_recipe(output: Path, recipe: AnyRecipe, ignore: Collection[str] =
 def prepare(output: Path, recipe: AnyRecipe, overwrite: bool) -> None:
     """Make `output` ready for a run of `recipe` to begin or continue, and save the recipe in it.
 
-    A run that has no checkpoint yet leaves its place to one of another recipe.
+    A run that has no checkpoint yet may be replaced by one of another recipe.
 
     Args:
         overwrite: remove all files of an earlier run.
@@ -105,7 +105,7 @@ def _differs(output: Path, recipe: AnyRecipe) -> bool:
 
 
 def with_settled_batches(output: Path, recipe: Recipe) -> Recipe:
-    """In place of corpus.batch_seconds=auto the numbers of the run in `output`, if its steps have that many seconds."""
+    """corpus.batch_seconds=auto replaced by the values of the run in `output`, if its steps have that many seconds."""
     if recipe.corpus.batch_seconds != AUTO or not has_results(output):
         return recipe
     try:
@@ -114,7 +114,7 @@ def with_settled_batches(output: Path, recipe: Recipe) -> Recipe:
         devices = device_count(known["trainer.devices"]) * known["trainer.num_nodes"]
         settled = in_batches(recipe, devices, seconds)
         return settled if settled.trainer.accumulate == count else recipe
-    except (UserError, KeyError, TypeError, ValueError):  # `check_same_recipe` says what differs
+    except (UserError, KeyError, TypeError, ValueError):  # `check_same_recipe` reports the difference
         return recipe
 
 
@@ -128,7 +128,7 @@ def forgetting_a_failed_start(output: Path) -> Iterator[None]:
         yield
     except Exception:
         if not has_results(output):
-            with suppress(OSError):  # the error of the block says more
+            with suppress(OSError):  # the error of the block is more informative
                 forget_start(output, but=(SKIPPED,) if read_csv(output / SKIPPED) else ())
                 rest = {path.name for path in output.iterdir() if not path.name.startswith(".")} - {RECIPE}
                 if not rest and launcher() is None:  # torchrun's other processes may still write there
@@ -146,7 +146,7 @@ def forget_start(output: Path, but: Collection[str] = ()) -> None:
                 path.unlink()
     for name in ("corpus", "calibration", "tensorboard", "joint/tensorboard", "joint", f"{LAYERS_OF}*"):
         for path in output.glob(name):
-            with suppress(OSError):  # something of the user's is in it
+            with suppress(OSError):  # it contains something of the user's
                 path.rmdir()
 
 
@@ -154,23 +154,23 @@ def forget_start(output: Path, but: Collection[str] = ()) -> None:
 
 
 def known_paths(output: Path) -> set[str]:
-    """The keys of paths that need not stay the same, since what they lead to is known."""
+    """The keys of paths that may change, since the identity of their content is known."""
     return {key for name in _inputs(output) for key in PATHS[name]}
 
 
 def moved(output: Path, recipe: AnyRecipe) -> bool:
-    """Whether a path leads elsewhere than it did when the run began."""
+    """Whether a path differs from the one when the run began."""
     return first_difference(output / RECIPE, recipe, RESUMABLE | PLACEMENT) is not None
 
 
 def accept_inputs(output: Path, recipe: AnyRecipe, found: dict[str, dict[str, Any]]) -> None:
-    """Compare a run's inputs with those that it began with, or note them when it begins.
+    """Compare a run's inputs with those that it began with, or record them when it begins.
 
     Args:
-        found: what identifies each of PATHS.
+        found: the identity of each of PATHS.
 
     Raises:
-        UserError: one of them is another.
+        UserError: one of them has changed.
     """
     known = _inputs(output)
     for name, values in {**{key: {} for key in known}, **found}.items():
@@ -188,6 +188,6 @@ def accept_inputs(output: Path, recipe: AnyRecipe, found: dict[str, dict[str, An
 def _inputs(output: Path) -> dict[str, Any]:
     try:
         values = json.loads((output / INPUTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, of an older version, or damaged: then the paths count
+    except (OSError, ValueError):  # missing, from an older version, or damaged: then the paths count
         return {}
     return values if isinstance(values, dict) and values.keys() <= PATHS.keys() else {}

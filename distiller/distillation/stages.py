@@ -1,6 +1,6 @@
 """The stages of a run, each from one folder to the next, so that a run continues from the last complete one.
 
-A narrow student takes one: OUTPUT/checkpoints. A pruned one takes three (DPHuBERT, arXiv 2305.17651, section 2;
+A narrow student has one: OUTPUT/checkpoints. A pruned one has three (DPHuBERT, arXiv 2305.17651, section 2;
 SKILL's are the same): OUTPUT/joint (distillation and pruning at once) -> OUTPUT/pruned (the student without its closed
 units) -> OUTPUT/final (its distillation).
 """
@@ -56,7 +56,7 @@ PROJECTIONS, METADATA = "objective.safetensors", "pruning.json"  # beside the en
 
 @dataclass
 class Run:
-    """What the stages of a run share."""
+    """The data that the stages of a run share."""
 
     recipe: Recipe
     output: Path
@@ -64,12 +64,12 @@ class Run:
 
     @property
     def teacher(self) -> SpeechEncoder:
-        """The one that gives the student its kind, and that it is compared with after training."""
+        """The teacher that determines the student's kind and is compared with it after training."""
         return self.teachers[0]
 
     @property
     def longest(self) -> float:
-        """Seconds of audio that all teachers take, infinite if any."""
+        """The longest audio, in seconds, that all teachers accept; infinite if unlimited."""
         return min((teacher.config.max_samples or math.inf) / SAMPLE_RATE for teacher in self.teachers)
 
     @property
@@ -92,7 +92,7 @@ class Run:
 
     @cached_property
     def augment(self) -> Augmenter | None:
-        """What degrades the student's audio in training; None where nothing does."""
+        """Degrades the student's audio in training; None if nothing does."""
         return open_augmenter(self.recipe.corpus.augment, self.recipe.seed, open_audio)
 
     @cached_property
@@ -100,7 +100,7 @@ class Run:
         return validation_batches(self.corpus.validation, self.recipe.corpus.seconds, self.decoder)
 
     def calibration_audio(self, other: str | None) -> CalibrationAudio:
-        """The audio on which teacher layers are compared: that of the training, or all of another corpus."""
+        """The audio on which teacher layers are compared: the training audio, or all of another corpus."""
         corpus = self.recipe.corpus
         if other is None:
             return CalibrationAudio(corpus.path, self.corpus.train, corpus.seconds)
@@ -110,7 +110,7 @@ class Run:
 
 @dataclass
 class Distilled:
-    """What the stages of a run produce."""
+    """The result of the stages of a run."""
 
     student: SpeechEncoder
     untrained: SpeechEncoder  # of the same shape, for comparison
@@ -134,7 +134,7 @@ def distil(run: Run) -> Distilled | None:
 
 
 def first_module(run: Run, targets: Sequence[Target]) -> Distillation:
-    """What the first stage of a run trains, before its first step.
+    """The module of the first stage of a run, before its first step.
 
     Raises:
         UserError: networks that cannot be compared.
@@ -146,12 +146,12 @@ def first_module(run: Run, targets: Sequence[Target]) -> Distillation:
     if pruning is None:
         return Distillation(run.teachers, student, objective, recipe)
     lagrangian = SparsityLagrangian(pruning, student.config, parameter_count(run.teacher), steps=1)
-    recipe = replace(recipe, trainer=replace(recipe.trainer, ema=0.0))  # averaged gates would be off the target
+    recipe = replace(recipe, trainer=replace(recipe.trainer, ema=0.0))  # averaged gates would miss the target
     return JointDistillation(run.teachers, GatedEncoder(student, pruning.drops), objective, recipe, lagrangian)
 
 
 def distil_narrow(run: Run) -> Distilled | None:
-    """One stage, straight below the output; before it, if the recipe asks for that, the extractor's own."""
+    """One stage, directly in the output folder; before it, if the recipe asks for it, the extractor's own."""
     module = first_module(run, with_clusters(run))
     assert isinstance(module.student, SpeechEncoder)
     untrained = copy.deepcopy(module.student)
@@ -209,7 +209,7 @@ def distil_jointly(run: Run) -> PrunedStudent:
 
 @torch.no_grad()
 def prune(module: JointDistillation) -> PrunedStudent:
-    """The remaining student, which computes the same as the gated one in eval mode, and how much remains."""
+    """The pruned student, which computes the same as the gated one in eval mode, and how much remains."""
     lagrangian = module.lagrangian
     sparsity = lagrangian.settle_gates(module.gated)
     encoder = remove_closed_units(module.gated)

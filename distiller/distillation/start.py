@@ -1,4 +1,4 @@
-"""Starting a run. Imports that take seconds come after every check that needs none of them."""
+"""Starting a run. Slow imports come after all checks that do not need them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,7 +44,7 @@ def carry_out(recipe: AnyRecipe, output: Path, overwrite: bool, opened: Callable
     """`start`, for recipes of any kind.
 
     Args:
-        opened: imports what takes seconds: what runs a recipe in a folder, opens its inputs, and shows the folder.
+        opened: does the slow imports; returns functions to run a recipe in a folder, open its inputs, and show results.
     """
     if is_complete(output) and not overwrite:
         check_same_recipe(output, recipe, known_paths(output))

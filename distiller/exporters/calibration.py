@@ -1,4 +1,4 @@
-"""The audio that an 8-bit file's scales are measured on."""
+"""The audio on which the scales of an 8-bit file are measured."""
 
 from torch import Tensor
 

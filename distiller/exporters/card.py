@@ -14,7 +14,7 @@ from upstream.config import EncoderConfig
 from upstream.cost import count_macs
 from upstream.formats.huggingface_writing import obstacles
 
-ABSOLUTE = re.compile(r"(?<![\w/.:~])~?/(?:[^\s/|`]+/)+([^\s/|`]+)")  # a path; students once named their corpus so
+ABSOLUTE = re.compile(r"(?<![\w/.:~])~?/(?:[^\s/|`]+/)+([^\s/|`]+)")  # a path; older students name their corpus so
 CARD = """\
 ---
 {head}---
@@ -40,7 +40,7 @@ states = model(**inputs, output_hidden_states=True).hidden_states     # F^0..F^L
 
 
 def student_files(student: Student) -> dict[str, str]:
-    """README.md and the teacher's name, for a student made of another checkpoint."""
+    """README.md and the teacher's name, for a student made from another checkpoint."""
     folder = Path(student.source)
     history = student.history or f"Converted from `{folder.name}`."
     card = (
@@ -81,10 +81,10 @@ def _card(student: Path) -> str:
 
 
 def _origin(student: Path) -> dict[str, Any]:
-    """The teacher, or the teachers, that a student's folder names; empty if there is none."""
+    """The teacher or teachers recorded in a student's folder; empty if none is."""
     if (path := student / ORIGIN).is_file():
         return json.loads(path.read_text())
-    if (path := student.parent / "report.json").is_file():  # a student from before that file, still in its run
+    if (path := student.parent / "report.json").is_file():  # a student older than that file, still in its run's folder
         return {"teacher": public(json.loads(path.read_text())["recipe"]["teacher"])}
     return {}
 
@@ -138,7 +138,7 @@ def _scores(student: Path) -> str:
 
 
 def _demoted(card: str) -> str:
-    """The student's own card, its headings a level lower, without pictures and folders that are not the reader's."""
+    """The student's own card, with headings one level lower, without pictures and local folders."""
     without_head = re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)
     lines = [line for line in without_head.splitlines() if not re.fullmatch(r"!\[.*\]\(.*\)", line.strip())]
     text = "\n".join("##" + line if line.startswith("#") else line for line in lines).strip()

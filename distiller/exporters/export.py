@@ -33,19 +33,19 @@ def export(
     upload: bool = False,
     private: bool = False,
 ) -> str:
-    """Write `output`; returns a line that says how to open it and how close it is to the student.
+    """Write `output`; returns a line about how to open it and how close it is to the student.
 
     Args:
         checkpoint: anything that `upstream.checkpoint.load` opens, or s3prl's dev-best.ckpt with a fine-tuned upstream.
         to: "student", "transformers", "onnx", "executorch" or "torch-export".
-        quantize: "int8" for an ONNX file with 8-bit linear layers; "static-int8", by audio of the corpus `calibrate`.
-        longest: seconds of the longest wav that an ExecuTorch program takes; by default 30.
-        streaming: an ONNX file that takes a chunk of audio and the state before it.
+        quantize: "int8" for an ONNX file with 8-bit linear layers; "static-int8", calibrated on the corpus `calibrate`.
+        longest: seconds of the longest wav that an ExecuTorch program accepts; by default 30.
+        streaming: an ONNX file that takes a chunk of audio and the previous state.
         states, weights: what a graph returns, as `onnx.graph_of`; by default all states, or a recogniser's logits.
         model_config: the YAML of a STaR checkpoint.
-        student: what s3prl fine-tuned, if it is not where s3prl found it.
+        student: what s3prl fine-tuned, if it is no longer where s3prl found it.
         push_to_hub: ORG/NAME, for a folder for `transformers`, which need not be kept: `output` may be None.
-        upload, private: whether to upload it rather than to show what would be, and as a private model.
+        upload, private: whether to upload it rather than only show what would be uploaded, and as a private model.
 
     Raises:
         UserError: a checkpoint that cannot be opened, a deviation above 1e-4 (static-int8: 0.1), disk or hub refuse.
@@ -86,7 +86,7 @@ def _written(
     longest: float | None,
     streaming: bool,
 ) -> str:
-    """Write a graph; returns what it takes and gives and how close it is to the student."""
+    """Write a graph; returns a description of its inputs, outputs and deviation from the student."""
     if streaming:
         difference = to_streaming_onnx(graph, output)
         return f"upstream.onnx_stream.OnnxStream runs it; {difference:.1e} at most from PyTorch on whole wavs"

@@ -1,4 +1,4 @@
-"""What is exported: a student, also one that s3prl fine-tuned (`-f`) and keeps in its own checkpoint; a recogniser."""
+"""What is exported: a student, possibly fine-tuned by s3prl (`-f`) and stored in its checkpoint; or a recogniser."""
 
 from argparse import Namespace
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ PREFIX = "encoder."  # of the weights in s3prl's upstream
 
 @dataclass(frozen=True)
 class Student:
-    """What is exported."""
+    """A student to export."""
 
     encoder: SpeechEncoder
-    source: str  # the checkpoint whose card and teacher are its own
+    source: str  # the checkpoint that its card and teacher come from
     history: str = ""  # what happened to it since, as a sentence
     recognizer: Recognizer | None = None  # whose encoder it is
 
@@ -32,7 +32,7 @@ def open_student(checkpoint: str, model_config: str | None = None, student: str 
     """As `upstream.checkpoint.load`; recognisers, and s3prl's own checkpoints (dev-best.ckpt) of a fine-tuned upstream.
 
     Args:
-        student: what was fine-tuned, if it is not where s3prl found it.
+        student: what was fine-tuned, if it is no longer where s3prl found it.
 
     Raises:
         UserError: as `load`; a checkpoint of s3prl without an upstream, or with one that does not fit the student.

@@ -1,4 +1,4 @@
-"""Several models of one shape as one: their weights, averaged."""
+"""Merging models of the same shape by averaging their weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,9 +18,9 @@ ONLY_IN_TRAINING = {"feature_dropout", "hidden_dropout", "attention_dropout", "a
 
 
 def merge(models: Sequence[str], weights: Sequence[float], output: Path) -> str:
-    """Write the average of `models` as a student folder; returns a line that says what it is.
+    """Write the average of `models` as a student folder; returns a line that describes it.
 
-    The card names all of them; the rest of it, and the teacher, are the first model's.
+    The card names all of them; otherwise it is the first model's, and so is the teacher.
 
     Args:
         models: different checkpoints, as `open_student` opens them.
@@ -41,16 +41,16 @@ def merge(models: Sequence[str], weights: Sequence[float], output: Path) -> str:
 
 
 def averaged(encoders: Mapping[str, SpeechEncoder], weights: Sequence[float]) -> SpeechEncoder:
-    """An encoder whose every parameter is the sum of the others', each times its weight.
+    """An encoder whose parameters are the weighted sums of the others'.
 
     With the original, a fine-tuned copy of it, and the weights 1 - alpha and alpha, it is Speech-FT (arXiv 2502.12672).
 
     Args:
-        encoders: by the names that errors use; the first gives the configuration.
-        weights: one for each, which add up to 1; below 0 or above 1 they extrapolate.
+        encoders: by their names in errors; the first provides the configuration.
+        weights: one for each, with sum 1; below 0 or above 1 they extrapolate.
 
     Raises:
-        UserError: two encoders are not of one shape.
+        UserError: two encoders have different shapes.
     """
     (first, original), *others = encoders.items()
     for name, other in others:

@@ -1,4 +1,4 @@
-"""The encoder as a model of `transformers`, for exports of structures that its classes do not have.
+"""The encoder as a model of `transformers`, for exports of structures that its own classes lack.
 
 An exported folder contains it, with copies of config.py, encoder.py and their imports; it is not imported here. Open
 the folder with `AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`, or with AutoModelForCTC and the other
@@ -6,7 +6,7 @@ classes of its family: each is the family's own class of `transformers` with thi
 """
 
 # pyright: reportIncompatibleMethodOverride=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# the types that `transformers` declares are not those that it uses
+# the types declared by `transformers` differ from those it uses
 
 import copy
 from dataclasses import replace
@@ -55,7 +55,7 @@ from .waveforms import as_batch  # type: ignore[import-not-found]  # noqa: F401
 
 
 class RenamedPositionalConvolution(PositionalConvolution):
-    """`transformers` renames every parameter called weight_g or weight_v, so these have other names."""
+    """`transformers` renames parameters called weight_g or weight_v, so these have other names."""
 
     weight_g = property(lambda self: self.magnitude)
     weight_v = property(lambda self: self.direction)
@@ -69,7 +69,7 @@ class RenamedPositionalConvolution(PositionalConvolution):
 
 
 class Freezable(nn.Module):
-    """With the method that `freeze_feature_encoder` calls."""
+    """Has the method that `freeze_feature_encoder` calls."""
 
     def _freeze_parameters(self):
         self.requires_grad_(False)
@@ -80,7 +80,7 @@ class FreezableExtractor(Freezable, FeatureExtractor):
 
 
 class FreezableMelExtractor(Freezable, MelExtractor):
-    """The front end of log-mel energies."""
+    """The log-mel front end."""
 
 
 class Layer(GradientCheckpointingLayer, EncoderLayer):
@@ -97,7 +97,7 @@ class Layer(GradientCheckpointingLayer, EncoderLayer):
 
 
 class Encoder(SpeechEncoder):
-    """The encoder with the parts that `transformers` needs to be otherwise."""
+    """The encoder, with the parts changed that `transformers` requires."""
 
     def __init__(self, config, layerdrop):
         super().__init__(config)
@@ -109,7 +109,7 @@ class Encoder(SpeechEncoder):
 
 
 class Distilled(PreTrainedModel):
-    """What all classes here have in common."""
+    """The common base of all classes here."""
 
     _no_split_modules = ["Layer", "RenamedPositionalConvolution"]  # noqa: RUF012
     _supports_sdpa = True
@@ -143,7 +143,7 @@ class Distilled(PreTrainedModel):
 class DistilledModel(Distilled):
     """Waveforms, prepared by the folder's feature extractor, to hidden states that do not depend on the batch.
 
-    Comes before a family's model among the bases, whose constructor it replaces and whose SpecAugment it uses.
+    As a base class it precedes a family's model, whose constructor it replaces and whose SpecAugment it uses.
     """
 
     def __init__(self, config):
@@ -207,17 +207,17 @@ class DistilledModel(Distilled):
 
     @staticmethod
     def _attentions(output):
-        """The maps, (batch, head, frame, frame); without heads where a layer has no attention."""
+        """The maps, (batch, head, frame, frame); with zero heads for layers without attention."""
         batch, frames, _ = output.projected.shape
         without = output.projected.new_zeros(batch, 0, frames, frames)
         return tuple(without if maps is None else maps for maps in output.attention_maps)
 
 
 class DistilledHead(Distilled):
-    """Comes before a class of `transformers` with a head, and puts `encoder_class` in the place of its encoder."""
+    """Precedes a `transformers` class with a head as a base, and replaces its encoder by `encoder_class`."""
 
     def __init__(self, config, **options):
-        replaced = copy.copy(config)  # of an encoder that is as small as can be, since pruned shapes may be impossible
+        replaced = copy.copy(config)  # for a minimal encoder, since pruned shapes may be impossible there
         replaced.num_attention_heads = replaced.intermediate_size = 1
         replaced.conv_dim = (1,) * len(config.conv_dim)
         replaced._attn_implementation = "eager"

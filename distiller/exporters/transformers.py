@@ -1,4 +1,4 @@
-"""A student as a folder that `transformers` opens: with its own classes where they can hold it, else with ours."""
+"""A student as a folder for `transformers`: with its own classes if they support it, otherwise with ours."""
 
 import importlib.util
 import inspect
@@ -38,7 +38,7 @@ from upstream.families import FAMILIES
 from upstream.formats import huggingface, huggingface_writing
 
 MODELING = "modeling_speech_encoder"
-HEADS = {  # by the class of `transformers` that opens a folder: those that it has for each family
+HEADS = {  # for each family: the class of `transformers` that opens a folder -> the ending of the family's class
     "hubert": {"AutoModelForCTC": "ForCTC", "AutoModelForAudioClassification": "ForSequenceClassification"},
 }
 HEADS["wavlm"] = HEADS["wav2vec2"] = HEADS["hubert"] | {
@@ -56,8 +56,7 @@ def to_transformers(student: SpeechEncoder, directory: Path, card: str, recogniz
     """Write the folder, open and check it before it is kept; returns the largest difference of any hidden state.
 
     Args:
-        recognizer: whose encoder the student is: the folder then is one for `AutoModelForCTC`, and its logits are
-            compared.
+        recognizer: whose encoder the student is; then the folder is for `AutoModelForCTC`, and its logits are compared.
 
     Raises:
         UserError: a deviation above 1e-4, or a disk that refuses.
@@ -80,7 +79,7 @@ def _plain_files(student: SpeechEncoder, recognizer: Recognizer | None) -> dict[
 
 
 def _own_files(student: SpeechEncoder, recognizer: Recognizer | None) -> dict[str, bytes | str]:
-    # UniSpeech-SAT and data2vec students go into HuBERT's classes, which hold any encoder
+    # UniSpeech-SAT and data2vec students use HuBERT's classes, which can hold any encoder
     family = student.config.family if student.config.family in HEADS else "hubert"
     values = huggingface_writing.config_values(student.config) | {
         "architectures": [f"Distilled{FAMILIES[family].transformers_class}"],
@@ -139,7 +138,7 @@ def _files(
 
 
 def _ctc_values(encoder_class: str, tokens: int) -> dict[str, Any]:
-    """What config.json of the class with a CTC head has besides, or otherwise, than that of the encoder."""
+    """The values that differ in config.json for the class with a CTC head, or that only it has."""
     special = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}  # the padding is the blank
     loss = {"ctc_zero_infinity": True, "ctc_loss_reduction": "mean", "final_dropout": 0.0}
     return {"architectures": [f"{encoder_class.removesuffix('Model')}ForCTC"], "vocab_size": tokens, **special, **loss}
@@ -185,7 +184,7 @@ def _model_class(folder: Path) -> str:
 def _imported(folder: Path) -> ModuleType:
     """The folder's modelling file as a module.
 
-    `AutoModel` would copy the code into the user's cache of modules, where nothing is to be left.
+    `AutoModel` would copy the code into the user's module cache, where nothing should be left.
     """
     name = "exported_speech_encoder"
     for loaded in [module for module in sys.modules if module.partition(".")[0] == name]:

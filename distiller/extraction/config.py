@@ -6,7 +6,7 @@ from typing import Any
 from upstream.errors import one_of, require
 
 DTYPES, FORMATS = ("fp32", "fp16"), ("npy", "safetensors", "hdf5")
-ZEROS = ("feature_projection", "transformer_input")  # what layer 0 is: P or F^0
+ZEROS = ("feature_projection", "transformer_input")  # which one is layer 0: P or F^0
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class FeaturesConfig:
     """The settings of index.json.
 
     Raises:
-        UserError: an impossible value, by the name of its option.
+        UserError: an impossible value; names its option.
     """
 
     layers: list[int] | None = None  # of the encoder; None: all of them
@@ -23,7 +23,7 @@ class FeaturesConfig:
     layer_zero: str = "feature_projection"
     dtype: str = "fp32"
     format: str = "npy"
-    chunk_seconds: float = 60.0  # longer recordings are computed in chunks of so much, see `upstream.chunked`
+    chunk_seconds: float = 60.0  # longer recordings are computed in chunks of this length, see `upstream.chunked`
 
     def __post_init__(self) -> None:
         distinct = self.layers is None or len(set(self.layers)) == len(self.layers)
@@ -34,7 +34,7 @@ class FeaturesConfig:
         require(self.format in FORMATS, "--format", self.format, one_of(self.format, FORMATS))
 
     def for_encoder(self, depth: int) -> "FeaturesConfig":
-        """The same with the numbers of the layers in place of all: 0..depth, or 1..depth for as many weights.
+        """The same with explicit layers instead of all of them: 0..depth, or 1..depth if there are `depth` weights.
 
         Raises:
             UserError: a layer that an encoder of `depth` layers does not have, or another number of weights.

@@ -23,7 +23,7 @@ from upstream.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 UNFINISHED = "unfinished"  # folder of an extraction that is not complete
-MEL_FIELD = 1040  # samples under a frame of Whisper's: 400 of a column, and 160 for each of the four beside it
+MEL_FIELD = 1040  # samples under a Whisper frame: 400 of a column, and 160 for each of its four neighbours
 
 
 def extract_features(
@@ -36,19 +36,19 @@ def extract_features(
     pace: Pace,
     ranks: Ranks,
 ) -> dict[str, Any] | None:
-    """Write the features of every utterance of a corpus, or what is missing of them.
+    """Write the features of every utterance of a corpus, or those still missing.
 
     Args:
         config: with the numbers of the layers, see `FeaturesConfig.for_encoder`.
         encoder: in eval mode, on the device of `pace`.
-        identity: of the encoder, for index.json; its "name" is told, and may change.
+        identity: of the encoder, for index.json; its "name" is only informative and may change.
         corpus, subsets: as `all_audio`.
 
     Returns:
         The content of index.json; None on ranks above 0.
 
     Raises:
-        UserError: `output` holds something else or features of other settings; and as `Work.run`, `write_features`.
+        UserError: `output` holds something else or features with other settings; and as `Work.run`, `write_features`.
     """
     check_format(config.format)
     times = frame_times(encoder.config)
@@ -102,7 +102,7 @@ def frame_times(config: EncoderConfig) -> dict[str, float]:
 
 
 def absolute(corpus: str) -> str:
-    """What names the corpus from any folder."""
+    """A name of the corpus that is valid in any folder."""
     return corpus if corpus == SYNTHETIC else str(expanded(corpus).absolute())
 
 

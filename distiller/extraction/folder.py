@@ -1,10 +1,10 @@
-"""The folder of a corpus's features: its files, and reading them.
+"""The folder of a corpus's features: its files, and how to read them.
 
     index.json                          the settings, the encoder, the times of frames, and every utterance's file
     PATH/OF/THE/AUDIO.npy               an utterance's features, or
     features.000000.safetensors | .h5   those of many utterances, each by its name
 
-Features are (frame, channel), or (layer, frame, channel) where several layers are kept. The convolutions of frame t see
+Features are (frame, channel), or (layer, frame, channel) if several layers are kept. The convolutions of frame t see
 receptive_field seconds of audio around first_centre + t * frame_shift.
 """
 
@@ -25,15 +25,15 @@ from distiller.common.files import expanded, write_with
 from distiller.extraction.work import read_json
 from upstream.errors import UserError
 
-VERSION = 1  # increase it when the same settings would give other features
+VERSION = 1  # increase when the same settings would give different features
 INDEX = "index.json"
 
 
 def file_names(ids: Sequence[str]) -> list[str]:
-    """A name for each of different ids, as a path without the audio's ending: "a/b.wav" is a/b.
+    """A name for each of several distinct ids, as a path without the audio's suffix: "a/b.wav" becomes a/b.
 
-    Leading dots are left out, so that every name stays in the folder and is visible. An id whose name is taken, or is
-    a folder of another name, keeps its ending or gets a digest.
+    Leading dots are removed, so that every name stays in the folder and is visible. An id whose name is taken, or is
+    a folder of another name, keeps its suffix or gets a digest.
     """
     names: dict[str, None] = {}
     folders: set[str] = set()
@@ -99,7 +99,7 @@ def is_features(folder: Path) -> bool:
 
 
 class FeatureFolder(Mapping[str, Tensor]):
-    """The features of a corpus by utterance id, in the order of the corpus; each is read when it is asked for.
+    """The features of a corpus by utterance id, in the order of the corpus; each is read on access.
 
     Raises:
         UserError: the folder does not hold features, they are not complete, or a file is damaged.

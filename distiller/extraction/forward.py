@@ -21,7 +21,7 @@ from upstream.config import SAMPLE_RATE
 from upstream.encoder import EncoderOutput, SpeechEncoder
 from upstream.errors import UserError
 
-# What is kept of an output: (batch, frame, ...), on its device
+# Selects the values to keep from an output: (batch, frame, ...), on its device
 Select = Callable[[EncoderOutput], Tensor]
 
 
@@ -31,13 +31,13 @@ class Pace:
 
     device: str = "cpu"
     batch_seconds: float = 100.0  # of audio in a forward pass, padding included
-    chunk_seconds: float = math.inf  # a longer recording is computed in chunks of so much
-    workers: int = 0  # processes that decode
-    processes: int = 1  # on this machine that do the same
+    chunk_seconds: float = math.inf  # longer recordings are computed in chunks of this length
+    workers: int = 0  # decoding processes
+    processes: int = 1  # processes on this machine that do the same
 
 
 class Group(NamedTuple):
-    """The recordings of one forward pass; they belong to the part of that number."""
+    """The recordings of one forward pass, and the number of the part that they belong to."""
 
     part: int
     ids: list[str]
@@ -58,7 +58,7 @@ class _Groups(Dataset[Batch]):
 
 
 def forward(encoder: SpeechEncoder, parts: Sequence[Sequence[DataCut]], select: Select, pace: Pace) -> Iterator[Group]:
-    """What `select` keeps of the encoder's output for each recording, part after part, the shortest of a part first.
+    """The values that `select` keeps for each recording, part after part, shortest first within a part.
 
     Args:
         encoder: in eval mode, on the device.
@@ -86,7 +86,7 @@ def forward(encoder: SpeechEncoder, parts: Sequence[Sequence[DataCut]], select: 
 
 @torch.no_grad()
 def _values(encoder: SpeechEncoder, batch: Batch, select: Select, device: str, chunk_seconds: float) -> list[Tensor]:
-    """What is kept of each recording of a batch, (frame, ...)."""
+    """The kept values of each recording of a batch, (frame, ...)."""
     batch = batch.to(device)
     try:
         if len(batch.ids) == 1 and int(batch.lengths) > chunk_seconds * SAMPLE_RATE:
@@ -100,7 +100,7 @@ def _values(encoder: SpeechEncoder, batch: Batch, select: Select, device: str, c
 
 
 def short_enough(encoder: SpeechEncoder, cuts: Sequence[DataCut], skipped: list[Skipped]) -> list[DataCut]:
-    """The recordings that the encoder takes; Whisper's of more than 30 s, not computed in chunks, go to `skipped`."""
+    """The recordings that the encoder accepts; Whisper has no chunks, so those of more than 30 s go to `skipped`."""
     limit = encoder.config.max_samples / SAMPLE_RATE or math.inf
     reason = f"it is longer than {limit:g} s, the most that this encoder takes"
     skipped += [Skipped(source_path(cut), reason) for cut in cuts if cut.duration > limit]

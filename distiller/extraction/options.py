@@ -1,4 +1,4 @@
-"""The options that all commands have which take a corpus through an encoder."""
+"""The options of all commands that run an encoder over a corpus."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ LAYER_ZERO = "what layer 0 is: feature_projection (P, the default) or transforme
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the corpus, and how it is computed."""
+    """Add options for the corpus, and for how it is computed."""
     option = parser.add_argument
     option("corpus", metavar="CORPUS", help="synthetic, a folder, an audio file or a manifest")
     option("--subsets", type=comma_separated(str), default=[], help="of the corpus (default: all of it)")

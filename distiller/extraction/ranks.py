@@ -14,7 +14,7 @@ from torch import distributed
 from distiller.common.process import launcher, rank
 from upstream.errors import UserError
 
-TIMEOUT = timedelta(days=7)  # the others may work for so long after the first is done
+TIMEOUT = timedelta(days=7)  # the others may work for this long after the first is done
 POLL = 0.1  # seconds
 
 
@@ -29,11 +29,11 @@ class Ranks:
     group: Any = None  # torch's, of all of them
 
     def device(self, name: str) -> str:
-        """The device of this process: of several GPUs, one for each process of a machine."""
+        """The device of this process: with several GPUs, each process of a machine uses its own."""
         return f"cuda:{self.local % torch.cuda.device_count()}" if name == "cuda" and self.size > 1 else name
 
     def wait(self) -> None:
-        """Return when every process has come here.
+        """Return when every process has reached this point.
 
         Raises:
             UserError: one of them has ended.
@@ -41,7 +41,7 @@ class Ranks:
         if self.size == 1:
             return
         try:
-            meeting: Any = distributed.barrier(self.group, async_op=True)  # one that blocks cannot be interrupted
+            meeting: Any = distributed.barrier(self.group, async_op=True)  # a blocking one cannot be interrupted
             while not meeting.is_completed():
                 time.sleep(POLL)
             meeting.wait()

@@ -17,7 +17,7 @@ FEATURIZER, WEIGHTS = "Featurizer", "weights"  # keys of s3prl's checkpoints
 
 
 def read_weights(path: Path) -> list[float]:
-    """The layers' weights: a JSON list's numbers as they are, or the softmax of those in a checkpoint of s3prl.
+    """The layers' weights: the numbers of a JSON list as they are, or the softmax of those in an s3prl checkpoint.
 
     Raises:
         UserError: neither of the two, or a featurizer that does not sum layers, or that normalises them.

@@ -1,7 +1,7 @@
-"""A corpus in parts, each finished or not: what lets several processes share the work, and a killed one continue.
+"""A corpus in parts, each finished or not, so that several processes can share the work and a killed one can continue.
 
 The folder of unfinished work holds the settings, the list of the corpus, and a record of each finished part: a JSON
-that is written after the part's own files.
+that is written after the part's files.
 """
 
 import json
@@ -27,10 +27,10 @@ from upstream.config import SAMPLE_RATE
 from upstream.encoder import SpeechEncoder
 from upstream.errors import UserError
 
-PART_BYTES = 2**29  # of a part's results, which are in memory together
+PART_BYTES = 2**29  # of a part's results, all in memory at once
 PART_SECONDS = 1800.0  # of a part's audio
 
-Row = dict[str, Any]  # what is known of an utterance; its id is "id"
+Row = dict[str, Any]  # data about an utterance; its id is "id"
 Finish = Callable[[int, list[tuple[DataCut, Tensor]]], list[Row]]
 
 
@@ -38,7 +38,7 @@ class Audio(NamedTuple):
     """An opened corpus."""
 
     cuts: list[DataCut]
-    skipped: list[Skipped]  # what cannot be used, as far as headers show
+    skipped: list[Skipped]  # unusable audio, as far as headers show
 
 
 class Result(NamedTuple):
@@ -50,15 +50,15 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """What is extracted from a corpus.
+    """An extraction from a corpus.
 
     Args:
-        folder: of unfinished work; the caller removes it when it has stored the result.
-        settings: that all of it has in common.
+        folder: of unfinished work; the caller removes it after storing the result.
+        settings: common to all of it.
         encoder: in eval mode, on the device of `pace`.
         corpus, subsets: as `all_audio`.
-        select: what is kept of the encoder's output.
-        frame_bytes: of what is kept of a frame.
+        select: selects the values to keep from the encoder's output.
+        frame_bytes: bytes kept per frame.
     """
 
     folder: Path
@@ -75,7 +75,7 @@ class Work:
         """The corpus; rank 0 must hold the lock of the output.
 
         Raises:
-            UserError: the folder holds work of other settings, or two utterances have one id; and as `all_audio`.
+            UserError: the folder holds work with other settings, or two utterances share an id; and as `all_audio`.
         """
         if self.ranks.rank == 0:
             sweep(self.folder)
@@ -89,7 +89,7 @@ class Work:
             _check_ids(cuts)
         except UserError:
             if self.ranks.rank == 0 and not self._settings.exists():
-                remove(self.folder / "corpus")  # the list of what the user will change
+                remove(self.folder / "corpus")  # the list of a corpus that the user will change
                 with suppress(OSError):  # it may hold a lock
                     self.folder.rmdir()
             raise
@@ -102,8 +102,8 @@ class Work:
         """Do what is missing of this rank's share; the result on rank 0, once all ranks are done, None on others.
 
         Args:
-            finish: writes the files of a part, given its number and what is kept of each utterance, (frame, ...), and
-                returns the rows of the utterances.
+            finish: writes the files of a part, given its number and the kept values of each utterance, (frame, ...),
+                and returns the rows of the utterances.
 
         Raises:
             UserError: no utterance can be decoded; and as `forward` and `finish`.
@@ -123,7 +123,7 @@ class Work:
         return self.folder / "settings.json"
 
     def _parts(self, cuts: Sequence[DataCut]) -> list[list[DataCut]]:
-        """The utterances in their order, in parts of PART_SECONDS and PART_BYTES; a larger one is one alone."""
+        """The utterances in order, in parts of PART_SECONDS and PART_BYTES; a larger utterance is a part by itself."""
         parts: list[list[DataCut]] = []
         seconds = size = 0.0
         for cut in cuts:
@@ -169,13 +169,13 @@ def _check_ids(cuts: Sequence[DataCut]) -> None:
 
 
 def check_settings(place: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises: UserError: what a file or folder holds was made with other settings than are wanted."""
+    """Raises: UserError: a file or folder was made with other settings than the wanted ones."""
     if other := difference({key: found.get(key) for key in wanted}, wanted, ignore={"encoder.name"}):
         raise UserError(f"{place} is of other settings: {other}; choose another --output")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a file of ours.
+    """The content of one of our files.
 
     Raises:
         UserError: it is damaged.

@@ -1,4 +1,4 @@
-"""Recipes of fine-tuning: everything that decides a run, typed and strict, in the form of recipes of distillation.
+"""Fine-tuning recipes: everything that determines a run, typed and strict, in the form of distillation recipes.
 
 Nothing here imports torch.
 """
@@ -18,14 +18,14 @@ from distiller.training.config import OptimizerConfig, TrainerConfig
 from upstream.errors import require
 
 RECIPES = Path(__file__).parent / "recipes"
-LOG_MEL = "log-mel"  # in place of a checkpoint: log-mel energies, to compare encoders with
+LOG_MEL = "log-mel"  # in place of a checkpoint: log-mel energies, as a baseline
 
 Share = Annotated[float, Field(ge=0, le=1, description="a share from 0 to 1")]
 
 
 @dataclass(config=STRICT)
 class TextConfig:
-    """Where the transcripts are, and what is kept of them."""
+    """Where the transcripts are, and how they are normalised."""
 
     # files of PATH<TAB>TEXT, Lhotse manifests, or a folder with LibriSpeech's *.trans.txt; null: with the corpus
     path: Text | None = None
@@ -35,12 +35,12 @@ class TextConfig:
 
 @dataclass(config=STRICT)
 class VocabularyConfig:
-    """What the head tells apart."""
+    """The tokens that the head distinguishes."""
 
     kind: Literal["characters", "bpe"] = "characters"
     size: Annotated[int, AT_LEAST_1] = 500  # pieces of bpe
-    # a vocabulary of one's own: a text file with a character a line, or a model of sentencepiece; null: it is made of
-    # the transcripts
+    # a custom vocabulary: a text file with a character per line, or a sentencepiece model; null: it is made from the
+    # transcripts
     path: Text | None = None
 
 
@@ -48,11 +48,11 @@ class VocabularyConfig:
 class EncoderTuning:
     """How the encoder is trained. The head's learning rate is optimizer.lr."""
 
-    frozen: Share = 0.1  # of the steps, the first ones, in which the head alone is trained; 1: all of them
+    frozen: Share = 0.1  # share of the steps, at the start, in which only the head is trained; 1: all of them
     train_extractor: bool = False  # the convolutions
     lr_scale: Annotated[float, ABOVE_0] = 1.0  # of the last layer's learning rate, relative to the head's
     layer_decay: Annotated[float, Field(gt=0, le=1, description="a factor above 0 and up to 1")] = 0.9  # of each below
-    mask_starts: Share = 0.0  # of the frames, at which a span begins that the layers do not see
+    mask_starts: Share = 0.0  # share of frames at which a masked span begins
     mask_span: Annotated[int, AT_LEAST_1] = 10  # frames
 
 
@@ -65,7 +65,7 @@ class HeadConfig:
 
 @dataclass(config=STRICT)
 class DecodingConfig:
-    """How held-out audio is transcribed at the end, besides greedily."""
+    """How held-out audio is transcribed at the end, in addition to greedy decoding."""
 
     beam: Annotated[int, Field(ge=0, description="a number of hypotheses, or 0 for no beam search")] = 0
 
@@ -91,7 +91,7 @@ class FineTuning:
         require(corpus.batch_seconds != AUTO, "corpus.batch_seconds", AUTO, "a number of seconds in fine-tuning")
         whole = "null in fine-tuning: a part of a recording has no transcript"
         require(corpus.window_seconds is None, "corpus.window_seconds", corpus.window_seconds, whole)
-        # the layers are skipped while only the head is trained, which a sharded network cannot
+        # the layers are skipped while only the head is trained, which is impossible in a sharded network
         require(trainer.strategy != "fsdp", "trainer.strategy", trainer.strategy, "auto or ddp in fine-tuning")
         return self
 

@@ -1,4 +1,4 @@
-"""From scores to text, from files to text, and how far the text is from what was said."""
+"""From scores to text, from files to text, and the error rates of the text."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class ErrorRates:
 
 
 def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRates:
-    """How far the hypotheses are from the references, of which none is empty.
+    """The error rates of the hypotheses; no reference is empty.
 
     Raises:
         UserError: jiwer is not installed.
@@ -78,7 +78,7 @@ def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRa
 
 
 def require_packages(beam: int, vocabulary: Vocabulary) -> None:
-    """Raises: UserError: a package that the end of a run needs is missing."""
+    """Raises: UserError: a package needed at the end of a run is missing."""
     _jiwer()
     if beam:
         Beam(vocabulary, beam)
@@ -98,8 +98,8 @@ def transcriptions(
     """The path of every file, and its text, or why there is none.
 
     Args:
-        names: audio files, or what `corpora.scanning.scan` finds some in, such as folders and lists.
-        beam: hypotheses of a beam search; 0: greedily.
+        names: audio files, or anything else that `corpora.scanning.scan` takes, such as folders and lists.
+        beam: hypotheses of a beam search; 0: greedy decoding.
     """
     decoder = Decoder(recognizer.encoder.config.min_samples)
     decode = text_of(recognizer, beam)
@@ -116,7 +116,7 @@ def transcriptions(
             shown = name if source_path(cut) == str(path) else source_path(cut)
             try:
                 yield shown, decode(decoder.decode(cut))
-            except (Undecodable, UserError) as error:  # the latter of an encoder that takes no more than 30 s
+            except (Undecodable, UserError) as error:  # the latter for encoders that take at most 30 s
                 yield shown, UserError(f"{shown}: {error}")
 
 

@@ -1,4 +1,4 @@
-"""A run of fine-tuning, from its recipe to its report."""
+"""A fine-tuning run, from its recipe to its report."""
 
 import json
 import time
@@ -39,7 +39,7 @@ MODEL, BEST, TRANSCRIPTS = "model", "best", "transcripts.csv"
 
 @dataclass(frozen=True)
 class Run:
-    """What a run consists of, opened and checked."""
+    """The parts of a run, opened and checked."""
 
     recipe: FineTuning
     output: Path
@@ -57,9 +57,9 @@ class Run:
 
 
 def finetune(recipe: FineTuning, output: Path) -> None:
-    """Run a recipe to its end in `output`, continuing what an earlier process left there.
+    """Run a recipe to its end in `output`, continuing from what an earlier process left there.
 
-    First the training, then model/, then report.json, which marks the run as complete.
+    Training comes first, then model/, then report.json, which marks the run as complete.
 
     Raises:
         UserError: whatever the user can correct.
@@ -91,10 +91,10 @@ def finetune(recipe: FineTuning, output: Path) -> None:
 
 
 def open_run(recipe: FineTuning, output: Path) -> Run:
-    """The encoder, the corpus and its transcripts, the same as when the run began, wherever they lie now.
+    """The encoder, the corpus and its transcripts, the same as when the run began, wherever they are now.
 
     Raises:
-        UserError: one of them cannot be used, or is another one.
+        UserError: one of them cannot be used, or has changed.
     """
     encoder: Any = LogMel() if recipe.model == LOG_MEL else load_teacher(recipe.model)
     with forgetting_a_failed_scan(output / "corpus"):

@@ -1,4 +1,4 @@
-"""Log-mel energies in the place of an encoder: what a recogniser reaches without one."""
+"""Log-mel energies in place of an encoder, as a baseline for recognisers."""
 
 import torch
 import torchaudio
@@ -9,15 +9,15 @@ from upstream.config import SAMPLE_RATE, EncoderConfig
 from upstream.encoder import EncoderOutput
 from upstream.waveforms import as_batch, frame_mask
 
-MELS, CONTEXT = 40, 12  # bands, and frames to either side that are seen at once: those of the probes
+MELS, CONTEXT = 40, 12  # bands, and stacked frames on either side: those of the probes
 FRAME, HOP = 400, 320  # samples; those of the encoders
 WIDTH = MELS * (2 * CONTEXT + 1)
 
 
 class LogMel(nn.Module):
-    """As `SpeechEncoder`, on the same frames: each band normalised over an utterance, and the frames around, stacked.
+    """As `SpeechEncoder`, on the same frames: each band normalised over an utterance, stacked with neighbouring frames.
 
-    `config` has the frames and the width of it; there is no parameter.
+    `config` describes its frames and width; it has no parameters.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What is fine-tuned: a recogniser by CTC, its head first, its layers at learning rates of their own."""
+"""The module for fine-tuning: a recogniser by CTC, its head first, with a learning rate for each layer."""
 
 import re
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class CTC(TrainingModule):
         self.targets, self.tuning = targets, recipe.encoder
         self.dropout = nn.Dropout(recipe.head.dropout)
         encoder = recognizer.encoder
-        self.mask: nn.Parameter | None = None  # in the place of P in masked frames
+        self.mask: nn.Parameter | None = None  # replaces P in masked frames
         if isinstance(encoder, SpeechEncoder):
             encoder.requires_grad_(self.tuning.frozen < 1)
             if not self.tuning.train_extractor:
@@ -54,7 +54,7 @@ class CTC(TrainingModule):
 
     @property
     def first_step(self) -> int:
-        """Steps in which the head alone is trained."""
+        """Number of steps in which only the head is trained."""
         return round(self.tuning.frozen * self.steps)
 
     def networks(self) -> list[nn.Module]:
@@ -67,7 +67,7 @@ class CTC(TrainingModule):
         return {"encoder": self.recognizer(batch.heard, batch.lengths)[0].isfinite().all()}
 
     def special_groups(self) -> list[dict[str, Any]]:
-        """Each depth of the encoder: the last layer at lr_scale of the head's learning rate, each below at less."""
+        """A group per depth of the encoder: the last layer has lr_scale times the head's rate, earlier ones less."""
         encoder = self.recognizer.encoder
         groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
         for name, parameter in encoder.named_parameters():
@@ -92,7 +92,7 @@ class CTC(TrainingModule):
         rows = [self._target(name) for name in batch.ids]
         targets = torch.tensor([token for row in rows for token in row]).to(device, non_blocking=True)
         counts = torch.tensor([len(row) for row in rows])
-        # infinite only where a file is shorter than its header says: its length has been checked by that
+        # infinite only if a file is shorter than its header says, since lengths were checked by headers
         loss = F.ctc_loss(scores.to(device), targets, lengths, counts, reduction="sum", zero_infinity=True)
         return [Term("ctc", loss.to(scores.device), "frame")]
 
@@ -121,7 +121,7 @@ class CTC(TrainingModule):
 
 
 def depth(name: str, encoder: nn.Module) -> int:
-    """The layer that a parameter belongs to, 1 for the first; 0 for what comes before it."""
+    """The layer that a parameter belongs to, 1 for the first; 0 for anything before it."""
     found = re.match(r"layers\.(\d+)\.", name)
     if found:
         return int(found[1]) + 1

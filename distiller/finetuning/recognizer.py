@@ -1,6 +1,6 @@
-"""A recogniser: an encoder, a linear head on its last hidden state, and the vocabulary that the head tells apart.
+"""A recogniser: an encoder, a linear head on its last hidden state, and the head's vocabulary.
 
-Its folder is one that `upstream.checkpoint.load` opens as the encoder alone, with two more files:
+`upstream.checkpoint.load` opens its folder as just the encoder; it has two more files:
 
     config.json, model.safetensors       the encoder
     head.safetensors                     weight (token, channel) and bias
@@ -44,21 +44,21 @@ class Recognizer(nn.Module):
 
     @torch.no_grad()
     def logits(self, waveform: Tensor) -> Tensor:
-        """(frame, token) of a wav (sample,) of any length, in bounded memory where the encoder can be run in chunks."""
+        """(frame, token) of a wav (sample,) of any length, in bounded memory if the encoder can run in chunks."""
         encoder = self.encoder
         if isinstance(encoder, SpeechEncoder) and isinstance(encoder.feature_extractor, FeatureExtractor):
             return torch.cat([self.head(output.last_hidden_state[0]) for output in outputs(encoder, waveform)])
         return self(waveform[None])[0][0]
 
     def save(self, folder: Path, files: Mapping[str, str] | None = None) -> None:
-        """Write the folder atomically, with other `files` beside. Raises: UserError: as `upstream.checkpoint.save`."""
+        """Write the folder atomically, with further `files`. Raises: UserError: as `upstream.checkpoint.save`."""
         head = {name: value.detach().cpu().contiguous() for name, value in self.head.state_dict().items()}
         vocabulary = json.dumps({"vocabulary": self.vocabulary.to_dict()}, indent=1, ensure_ascii=False) + "\n"
         extra: dict[str, bytes | str] = {**(files or {}), HEAD: to_safetensors(head), RECOGNIZER: vocabulary}
         if isinstance(self.encoder, SpeechEncoder):
             save(self.encoder, folder, extra)
         else:
-            write_folder(folder, {**extra, CONFIG: "{}\n"})  # an empty configuration: there is no encoder
+            write_folder(folder, {**extra, CONFIG: "{}\n"})  # an empty configuration, without an encoder
 
 
 def is_recognizer(path: str | Path) -> bool:
@@ -70,7 +70,7 @@ def open_recognizer(path: str | Path) -> Recognizer:
     """The recogniser in a folder, in eval mode.
 
     Raises:
-        UserError: it is no such folder, or is damaged.
+        UserError: it is not such a folder, or is damaged.
     """
     folder = existing_checkpoint(Path(path))
     if folder is None or not is_recognizer(folder):

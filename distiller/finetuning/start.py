@@ -1,4 +1,4 @@
-"""From a command line to a run of fine-tuning. Imports that take seconds come after every check without them."""
+"""From a command line to a fine-tuning run. Slow imports come after all checks that do not need them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ def start(recipe: FineTuning, output: Path, overwrite: bool = False, dry_run: bo
 
 
 def with_absolute_paths(recipe: FineTuning, dry_run: bool = False) -> FineTuning:
-    """The same recipe with paths that hold in any directory.
+    """The same recipe with paths that are valid in any directory.
 
     Raises:
         UserError: a path that does not exist; hub names are not checked, nor, in a dry run, the corpus.

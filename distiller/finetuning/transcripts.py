@@ -30,14 +30,14 @@ KINDS = f"PATH<TAB>TEXT ({', '.join(LIST)}), a Lhotse manifest ({', '.join(MANIF
 
 @dataclass
 class Transcripts:
-    """The texts that were found, by what names their audio."""
+    """The texts that were found, by identifiers of their audio."""
 
     by_id: dict[str, str] = field(default_factory=dict)  # of a Lhotse cut, or its recording
     by_path: dict[str, str] = field(default_factory=dict)  # absolute
     by_stem: dict[str, str] = field(default_factory=dict)  # of the file, in LibriSpeech
 
     def of(self, cut: DataCut) -> str | None:
-        """The text of a cut, or of what it is a copy of at another speed."""
+        """The text of a cut, or of the original if it is a copy at another speed."""
         assert cut.recording is not None
         path, name = source_path(cut), original_id(cut.id)
         for texts, key in (
@@ -79,7 +79,7 @@ def find_transcripts(corpus: CorpusConfig, text: TextConfig, cuts: Sequence[Data
                     _read_manifest(manifest, found)
             elif source.name.endswith(MANIFEST):
                 _read_manifest(source, found)
-            elif source.name.endswith(LIST) and source.suffix != ".tsv":  # fairseq's, with numbers behind the tabs
+            elif source.name.endswith(LIST) and source.suffix != ".tsv":  # fairseq's, with numbers after the tabs
                 _read_lines(source, found)
         folders = sorted({Path(source_path(cut)).parent for cut in cuts})
         _read_librispeech((path for folder in folders for path in sorted(folder.glob(LIBRISPEECH))), found)
@@ -140,7 +140,7 @@ class Labelled:
     texts: dict[str, str]  # by the id of the cut
     targets: dict[str, list[int]]  # the same as indices of the vocabulary
     vocabulary: Vocabulary
-    skipped: list[Skipped]  # utterances of which nothing can be learnt
+    skipped: list[Skipped]  # utterances that cannot be learned from
 
 
 def label(corpus: Corpus, recipe: FineTuning, shape: EncoderConfig) -> Labelled:
@@ -151,7 +151,7 @@ def label(corpus: Corpus, recipe: FineTuning, shape: EncoderConfig) -> Labelled:
 
     Raises:
         UserError: as `find_transcripts` and `make_vocabulary`; transcripts are missing, or have characters that the
-            vocabulary lacks; of all utterances to train or to test on nothing can be learnt.
+            vocabulary lacks; no utterance of the training or test set can be used.
     """
     cuts = [*corpus.train, *corpus.validation]
     found = find_transcripts(recipe.corpus, recipe.text, cuts)
@@ -182,7 +182,7 @@ def label(corpus: Corpus, recipe: FineTuning, shape: EncoderConfig) -> Labelled:
 
 
 def normalised(text: str, config: TextConfig) -> str:
-    """A transcript as the recipe wants it, with single spaces."""
+    """A transcript normalised as in the recipe, with single spaces."""
     text = unicodedata.normalize("NFC", text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
     if config.case != "keep":
         text = text.upper() if config.case == "upper" else text.lower()
@@ -192,7 +192,7 @@ def normalised(text: str, config: TextConfig) -> str:
 
 
 def _problem(cut: DataCut, target: Sequence[int], shape: EncoderConfig) -> str | None:
-    """Why CTC cannot learn an utterance, if so: each token takes a frame, and a repeated one another before it."""
+    """Why CTC cannot learn an utterance, if so: each token needs a frame, and a repeated token one more."""
     if not target:
         return "its transcript is empty"
     frames = int(shape.frame_count(int(cut.duration * SAMPLE_RATE)))

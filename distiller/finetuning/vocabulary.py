@@ -1,4 +1,4 @@
-"""What a CTC head tells apart: characters, or pieces of words, besides the blank at index 0."""
+"""The tokens of a CTC head: characters or word pieces, and the blank at index 0."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ CHARACTERS, BPE = "characters", "bpe"
 
 
 class Vocabulary:
-    """Text to indices and back. Spaces separate words, of which there is at least one in a text.
+    """Text to indices and back. Spaces separate words; a text has at least one word.
 
     Args:
         tokens: the blank, then characters (SPACE for a space) or pieces of words.
@@ -68,9 +68,9 @@ class Vocabulary:
         return " ".join(text.replace(SPACE, " ").split())
 
     def tokenizer_files(self) -> dict[str, str]:
-        """What `AutoTokenizer` of `transformers` opens: its `decode` merges repetitions and leaves blanks out.
+        """The files for `AutoTokenizer` of `transformers`, whose `decode` merges repetitions and removes blanks.
 
-        That of pieces of words decodes only; what encodes is sentencepiece's model.
+        With word pieces it only decodes; sentencepiece's model is needed to encode.
         """
         settings: dict[str, Any] = {"pad_token": BLANK, "bos_token": None, "eos_token": None}
         if not self.model:
@@ -102,7 +102,7 @@ def make_vocabulary(config: VocabularyConfig, training: Sequence[str], others: S
     """The vocabulary of a recipe.
 
     Args:
-        training, others: texts to train on and to test on; the former decide about pieces, all about characters.
+        training, others: training and test texts; word pieces come from the former only, characters from all of them.
 
     Raises:
         UserError: a file that cannot be used, or more pieces than the texts allow.

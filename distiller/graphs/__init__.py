@@ -1,1 +1,1 @@
-"""Encoders as graphs that other programs run."""
+"""Encoders as graphs for other runtimes."""

@@ -1,4 +1,4 @@
-"""Attention in a graph: a block of queries at a time, so that its memory grows with the wav and not with its square."""
+"""Attention in a graph: a block of queries at a time, so that memory is linear in the wav's length, not quadratic."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from upstream.config import EncoderConfig
 from upstream.encoder import EncoderLayer, SpeechEncoder
 
 BLOCK = 64  # queries
-NEVER = -1e30  # the score of a padded key: finite, so that zero times it is zero, yet no weight is left of it
+NEVER = -1e30  # the score of a padded key: finite, so that zero times it is zero, but its weight vanishes
 
 
 class DistanceBiases(nn.Module):
@@ -52,7 +52,7 @@ class BlockedAttention(SelfAttention):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         assert key_mask is not None  # traced graphs serve padded batches
-        # a channel for the mask, which the product then adds for nothing; a step of its own took a fifth of the time
+        # an extra channel for the mask, which the product then adds for free; a separate step took a fifth of the time
         query = torch.cat([query / math.sqrt(self.head_dim), torch.ones_like(query[..., :1])], dim=-1)
         key = torch.cat([key, torch.zeros_like(key[..., :1]).masked_fill(~key_mask.mT, NEVER)], dim=-1)
         positions = torch.arange(states.shape[1], device=states.device)
@@ -63,7 +63,7 @@ class BlockedAttention(SelfAttention):
             blocks.append(_blocks(self.gate(states, biases.new_ones(self.gate.num_heads, 1, 1)), 2))
 
         def attend(carry: Tensor, block: list[Tensor]) -> tuple[Tensor, Tensor]:
-            scores = block[0] @ key.transpose(2, 3)  # (batch, head, query, key), of padded keys `NEVER`
+            scores = block[0] @ key.transpose(2, 3)  # (batch, head, query, key), `NEVER` for padded keys
             if biases is not None:
                 reach = biases.shape[1] // 2
                 distances = (positions - block[1][:, None]).clamp(-reach, reach) + reach
@@ -80,7 +80,7 @@ class BlockedAttention(SelfAttention):
 
 
 def _blocks(values: Tensor, dim: int) -> Tensor:
-    """Dimension `dim`, the queries, padded and split into blocks, now the first dimension; tracing requires two."""
+    """Dimension `dim`, the queries, padded and split into blocks, which come first; tracing requires at least two."""
     count = (values.shape[dim] + BLOCK - 1) // BLOCK + 1
     padding = [0, 0] * (values.ndim - 1 - dim) + [0, count * BLOCK - values.shape[dim]]
     return F.pad(values, padding).unflatten(dim, (count, BLOCK)).movedim(dim, 0)

@@ -1,4 +1,4 @@
-"""What every export is checked with before it is kept."""
+"""The checks that every export must pass before it is kept."""
 
 import math
 import tempfile
@@ -19,7 +19,7 @@ LENGTHS = (16_000, 11_231, 7_040)  # of the wavs, in samples
 
 @contextmanager
 def temporary_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder on the disk of an output, which must be writable anyway, unlike the machine's own folder.
+    """A temporary folder on the output's disk, which must be writable anyway, unlike the system's temporary folder.
 
     Raises:
         UserError: the disk refuses.
@@ -51,13 +51,13 @@ def wavs() -> list[Tensor]:
 
 
 def farthest(ours: Tensor, theirs: Tensor) -> float:
-    """Largest absolute difference; infinite where either is not finite, which `max` would pass over."""
+    """Largest absolute difference; infinite where either is not finite, which `max` would miss."""
     difference = float((ours - theirs).abs().max())
     return difference if math.isfinite(difference) else math.inf
 
 
 def checked(difference: float, path: Path, states: str, reference: str) -> float:
-    """The difference itself.
+    """Returns the difference.
 
     Raises:
         UserError: it is above the tolerance.

@@ -1,8 +1,8 @@
 """An encoder for a graph in which linear layers and convolutions are matrix products of 8-bit integers.
 
-Linear layers follow norms, so one scale serves the inputs of each: the range measured on audio. What goes through the
-convolutions is not normalised: in a pause it is a hundredth of what it is elsewhere, and a single scale would leave
-nothing of it. There each window has its own scale, from its lowest and its highest value.
+Linear layers follow norms, so one scale is enough for the inputs of each: the range measured on audio. The inputs of
+convolutions are not normalised: in a pause they are a hundredth of what they are elsewhere, and a single scale would
+round them to zero. There each window has its own scale, from its lowest and its highest value.
 """
 
 import copy
@@ -20,7 +20,7 @@ from upstream.waveforms import frame_mask
 
 OPSET = 20  # the first with GELU as one operator
 STEPS = 255  # of unsigned 8 bits
-ZERO = 64  # the integer that stands for 0 among values that left a GELU, few of which are negative
+ZERO = 64  # the integer that represents 0 in outputs of a GELU, few of which are negative
 TINY = 1e-9
 
 Range = tuple[float, float]  # the lowest and the highest value
@@ -46,7 +46,7 @@ class EightBitWeight(nn.Module):
 
 
 class EightBitLinear(nn.Module):
-    """A linear layer whose inputs have one scale, for a range of values; what is beyond counts as its end."""
+    """A linear layer whose inputs have one scale, for a range of values; values beyond it are clamped."""
 
     scale: Tensor
     zero: Tensor
@@ -66,7 +66,7 @@ class EightBitLinear(nn.Module):
 
 
 class EightBitConvolution(nn.Module):
-    """A convolution over values that left a GELU, in which each window has its own scale."""
+    """A convolution over outputs of a GELU, with a separate scale for each window."""
 
     one: Tensor
     zero: Tensor
@@ -90,7 +90,7 @@ class EightBitConvolution(nn.Module):
 
 
 class EightBitExtractor(nn.Module):
-    """`FeatureExtractor` over (batch, frame, channel); its first layer, which hears the waveform, in 32 bits."""
+    """`FeatureExtractor` over (batch, frame, channel); its first layer, on the waveform, stays in 32 bits."""
 
     def __init__(self, extractor: FeatureExtractor) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def in_eight_bits(encoder: SpeechEncoder, ranges: Mapping[str, Range]) -> Speech
     """A copy of the encoder with such layers.
 
     Args:
-        ranges: of the inputs of each of `linear_layers`, by its name.
+        ranges: input range of each of `linear_layers`, by its name.
     """
     encoder = copy.deepcopy(encoder)
     assert isinstance(encoder.feature_extractor, FeatureExtractor)
@@ -131,7 +131,7 @@ def in_eight_bits(encoder: SpeechEncoder, ranges: Mapping[str, Range]) -> Speech
 
 
 def linear_layers(encoder: SpeechEncoder) -> dict[str, nn.Linear]:
-    """By name, all but WavLM's gates, which are tiny."""
+    """The linear layers by name, except WavLM's gates, which are tiny."""
     gates = [module.linear for module in encoder.modules() if isinstance(module, PositionGate)]
     modules = encoder.named_modules()
     return {name: module for name, module in modules if isinstance(module, nn.Linear) and module not in gates}
@@ -158,7 +158,7 @@ def _operator(name: str, inputs: Sequence[Tensor], axis: int, dtype: torch.dtype
 
 
 def _taps(rows: Tensor, kernel: int, stride: int) -> list[Tensor]:
-    """What each tap of a convolution sees: of (batch, row, ...) every stride-th row, from its own on."""
+    """The inputs of each tap of a convolution: every stride-th row of (batch, row, ...), starting at the tap's."""
     if kernel == stride == 1:
         return [rows]
     last = (rows.shape[1] - kernel) // stride * stride
@@ -166,9 +166,9 @@ def _taps(rows: Tensor, kernel: int, stride: int) -> list[Tensor]:
 
 
 def _first(layer: ConvLayer, waveforms: Tensor, lengths: Tensor) -> Tensor:
-    """The first convolution and its norm, (batch, frame, channel); a group norm becomes part of the weights.
+    """The first convolution and its norm, (batch, frame, channel); a group norm is folded into the weights.
 
-    As `ConvLayer.moments` and `with_folded_norm`, whose strided views a graph cannot hold.
+    As `ConvLayer.moments` and `with_folded_norm`, whose strided views cannot be exported.
     """
     kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
     windows = torch.stack(_taps(waveforms, kernel, stride), dim=2)  # (batch, window, tap)

@@ -1,4 +1,4 @@
-"""A student as an ExecuTorch program (.pte) for phones: a wav of any length up to a longest in, hidden states out."""
+"""A student as an ExecuTorch program (.pte) for phones: a wav of any length up to a limit in, hidden states out."""
 
 import importlib.util
 import os
@@ -30,12 +30,12 @@ LONGEST = "longest_samples"  # the method of the file that returns its limit
 
 @dataclass(frozen=True)
 class Written:
-    """What is known of a file."""
+    """What is known about a written file."""
 
     output_name: str
     shortest: int  # samples of the shortest wav
     longest: int
-    difference: float  # the largest from PyTorch
+    difference: float  # the largest deviation from PyTorch
     delegated: int  # operators that XNNPACK runs
     others: int
 
@@ -123,7 +123,7 @@ def _program(graph: StatesGraph, longest: int) -> torch.export.ExportedProgram:
         strict=False,
         prefer_deferred_runtime_asserts_over_guards=True,
     )
-    # that there are frames, torch would assert with functions of sizes that ExecuTorch refuses
+    # torch asserts that there are frames, with functions of sizes that ExecuTorch rejects
     for node in exported.graph.nodes:
         if node.op == "call_function" and "_assert_" in str(node.target):
             exported.graph.erase_node(node)
@@ -133,9 +133,9 @@ def _program(graph: StatesGraph, longest: int) -> torch.export.ExportedProgram:
 
 @contextmanager
 def _lowering() -> Iterator[None]:
-    """What lowering needs: its compiler of schemas beside this Python, no asserts, and lengths of any size.
+    """What lowering needs: its schema compiler next to this Python, no asserts, and lengths of any size.
 
-    For oneDNN, torch would choose a convolution by the size of its input, and take the lengths of others away.
+    With oneDNN, torch would choose a convolution by the size of its input, and so rule out other lengths.
     """
     folders = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     asserts = torch._dynamo.config.patch(do_not_emit_runtime_asserts=True)

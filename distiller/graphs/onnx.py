@@ -36,7 +36,7 @@ class StatesGraph(nn.Module):
     """The computation of the file: (waveforms, lengths) -> (states, frame_lengths).
 
     states: "all": F^0..F^L, (layer, batch, frame, channel); "weighted": their sum with `weights`; "last": the last
-    hidden state; "logits": a recogniser's; these (batch, frame, channel). Padded frames hold arbitrary finite values.
+    hidden state; "logits": a recogniser's; the last three (batch, frame, channel). Padded frames are finite, arbitrary.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ def export_program(graph: StatesGraph) -> torch.export.ExportedProgram:
             _example(),
             dynamic_shapes={"waveforms": {0: batch, 1: sample}, "lengths": {0: batch}},
             strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,  # guards on frame counts are true, but it cannot prove it
+            prefer_deferred_runtime_asserts_over_guards=True,  # guards on frame counts hold, but it cannot prove that
         )
 
 
@@ -123,8 +123,8 @@ def save_onnx(graph: StatesGraph, path: Path, computed: StatesGraph, opset: int)
     """Write the file, unchecked.
 
     Args:
-        graph: what the file says that it holds.
-        computed: what it computes: `graph`, or that in other arithmetic.
+        graph: describes the file's content in its metadata.
+        computed: what the file computes: `graph`, possibly in other arithmetic.
     """
     with quietly(), torch.no_grad():
         program = torch.onnx.export(
@@ -140,7 +140,7 @@ def save_onnx(graph: StatesGraph, path: Path, computed: StatesGraph, opset: int)
 
 
 def filled_in(program: Any, graph: StatesGraph, path: Path) -> None:
-    """Write what `torch.onnx.export` has made, and in it what the file holds."""
+    """Write the result of `torch.onnx.export`, with metadata about its content."""
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with the paths of this machine
     program.model.metadata_props["encoder"] = json.dumps(graph.encoder.config.to_dict())
@@ -197,10 +197,10 @@ def to_program(graph: StatesGraph, path: Path) -> float:
     program = export_program(graph)
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # which has the paths of this machine
+            node.meta.pop("stack_trace", None)  # it contains the paths of this machine
     with writing(path) as temporary:
         with quietly():
-            torch.export.save(program, content := io.BytesIO())  # of a full disk its own writer says it in 40 lines
+            torch.export.save(program, content := io.BytesIO())  # its own writer reports a full disk in 40 lines
             temporary.write_bytes(content.getvalue())
             run = torch.export.load(temporary).module()
         return checked(compare(graph, run).largest, path, "its states", "the student's")
@@ -234,7 +234,7 @@ def quantized(graph: StatesGraph, path: Path) -> str:
 
 
 def eight_bit_line(deviation: Deviation, full: float, eight_bit: float, reference: str) -> str:
-    """What is said of an 8-bit file, which takes `eight_bit` seconds where `reference` takes `full`."""
+    """The line about an 8-bit file, which takes `eight_bit` seconds where `reference` takes `full`."""
     return (
         f"relative error {deviation.relative:.3f}, mean cosine of a wav at least {deviation.cosine:.4f}, "
         f"largest difference {deviation.largest:.2g}; 10 s of audio in {eight_bit:.3f} s on one thread "
@@ -243,7 +243,7 @@ def eight_bit_line(deviation: Deviation, full: float, eight_bit: float, referenc
 
 
 def seconds_each(runs: Sequence[Run], rounds: int = 7) -> list[float]:
-    """Median time of each for 10 s of audio, in turns so that all meet the same machine."""
+    """Median time of each for 10 s of audio, interleaved so that all see the same load on the machine."""
     waveforms = 0.1 * torch.randn(1, TEN_SECONDS, generator=torch.Generator().manual_seed(0))
     taken: list[list[float]] = [[] for _ in runs]
     for _ in range(rounds + 1):

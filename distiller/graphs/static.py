@@ -1,4 +1,4 @@
-"""ONNX files in 8 bits with scales that were measured on audio before."""
+"""ONNX files in 8 bits with scales measured on audio beforehand."""
 
 import math
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ def statically_quantized(graph: StatesGraph, path: Path, audio: Sequence[Tensor]
     """Write the file with linear layers and convolutions in 8 bits, activations too.
 
     Args:
-        audio: wavs, (sample,) each; the ranges of activations are those on all but the first three, and the file is
-            checked on these. Of fewer than six wavs all serve both.
+        audio: wavs, (sample,) each; the file is checked on the first three, and activation ranges are measured on the
+            others. With fewer than six wavs, all are used for both.
 
     Returns:
         A line with its deviation from the student and its speed.

@@ -1,6 +1,6 @@
-"""A student as an ONNX file that hears speech as it comes: a chunk and the state before it in, states and state out.
+"""A student as a streaming ONNX file: a chunk and the previous state in, hidden states and the new state out.
 
-Everything but the batch has one size. A memory that is not yet full holds zeros, which `known` keeps out of attention.
+All sizes but the batch's are fixed. A memory that is not yet full is padded with zeros, which `known` masks.
 """
 
 from pathlib import Path
@@ -25,12 +25,12 @@ OPSET = 18
 class StepGraph(nn.Module):
     """The computation of the file, for one chunk of C frames of H samples each.
 
-    In: waveforms (batch, C H), the next samples; frames (1,), how many of the chunk's count, fewer than C only at a
-    wav's end; known (1,), frames in the memories; samples (batch, O), those before; past (batch, K, channel) of the
+    In: waveforms (batch, C H), the next samples; frames (1,), valid frames of the chunk, fewer than C only at a wav's
+    end; known (1,), frames in the memories; samples (batch, O), the preceding ones; past (batch, K, channel) of the
     positional convolution; with a group norm blocks (1,) and moments (batch, 3, channel) of `RunningMoments`; keys and
     values (batch, head, left, head_dim) of each layer with attention.
 
-    Out: the states as `StatesGraph` has them, and the new state, in the order of the inputs.
+    Out: the hidden states, as in `StatesGraph`, and the new state, in the order of the inputs.
     """
 
     def __init__(self, graph: StatesGraph) -> None:
@@ -56,7 +56,7 @@ class StepGraph(nn.Module):
         heard = torch.cat([samples, waveforms], dim=1)
         projected = encoder.feature_projection(encoder.feature_extractor.chunk(heard, moments))  # type: ignore[operator]
         chunk, left = config.chunk_frames, config.left_frames
-        positions = torch.arange(left + chunk) - left  # of keys: those of the chunk from 0 on
+        positions = torch.arange(left + chunk) - left  # of keys: the chunk's start at 0
         key_mask = ((positions >= -known) & (positions < frames))[None, None, None]
         states = projected + encoder.positional(projected, past=past)
         if not config.layer_norm_first:
@@ -87,7 +87,7 @@ class StepGraph(nn.Module):
         if self.channels:
             zeros |= {"blocks": torch.zeros(1, dtype=torch.int64), "moments": torch.zeros(batch, 3, self.channels)}
         for index, heads in enumerate(self.heads, start=1):
-            for name in ("keys", "values") if heads else ():  # each its own: tracing takes one tensor for one input
+            for name in ("keys", "values") if heads else ():  # separate: tracing merges inputs that share a tensor
                 zeros[f"{name}_{index}"] = torch.zeros(batch, heads, config.left_frames, config.head_dim)
         return zeros
 
@@ -96,7 +96,7 @@ def to_streaming_onnx(graph: StatesGraph, path: Path) -> float:
     """Write the file, run it on wavs chunk by chunk, and check it; returns the largest difference from PyTorch.
 
     Raises:
-        UserError: a student that hears whole wavs, a deviation above 1e-4, a missing package, a disk that refuses.
+        UserError: a student that needs whole wavs, a deviation above 1e-4, a missing package, a disk that refuses.
     """
     check_packages("onnx", "onnxscript", "onnxruntime")
     step = StepGraph(graph).eval()
@@ -123,7 +123,7 @@ def to_streaming_onnx(graph: StatesGraph, path: Path) -> float:
 
 @torch.no_grad()
 def _deviation(graph: StatesGraph, stream: OnnxStream) -> float:
-    """Of the states of wavs that come in pieces from those of whole wavs."""
+    """Deviation of the states of streamed wavs from those of whole wavs."""
     largest = 0.0
     for waveform in wavs():
         stream.restart()

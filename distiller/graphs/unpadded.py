@@ -1,4 +1,4 @@
-"""An encoder of one wav without padding, of the operators that XNNPACK has: nothing is masked."""
+"""An encoder for one wav without padding, built from operators that XNNPACK supports: nothing is masked."""
 
 import copy
 
@@ -15,7 +15,7 @@ from upstream.positional import PositionalConvolution, PositionalStack
 
 
 class UnpaddedGraph(nn.Module):
-    """The computation of the file: waveforms (1, sample) -> (states, frame_lengths) as those of `StatesGraph`."""
+    """The computation of the file: waveforms (1, sample) -> (states, frame_lengths) as in `StatesGraph`."""
 
     def __init__(self, states_graph: StatesGraph) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class PooledGroupNorm(ChannelGroupNorm):
 
 
 class PlainPositions(nn.Module):
-    """Positional convolutions with the weights they have, as `nn.Conv1d`s of as many frames as come in."""
+    """Positional convolutions with the same weights, as `nn.Conv1d`s that keep the number of frames."""
 
     def __init__(self, positional: PositionalConvolution | PositionalStack) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ def _prepared(waveforms: Tensor, encoder: SpeechEncoder) -> Tensor:
     if not (config.normalize_waveform or config.ignores_mean):
         return waveforms
     samples = waveforms.reshape(1, 1, -1, 1)
-    for _ in range(2):  # the second time removes what rounding left of a large offset
+    for _ in range(2):  # the second pass removes what rounding left of a large offset
         samples = samples - _mean(samples)
     if config.normalize_waveform:
         samples = samples / torch.sqrt(_mean(samples * samples) + config.normalize_eps)
@@ -154,5 +154,5 @@ def _prepared(waveforms: Tensor, encoder: SpeechEncoder) -> Tensor:
 
 
 def _mean(values: Tensor) -> Tensor:
-    """Over the last two dimensions of four: the only mean that XNNPACK has."""
+    """The mean over the last two dimensions of four, the only one that XNNPACK supports."""
     return values.mean(dim=(-1, -2), keepdim=True)

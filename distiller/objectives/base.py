@@ -1,4 +1,4 @@
-"""What every objective is: two encoder outputs in, named loss terms out. A sum of objectives is one, too."""
+"""The interface of objectives: two encoder outputs in, named loss terms out. A sum of objectives is one, too."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ class Objective(nn.Module, ABC):
 
     @contextmanager
     def watching(self, student: SpeechEncoder, lengths: Tensor, ids: list[str]) -> Iterator[Any]:
-        """Around the student's forward pass of a batch, for an objective that looks into it or changes its input.
+        """Wraps the student's forward pass of a batch, for objectives that inspect it or change its input.
 
         Args:
             lengths: (batch,) samples of each utterance.
@@ -61,8 +61,8 @@ class Objective(nn.Module, ABC):
         Args:
             teacher: the teacher's output for the same waveforms, without gradients; None if no step needs one.
             student: its output.
-            frame_mask: (batch, frame) bool, True at valid frames. Values at other frames have no influence.
-            targets: of `watching`.
+            frame_mask: (batch, frame) bool, True at valid frames. Values at other frames have no effect.
+            targets: yielded by `watching`.
         """
 
 
@@ -84,7 +84,7 @@ class Sum(Objective):
             yield {name: stack.enter_context(part.watching(student, lengths, ids)) for name, part in self.each()}
 
     def forward(self, teacher: Any, student: EncoderOutput, frame_mask: Tensor, targets: Any = None) -> list[Term]:
-        """The terms of all parts, a part's name before that of its term: star.layer_wise."""
+        """The terms of all parts, with the part's name as prefix: star.layer_wise."""
         return [
             replace(term, name=f"{name}.{term.name}", weight=self.weights[name] * term.weight)
             for name, part in self.each()

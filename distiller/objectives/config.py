@@ -15,7 +15,7 @@ LayerZero = Literal["feature_projection", "transformer_input"]  # P or F^0
 Scaling = Literal["none", "width", "unit", "centred"]  # of Gram matrices, see `gram.gram_features`
 LayerList = list[StrictInt]
 ATTENTION_TERMS = ("average_attention", "last_attention")
-GRAM_LAGS = {"layer_wise": 0, "intra_layer": 1}  # how many layers below F^l the other factor of its Gram matrix is
+GRAM_LAGS = {"layer_wise": 0, "intra_layer": 1}  # the other factor of the Gram matrix is this many layers below F^l
 
 
 @dataclass(config=STRICT)
@@ -24,9 +24,9 @@ class ObjectiveConfig:
 
     key: ClassVar[str] = "objective"  # where the section is in a recipe, for errors
     needs_teacher: ClassVar[bool] = True  # whether a training step runs the teacher
-    weight: ClassVar[float] = 1.0  # of its terms; a field where the objective is part of a sum
-    sum_defaults: ClassVar[dict[str, Any]] = {}  # that hold only where the objective is part of a sum
-    of_teacher: ClassVar[str | None] = None  # the key that names layers of the teacher, where there is one
+    weight: ClassVar[float] = 1.0  # of its terms; a field if the objective is part of a sum
+    sum_defaults: ClassVar[dict[str, Any]] = {}  # defaults that only apply in a sum
+    of_teacher: ClassVar[str | None] = None  # the key that names layers of the teacher, if there is one
 
     name: str = ""
 
@@ -89,13 +89,13 @@ class PredictionsConfig(LayersConfig):
 class CalibrationConfig:
     """The audio and frames on which the teacher's layers are compared."""
 
-    # synthetic, a folder or a manifest, all of it; left out: the audio that is trained on
+    # synthetic, a folder or a manifest, all of it is used; left out: the training audio
     corpus: Annotated[
         Text | None,
         check(lambda corpus: corpus != ""),
         Field(description="synthetic, a folder, a file, or null for the audio that is trained on"),
     ] = None
-    # at least so many, after the stride; left out: 20 times the teacher's width
+    # minimum, after the stride; left out: 20 times the teacher's width
     frames: Annotated[int | None, Field(ge=4, description="an integer of at least 4")] = None
     stride: Annotated[int, AT_LEAST_1] = 5  # every n-th frame is taken
     debiased: bool = False  # the debiased estimator of CKA, for few frames
@@ -151,9 +151,9 @@ class StarConfig(ObjectiveConfig):
     layer_wise: Annotated[float, AT_LEAST_0] = 1.0
     intra_layer: Annotated[float, AT_LEAST_0] = 1.0
     scaling: Scaling = "none"  # the paper's Gram matrices are raw
-    layer_zero: LayerZero = "transformer_input"  # what layer 1's input is taken to be
+    layer_zero: LayerZero = "transformer_input"  # what is used as layer 1's input
     layer_map: LayerList | None = None  # teacher layer (1..L_T) of each student layer; default: evenly spaced
-    relative: bool = False  # each layer's term over the teacher's own squared Gram norm, and the mean over layers
+    relative: bool = False  # each layer's term is divided by the teacher's squared Gram norm; mean over layers
     # auto: the distance from channel matrices on a CPU, where it is cheaper; never: only the direct form
     identity: Literal["auto", "never"] = "auto"
     gram_precision: Literal["tf32", "ieee"] = "tf32"  # of the Gram matrices' products on CUDA; ieee: fp32 as written
@@ -179,12 +179,12 @@ class UnitsObjectiveConfig(ObjectiveConfig):
     """
 
     needs_teacher: ClassVar[bool] = False
-    weight: ClassVar[float] = 1.0  # of its terms; a field where the objective is part of a sum
+    weight: ClassVar[float] = 1.0  # of its terms; a field if the objective is part of a sum
     sum_defaults: ClassVar[dict[str, Any]] = {"mask_probability": 0.0}
 
     name: str = "units"
     targets: Annotated[Text | None, check(lambda folder: folder != "")] = None  # folder of distiller/targets.py
-    # of the student, each with predictions of its own; left out: the last; their losses are averaged
+    # of the student, each with its own predictions; left out: the last; their losses are averaged
     student_layers: Annotated[LayerList | None, Field(min_length=1, description="at least one layer")] = None
     mask_probability: Annotated[float, Field(ge=0, le=1, description="a probability from 0 to 1")] = 0.8
     mask_span: Annotated[int, AT_LEAST_1] = 10  # frames; mask_probability / mask_span of all frames start one

@@ -6,11 +6,11 @@ Gi^l = F^{l-1} (F^l)^T, both in R^{N x N} (STaR, arXiv 2312.09040). |G_T - G_S|^
 - direct: the N x N differences, in blocks of rows;
 - identity: <X Y', A B'> = <A'X, B'Y>, so every inner product of Gram matrices is one of channel matrices. Cheaper when
   sequences are longer than the widths, but |G_T|^2 + |G_S|^2 - 2 <G_T, G_S> cancels when the two are nearly equal, so
-  its value is kept only above `CANCELLATION` of the teacher's share. On a CPU only: elsewhere the host would wait for
-  the device to know which values are kept, and TF32 would lose more digits to the cancellation.
+  its value is kept only above `CANCELLATION` times |G_T|^2. On a CPU only: elsewhere the host would wait for the
+  device to know which values are kept, and TF32 would lose more digits to the cancellation.
 
-Frames are divided by the root of the number of valid ones beforehand: every |G|^2 here is a mean over an utterance's
-valid frame pairs.
+Frames are divided by the root of the number of valid ones beforehand, so every |G|^2 here is a mean over an
+utterance's valid frame pairs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,16 +24,16 @@ from torch.nn import functional as F
 
 BLOCK_ELEMENTS = 1 << 24  # of a block of Gram rows, 64 MiB in fp32
 CANCELLATION = 1e-3  # distance / |G_T|^2 below which the identity has lost too many digits
-TINY = 1e-16  # mean square Gram entry below which a centred Gram is rounding noise and is not blown up to unit norm
+TINY = 1e-16  # mean square Gram entry below which a centred Gram is rounding noise and is not scaled to unit norm
 
 Frames = tuple[Tensor, Tensor]  # X and Y of a Gram matrix X Y', each (..., frame, channel); one object twice if X is Y
 
 
 @contextmanager
 def fp32_products(device_type: str, on_cuda: str = "ieee") -> Iterator[None]:
-    """Matrix products of fp32 numbers without autocast, as written on a CPU, on CUDA "ieee" (as written) or "tf32".
+    """Matrix products of fp32 numbers without autocast: true fp32 on a CPU, on CUDA "ieee" (true fp32) or "tf32".
 
-    Both flags are restored afterwards, so a backward pass needs a context of its own.
+    Both flags are restored afterwards, so a backward pass needs its own context.
     """
     cpu_matmul = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]  # set at import
     backends = {torch.backends.cuda.matmul: on_cuda, cpu_matmul: "ieee"}
@@ -58,7 +58,7 @@ def gram_features(states: Sequence[Tensor], frame_mask: Tensor, scaling: str) ->
 
     Args:
         states: each (batch, frame, channel), of one width.
-        frame_mask: (batch, frame) bool; padded frames become 0 and receive no gradient, whatever they hold.
+        frame_mask: (batch, frame) bool; padded frames become 0 and receive no gradient, whatever their values.
         scaling: "none": F; "width": F / sqrt(d), that is G / d; "unit": frames of unit norm; "centred": minus the mean
             over the utterance's valid frames (the Gram matrix's own norm is divided out in `gram_distances`).
 
@@ -132,7 +132,7 @@ def _lagged(features: Tensor, lag: int) -> Frames:
 
 
 def _direct_distance(teacher: Frames, student: Frames, centred: bool) -> tuple[Tensor, Tensor]:
-    """Distance and the teacher's squared norm, of the frames' leading dimensions."""
+    """Distance and the teacher's squared norm, over the frames' leading dimensions."""
     if centred:
         teacher, student = _unit_gram(teacher), _unit_gram(student)
     return _gram_difference(student, teacher)
@@ -161,7 +161,7 @@ def _gram_difference(student: Frames, teacher: Frames | None) -> tuple[Tensor, T
 class _GramDifference(torch.autograd.Function):
     """Blocks of rows of D = X_S Y_S' - X_T Y_T'; each block also adds its part of the gradients 2 D Y_S and 2 D' X_S.
 
-    So no N x N matrix outlives its block, none is computed twice, and no product runs in a backward pass outside
+    Thus no N x N matrix outlives its block, none is computed twice, and no product runs in a backward pass outside
     `fp32_products`. A missing Y_S means Y_S = X_S: D is symmetric and the gradient 4 D X_S.
     """
 
@@ -238,7 +238,7 @@ def _selected(frames: Frames, chosen: Tensor) -> Frames:
 
 
 class _PreciseProduct(torch.autograd.Function):
-    """left @ right whose backward products are exact too, wherever backward is called from."""
+    """left @ right with exact backward products too, wherever backward is called from."""
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:

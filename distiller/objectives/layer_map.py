@@ -29,7 +29,7 @@ def student_layers(
     Args:
         layer_map: for each student layer 1..L_S the teacher layer that it follows. Left out: teacher layer l is
             followed by student layer round(l L_S / L_T), but at least 1 (our choice); the identity for equal depths.
-        section: of the recipe, which has the map.
+        section: of the recipe that contains the map.
 
     Raises:
         UserError: a map of the wrong length, or one in which no student layer follows any of these layers.

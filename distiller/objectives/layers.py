@@ -53,13 +53,13 @@ class LayerMatching(Objective):
 
     @abstractmethod
     def plan(self, config: Any, teacher: EncoderConfig, student: EncoderConfig) -> tuple[list[Match], list[nn.Module]]:
-        """What is compared, and the projections that the matches refer to."""
+        """The comparisons, and the projections that they refer to."""
 
     def forward(self, teacher: Any, student: EncoderOutput, frame_mask: Tensor, targets: Any = None) -> list[Term]:
         l1 = cosine = torch.zeros((), device=frame_mask.device)
         valid = student.valid_frames()
         for match in self.matches:
-            # valid frames are taken out before anything is computed from them, so that padding touches no gradient
+            # valid frames are selected before anything is computed from them, so that padding affects no gradient
             target = self.mean_state(teacher, match.teacher).flatten(0, 1).index_select(0, valid).detach().float()
             predicted = self.mean_state(student, match.student).flatten(0, 1).index_select(0, valid)  # (frame, channel)
             prediction = self.projections[match.projection](predicted).float()
@@ -79,7 +79,7 @@ class LayerMatching(Objective):
 
 
 def projection(student_width: int, teacher_width: int) -> nn.Linear:
-    """A linear layer that starts as the identity; where the widths differ, as Xavier uniform with zero bias."""
+    """A linear layer initialised as the identity; if the widths differ, Xavier uniform with zero bias."""
     linear = nn.Linear(student_width, teacher_width)
     if student_width == teacher_width:
         nn.init.eye_(linear.weight)
@@ -111,7 +111,7 @@ class Predictions(LayerMatching):
     """DistilHuBERT: the student's last hidden state predicts layers 4, 8 and 12 of the teacher.
 
     A projection is linear, GELU, linear with the teacher's width between (as in the authors' code); the loss is the
-    mean over the layers where the paper takes the sum (our choice, the same scale as the other objectives).
+    mean over the layers, where the paper takes the sum (our choice, for the same scale as the other objectives).
     """
 
     log_sigmoid = True
@@ -132,8 +132,8 @@ class Clusters(LayerMatching):
     """SKILL (arXiv 2402.16830): the mean of each cluster of similar teacher layers (`distiller.clustering`).
 
     Target k is the mean over the teacher layers of cluster k, the prediction one linear projection of the mean over the
-    student's layers of the same cluster, the loss L1 - cos per cluster, averaged over clusters. So a layer's influence
-    is inversely proportional to its cluster's size. With target=representative a cluster is its representative alone.
+    student's layers of the same cluster, the loss L1 - cos per cluster, averaged over clusters. A layer's influence is
+    thus inversely proportional to its cluster's size. With target=representative only the representative is used.
     """
 
     def plan(

@@ -1,4 +1,4 @@
-"""The objectives by their name in a recipe. Nothing here imports torch before an objective is built."""
+"""The objectives by their names in a recipe. Nothing here imports torch before an objective is built."""
 
 from dataclasses import field
 from functools import cache
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Entry(NamedTuple):
     """The parts of an objective."""
 
-    config: type[ObjectiveConfig]  # of the recipe's objective section
+    config: type[ObjectiveConfig]  # class of the recipe's objective section
     implementation: str  # "module:class", a subclass of `Objective`; imported when it is built
 
 
@@ -44,7 +44,7 @@ def config_class(name: object) -> type[ObjectiveConfig]:
     """The class of the objective section with that name: an objective, or several as in star+units.
 
     Raises:
-        UserError: an unknown name, or one that is there twice.
+        UserError: an unknown name, or a repeated one.
     """
     parts = name.split("+") if isinstance(name, str) else [name]
     for part in parts:
@@ -67,7 +67,7 @@ def _sum_class(name: str) -> type[SumConfig]:
 
 @cache
 def _part_class(name: str) -> type[ObjectiveConfig]:
-    """The section of a sum's part: the objective's own with `sum_defaults`, and `weight`, of its terms in the sum."""
+    """The section of a sum's part: the objective's own with `sum_defaults`, and the `weight` of its terms."""
     config = OBJECTIVES[name].config
     kinds: dict[str, Any] = {"name": Literal[name], "weight": Annotated[float, ABOVE_0]}  # type: ignore[valid-type]
     kinds |= {key: config.__annotations__[key] for key in config.sum_defaults}

@@ -1,7 +1,7 @@
 """STaR: distil the temporal relation between frames, not the frames (arXiv 2312.09040).
 
 Average and last attention maps, layer-wise and intra-layer temporal Gram matrices (TGM), and any weighted sum of them.
-No projection: nothing is trained that is thrown away afterwards.
+No projections: nothing is trained only to be discarded afterwards.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Star(Objective):
         ]
         if names := [name for name in GRAM_LAGS if name in self.weights]:
             losses = gram_losses(
-                # sub-sampled first, so that a student layer's input meets the input of all the layers that it replaces
+                # sub-sampled first, so that a student layer's input is compared with that of all the layers it replaces
                 [teacher.layer(layer, self.config.layer_zero) for layer in (0, *self.layer_map)],
                 [student.layer(layer, self.config.layer_zero) for layer in range(len(student.hidden_states))],
                 frame_mask,
@@ -110,12 +110,12 @@ def gram_losses(
             entry over valid pairs: a layer's loss is then the squared distance of the two matrices at unit Frobenius
             norm, at most 4 whatever the length.
         relative: divide each layer's term by the mean over valid pairs of the teacher's squared entries, and take the
-            mean over layers: the loss is of order 1 whatever the depth, as the Lagrangian of pruning needs it.
+            mean over layers: the loss is of order 1 whatever the depth, as the pruning Lagrangian requires.
         identity: allow the channel form of the distance on a CPU, where it is cheaper and accurate.
         precision: "ieee" or "tf32", of the Gram matrices' products on CUDA.
 
     Returns:
-        name -> (batch,), computed in fp32 or better but for products in TF32.
+        name -> (batch,), computed in fp32 or better, except for products in TF32.
     """
     teacher, student = (gram_features(states, frame_mask, scaling) for states in (teacher_states, student_states))
     lags = [GRAM_LAGS[name] for name in names]

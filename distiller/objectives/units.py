@@ -1,4 +1,4 @@
-"""Cross-entropy of the student's frames against units of a teacher, which takes no part (`distiller.codebooks`).
+"""Cross-entropy of the student's frames against a teacher's units; the teacher is not run (`distiller.codebooks`).
 
 Masked, it is HuBERT's pre-training loss (arXiv 2106.07447): spans of the projected features are replaced by a learned
 embedding, and the units there are predicted by cosine logits over learned embeddings of the units.
@@ -25,7 +25,7 @@ EMBEDDING_STD = 0.1
 
 @dataclass
 class UnitTargets:
-    """What a batch of frames is to predict; complete once the student has run."""
+    """The prediction targets of a batch; complete once the student has run."""
 
     units: Tensor  # (batch, frame, stream) int64
     masked: Tensor  # (batch, frame) bool, among the valid frames
@@ -38,7 +38,7 @@ class UnitHead(nn.Module):
     def __init__(self, channels: int, width: int, sizes: list[int], temperature: float) -> None:
         super().__init__()
         self.projection = nn.Linear(channels, width)
-        # around 0: with HuBERT's, from 0 to 1, all units begin in nearly one direction (docs/teacher.md)
+        # around 0: with HuBERT's, from 0 to 1, all units start in nearly the same direction (docs/teacher.md)
         starts = (nn.init.normal_(torch.empty(size, width), std=EMBEDDING_STD) for size in sizes)
         self.embeddings = nn.ParameterList(nn.Parameter(start) for start in starts)
         self.temperature = temperature
@@ -76,7 +76,7 @@ class Units(Objective):
 
     @contextmanager
     def watching(self, student: SpeechEncoder, lengths: Tensor, ids: list[str]) -> Iterator[UnitTargets]:
-        """Masks frames of P, before the layers; in training with a new mask, else always with the same.
+        """Masks frames of P, before the layers; with a new mask each time in training, otherwise always the same one.
 
         Raises:
             UserError: an utterance has no units.
@@ -106,10 +106,10 @@ class Units(Objective):
             hook.remove()
 
     def forward(self, teacher: Any, student: EncoderOutput, frame_mask: Tensor, targets: Any = None) -> list[Term]:
-        """Sums over frames: together torchaudio's loss with reduction="sum", for one layer and stream.
+        """Sums over frames; for one layer and stream, their total is torchaudio's loss with reduction="sum".
 
         Args:
-            targets: `UnitTargets` of the student's frames, or of more: some encoders cut off their last ones.
+            targets: `UnitTargets` of the student's frames, or of more: some encoders drop their last ones.
         """
         config, valid = self.config, student.valid_frames()
         frames = frame_mask.shape[1]

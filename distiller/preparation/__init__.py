@@ -1,1 +1,1 @@
-"""Decoding corpora once, into Lhotse Shar that `distiller.corpora` reads in their place."""
+"""Decoding corpora once, into Lhotse Shar that `distiller.corpora` reads instead of them."""

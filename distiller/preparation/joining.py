@@ -1,4 +1,4 @@
-"""Clips of one speaker, one after another, as utterances: single words give a teacher nothing to attend to."""
+"""Concatenating clips of one speaker into utterances: single words give a teacher nothing to attend to."""
 
 import json
 import math
@@ -25,9 +25,9 @@ from upstream.errors import UserError
 Samples = NDArray[np.float32]
 SETTINGS, TABLE, COLUMNS = "joined.json", "joined.csv", ("utterance", "clip", "start", "seconds")
 SHORTEST_CLIP = 0.2  # seconds
-HOP = SAMPLE_RATE // 100  # samples of which the level is taken
+HOP = SAMPLE_RATE // 100  # samples per measurement of the level
 SILENT = 40.0  # dB below the loudest hop of a clip
-MARGIN = 0.15  # seconds of silence that are kept before and after a clip
+MARGIN = 0.15  # seconds of silence kept before and after a clip
 ANY_LENGTH = Decoder(min_samples=1)
 
 
@@ -57,12 +57,12 @@ def join(
 ) -> Joined:
     """Write OUTPUT/FOLDER/SPEED-NUMBER.flac: the clips of each folder of the corpus in random order, joined.
 
-    Silence around a clip is cut down to 0.15 s on either side. Every clip is heard once at each speed, each time among
-    others. joined.csv lists which clip begins where. The same command again continues at the folder that is missing.
+    Silence around a clip is trimmed to 0.15 s on either side. Every clip occurs once at each speed, each time among
+    different clips. joined.csv lists which clip begins where. Repeating the command continues at the missing folder.
 
     Args:
         corpus: any that `open_audio` takes; a clip's folder is its id without the last part.
-        seconds: an utterance ends with the clip that takes it beyond a length drawn between these two.
+        seconds: an utterance ends with the clip that makes it exceed a length drawn between these two.
         speeds: as `at_speed`.
 
     Raises:
@@ -101,7 +101,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _write(
     folder: Path, name: str, cuts: list[DataCut], seconds: tuple[float, float], speed: float, seed: int
 ) -> Iterator[dict[str, str]]:
-    """Writes the utterances of one speed; gives what clip is where in them."""
+    """Writes the utterances of one speed; yields which clip is where in them."""
     random = np.random.default_rng([seed, zlib.crc32(name.encode()), round(100 * speed)])
     for index, clips in enumerate(_utterances(cuts, seconds, speed, random)):
         ending, audio = encode(np.concatenate([samples for _, samples in clips]), "flac")
@@ -117,7 +117,7 @@ def _write(
 def _utterances(
     cuts: list[DataCut], seconds: tuple[float, float], speed: float, random: np.random.Generator
 ) -> Iterator[list[tuple[DataCut, Samples]]]:
-    """Groups of clips, each of which makes an utterance; what is left at the end is one, too."""
+    """Groups of clips, one for each utterance; the rest at the end is one, too."""
     clips: list[tuple[DataCut, Samples]] = []
     filled, length = 0.0, random.uniform(*seconds)
     for index in random.permutation(len(cuts)):

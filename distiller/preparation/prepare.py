@@ -1,8 +1,8 @@
 """Decoding a corpus once, into Lhotse Shar of 16 kHz mono audio, which training reads faster than the original files.
 
 Work is done shard by shard in processes of torch's DataLoader, which end when this one is killed. Each file of a shard
-is written atomically, its record last. An interrupted preparation keeps the shards that have a record and the bytes it
-promises, and makes the others.
+is written atomically, its record last. After an interruption, shards that match their record are kept, and the others
+are made again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +63,7 @@ def prepare(
     shard_seconds: float = SHARD_SECONDS,
     speeds: Sequence[float] = (1.0,),
 ) -> Prepared:
-    """Decode one or several corpora, or some subsets of one, into `output`; shards that are intact there are kept.
+    """Decode one or several corpora, or some subsets of one, into `output`; intact shards there are kept.
 
     Args:
         corpora: any that `open_corpus` takes, except the synthetic one.
@@ -144,7 +144,7 @@ def _is_complete(output: Path, settings: dict[str, Any]) -> bool:
         if foreign:
             raise UserError(f"{output} is not a prepared corpus (it holds {foreign[0]}); choose another --output")
         return False
-    before = {"speeds": [1.0]} | layout.read_preparation(output)  # which had no speeds at first
+    before = {"speeds": [1.0]} | layout.read_preparation(output)  # early versions had no speeds
     if key := difference({name: before.get(name) for name in settings}, settings):
         raise UserError(f"{output} was prepared with another {key}; choose another --output")
     return "shards" in before

@@ -24,11 +24,11 @@ from upstream.config import SAMPLE_RATE
 
 Format = Literal["wav", "flac"]
 FULL_SCALE = 32768  # of 16-bit samples
-ANY_LENGTH = Decoder(min_samples=1)  # what is too short for an encoder is set aside when its corpus is opened
+ANY_LENGTH = Decoder(min_samples=1)  # clips too short for an encoder are skipped when the corpus is opened
 
 
 def write_shard(plan: ShardPlan, folder: Path, format: Format) -> Shard:
-    """Decode the cuts of a shard and write its archive, its manifest and, last, its record, unless it is there, intact.
+    """Decode the cuts of a shard and write its archive, its manifest and, last, its record, unless it exists intact.
 
     Raises:
         UserError: the folder cannot be written, or audio has disappeared since the scan.
@@ -77,7 +77,7 @@ def at_speed(samples: NDArray[np.float32], speed: float) -> NDArray[np.float32]:
 
 
 def _check_still_exists(cut: DataCut) -> None:
-    """Undecodable audio is set aside, but if it cannot even be opened since the scan, the corpus has disappeared."""
+    """Undecodable audio is skipped, but if it can no longer even be opened, the corpus has disappeared."""
     path = ((cut.custom or {}).get("span") or {}).get("archive", source_path(cut))
     hint = "; run the same command again to continue once it can"
     with disk_errors(Path(path), "read any more", hint), open(path, "rb"):

@@ -1,1 +1,1 @@
-"""What can be read from a representation: phones, words, speakers and languages."""
+"""What representations encode: phones, words, speakers and languages."""

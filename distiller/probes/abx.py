@@ -1,6 +1,7 @@
-"""ABX: is a phone nearer to another of its kind than to one of another kind? As ZeroSpeech 2021 asks, by fastabx."""
+"""ABX: is a phone nearer to one of its own class than to one of another class? As in ZeroSpeech 2021, by fastabx."""
 
 import importlib.util
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +25,10 @@ from upstream.config import SAMPLE_RATE
 from upstream.errors import UserError
 
 HEADER = "#file onset offset #phone prev-phone next-phone speaker"
-LARGEST_GROUP, MOST_SPEAKERS = 10, 5  # ZeroSpeech's: recordings of a kind, and speakers of X for an A and B
+LARGEST_GROUP, MOST_SPEAKERS = 10, 5  # ZeroSpeech's: recordings of a class, and speakers of X for an A and B
 Speakers = Literal["within", "across"]
-SPEAKERS: tuple[Speakers, ...] = get_args(Speakers)  # whether X is of the speaker of A and B, or of another
-NUMBER = "{:06d}"  # the names under which the layers of recordings are kept
+SPEAKERS: tuple[Speakers, ...] = get_args(Speakers)  # whether X is spoken by the speaker of A and B, or by another
+NUMBER = "{:06d}"  # file names for the layers of recordings
 
 
 @dataclass
@@ -40,12 +41,12 @@ class Abx:
 
     @classmethod
     def load(cls, folder: Path, min_samples: int = FRAME) -> "Abx":
-        """FOLDER/NAME.item of ZeroSpeech, and the recordings that it names, anywhere below the folder.
+        """ZeroSpeech's FOLDER/NAME.item, and the recordings that it names, anywhere below the folder.
 
         Phones of recordings that cannot be used are left out.
 
         Raises:
-            UserError: no such folder or more than one .item in it, one of another form, or none of its recordings.
+            UserError: no such folder, more than one .item in it, one of another format, or none of its recordings.
         """
         path = _only_item(folder)
         items = read_items(path)
@@ -76,15 +77,15 @@ class Abx:
         return cls(items, recordings)
 
     def run(self, represent: Representation, name: str = "") -> dict[str, Any]:
-        """ABX errors in percent, 50 being chance, of the last layer and (as _best) of the one with the fewest.
+        """ABX errors in percent (chance: 50) of the last layer and (as _best) of the best layer.
 
-        "abx_within" is within speakers, "abx_across" across; both within the context of the phones before and after.
+        "abx_within" is within speakers, "abx_across" across speakers; both within the context of neighbouring phones.
         "layers" has those of every layer.
         """
         check_installed()
         order = {key: NUMBER.format(index) for index, key in enumerate(self.recordings)}
         waveforms = list(self.recordings.values())
-        with tempfile.TemporaryDirectory() as temporary:  # layers of hours of speech do not fit into memory
+        with tempfile.TemporaryDirectory() as temporary:  # the layers of hours of speech do not fit into memory
             folder = Path(temporary)
             lines = [" ".join((order[item[0]], *item[1:])) for item in self.items]
             (folder / "phones.item").write_text("\n".join((HEADER, *lines)) + "\n")
@@ -150,7 +151,7 @@ def _triphones(cut: Cut) -> Iterator[list[str]]:
 
 
 def _padded(layers: Sequence[Tensor], samples: int) -> Tensor:
-    """(layer, frame, channel): the last frame again up to the end of the recording, where phones may end."""
+    """(layer, frame, channel): the last frame is repeated to the end of the recording, where phones may end."""
     stacked = torch.stack(list(layers))
     missing = max(0, -(-samples // HOP) + 1 - stacked.shape[1])
     return F.pad(stacked.transpose(1, 2), (0, missing), mode="replicate").transpose(1, 2).contiguous()
@@ -162,6 +163,7 @@ def _layer(path: str | Path, layer: int) -> Tensor:
 
 def _score(folder: Path, layer: int, speakers: Speakers) -> float:
     """Percent of errors."""
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")  # with more, fastabx's seed does not settle which phones it takes
     from fastabx import zerospeech_abx  # pyright: ignore[reportMissingImports]  # an extra, and not for 3.11
 
     try:
@@ -176,6 +178,6 @@ def _score(folder: Path, layer: int, speakers: Speakers) -> float:
             device="cpu",
             progress=False,
         )
-    except ValueError as problem:  # its own kinds: a phone shorter than a frame, or beyond the end
+    except ValueError as problem:  # fastabx's own: a phone shorter than a frame, or beyond the end
         raise UserError(f"fastabx refuses these phones: {str(problem).splitlines()[0]}") from None
     return round(100 * error, 2)

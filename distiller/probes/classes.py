@@ -1,4 +1,4 @@
-"""Which class a recording is of: a speaker, a language, or whatever a folder's subfolders are."""
+"""The class of a recording: a speaker, a language, or whatever a folder's subfolders are."""
 
 import zlib
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class Example(NamedTuple):
 
 @dataclass
 class Classes:
-    """Recordings of several classes in folds; each fold is classified by what the others teach."""
+    """Recordings of several classes in folds; each fold is classified by training on the others."""
 
     names: list[str]
     examples: list[Example]
@@ -36,11 +36,11 @@ class Classes:
     def load(cls, folder: Path, min_samples: int = FRAME) -> "Classes":
         """The recordings FOLDER/CLASS/GROUP/NAME.flac, a fold for each GROUP; or FOLDER/CLASS/NAME.flac in two folds.
 
-        With groups that are other speakers or channels, only what speakers of a class share tells it. Without, a NAME
-        is in the same fold for all classes, so that a class is not told by its words.
+        If groups are different speakers or channels, only what speakers of a class share identifies it. Without groups,
+        a NAME is in the same fold for all classes, so that a class cannot be recognised by its words.
 
         Raises:
-            UserError: the folder cannot be read, or a class is missing where another fold is tested.
+            UserError: the folder cannot be read, or a class is missing from the training folds.
         """
         recordings, skipped = load_recordings(folder, min_samples)
         paths = [Path(name).parts for name in recordings]
@@ -59,9 +59,9 @@ class Classes:
         return cls(names, examples, skipped)
 
     def run(self, represent: Representation, name: str = "") -> dict[str, Any]:
-        """Percent of the recordings whose class a linear map or the nearest centroid finds, classes of equal weight.
+        """Percent of recordings classified correctly by a linear map or the nearest centroid, averaged over classes.
 
-        Both see the mean of a recording's frames. "linear" and "centroid" are of the last layer, with _best of the
+        Both get the mean of a recording's frames. "linear" and "centroid" are for the last layer, with _best for the
         best; "layers" has those of every layer.
         """
         waveforms = [example.waveform for example in self.examples]
@@ -85,7 +85,7 @@ class Classes:
         return {kind: recall(guesses, labels) for kind, guesses in found.items()}
 
     def _folds(self) -> Iterator[Tensor]:
-        """Of each fold, which recordings are in it: (recording,)."""
+        """For each fold, which recordings are in it: (recording,)."""
         folds = [example.fold for example in self.examples]
         for fold in sorted(set(folds)):
             yield torch.tensor([one == fold for one in folds])
@@ -96,7 +96,7 @@ def _fold(path: tuple[str, ...]) -> str:
 
 
 def recall(guesses: Tensor, labels: Tensor) -> float:
-    """Percent of a class's recordings that are found, mean over the classes."""
+    """Percent of a class's recordings that are recognised, averaged over classes."""
     shares = [float((guesses[labels == label] == label).double().mean()) for label in labels.unique()]
     return round(100 * sum(shares) / len(shares), 2)
 

@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-CHUNK = 64  # items at once, of similar length: what an anti-diagonal needs stays in the processor's cache
+CHUNK = 64  # items at once, of similar length: the data for an anti-diagonal stays in the processor's cache
 
 
 def dtw_distances(queries: Sequence[Tensor], items: Sequence[Tensor]) -> Tensor:
-    """(query, item): the mean cosine distance 1 - x'y along the cheapest alignment of each pair; symmetric in the two.
+    """(query, item): the mean cosine distance 1 - x'y along the cheapest alignment of each pair; symmetric.
 
     A step in both sequences counts twice (Sakoe & Chiba 1978, symmetric, without a slope constraint), so every path
-    has the weight len(query) + len(item), by which its cost is divided.
+    has the weight len(query) + len(item), and its cost is divided by that.
 
     Args:
         queries, items: each (frame, channel), frames of length 1.

@@ -1,4 +1,4 @@
-"""Models through the probes of recordings, log-mel energies beside them: a table."""
+"""A table of models, and of log-mel energies for comparison, on probes with recordings."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +43,7 @@ def load_probes(
     """Probes by the folders of their recordings.
 
     Args:
-        encoders: what will be probed.
+        encoders: to be probed.
         words, classes: folders for `Words.load` and `Classes.load`.
         abx: folders for `Abx.load`, or "synthetic".
         synthetic: also phones and speakers of the synthetic corpus.
@@ -73,10 +73,10 @@ def evaluate(
     """Probe every layer of the encoders and of both filterbanks; write the table, and print its last and best layers.
 
     Args:
-        encoders: by the names that the table gives them.
-        probes: of `load_probes`.
+        encoders: by their names in the table.
+        probes: from `load_probes`.
         output: the table; what could not be used is listed beside it.
-        heard: of `conditions`; a table for each. Classifiers are always fitted on clean speech.
+        heard: from `conditions`; a table for each. Classifiers are always fitted on clean speech.
 
     Raises:
         UserError: the table cannot be written.

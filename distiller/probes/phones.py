@@ -23,10 +23,10 @@ Classifiers = tuple[list[Tensor], list[Tensor]]  # by layer: of a frame's phone,
 
 @dataclass
 class Probe:
-    """The labelled speech for probing, decoded once. train and seen have the same speakers, unseen has others."""
+    """The labelled speech for probing, decoded once; train and seen share their speakers, unseen has others."""
 
     splits: dict[str, list[tuple[Tensor, Tensor, int]]]  # (waveform, phone of each frame, speaker)
-    skipped: list[Skipped] = field(default_factory=list)  # none: what is synthesised can be used
+    skipped: list[Skipped] = field(default_factory=list)  # none: all synthetic speech can be used
 
     @classmethod
     def synthetic(cls, frame_count: Callable[[int], int]) -> "Probe":
@@ -40,7 +40,7 @@ class Probe:
         return self.test(self.fit(represent, name), represent, name)
 
     def test(self, fitted: Classifiers, represent: Representation, name: str = "") -> dict[str, Any]:
-        """`run`, with classifiers of `fit`, which may have seen another representation of the same speech."""
+        """`run`, with classifiers from `fit`, possibly fitted on another representation of the same speech."""
         phones, speakers = fitted
         correct = {key: np.zeros((len(phones), 2)) for key in ("phone", "phone_unseen", "speaker")}
         for split, key in (("seen", "phone"), ("unseen", "phone_unseen")):

@@ -12,17 +12,17 @@ from distiller.corpora.scanning import scan
 from upstream.config import SAMPLE_RATE
 from upstream.errors import UserError
 
-LONGEST = 10 * SAMPLE_RATE  # samples; of a longer recording these are used
-HOP = SAMPLE_RATE // 100  # samples of a frame whose energy is measured
+LONGEST = 10 * SAMPLE_RATE  # samples; only the first ones of a longer recording are used
+HOP = SAMPLE_RATE // 100  # samples per frame when measuring energy
 QUIET = 40.0  # dB below the loudest frame
 MARGIN = 5  # frames that are kept before and after the speech
 
 
 def load_recordings(folder: Path, min_samples: int) -> tuple[dict[str, Tensor], list[Skipped]]:
-    """Every recording below a folder, (sample,), by its path there without the ending; and those that cannot be used.
+    """Every recording below a folder, (sample,), by its relative path without suffix; and those that cannot be used.
 
     Args:
-        min_samples: of the shortest that the probed models take.
+        min_samples: length of the shortest recording that the probed models accept.
 
     Raises:
         UserError: the folder does not exist, cannot be read or holds no audio.

@@ -1,4 +1,4 @@
-"""What is probed: the layers of an encoder, and log-mel energies beside them."""
+"""The probed representations: the layers of an encoder, and log-mel energies for comparison."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -56,7 +56,7 @@ def represented(represent: Representation, waveforms: Sequence[Tensor], title: s
 
 
 def degraded(represent: Representation, degrade: Degrade | None) -> Representation:
-    """The representation of what `degrade` makes of its waveforms."""
+    """The representation of waveforms after `degrade`."""
     if degrade is None:
         return represent
 

@@ -1,4 +1,4 @@
-"""Linear classifiers by ridge regression, from sums that are streamed."""
+"""Linear classifiers by ridge regression, from streamed sums."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Query by example: does a word's nearest recording by somebody else hold the same word?"""
+"""Query by example: is the recording nearest to a word, by somebody else, of the same word?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,18 +36,18 @@ class Words:
         groups: dict[str, dict[str, Tensor]] = {}
         for name, waveform in recordings.items():
             group, _, word = name.partition("/")
-            if word:  # what lies beside the groups is in none
+            if word:  # files beside the groups belong to none
                 groups.setdefault(group, {})[word] = waveform
         if not any(first.keys() & second.keys() for first, second in combinations(groups.values(), 2)):
             raise UserError(f"{folder} must have GROUP/WORD.flac of the same WORD in two folders GROUP, but has none")
         return cls(groups, skipped)
 
     def run(self, represent: Representation, name: str = "") -> dict[str, Any]:
-        """Percent of the recordings whose nearest in another group is of the same word, over all pairs of groups.
+        """Percent of recordings whose nearest neighbour in another group is of the same word, over all pairs of groups.
 
-        Recordings whose word the other group does not have are no queries; it is sought among all of the other's.
-        "word" is of the last layer, "word_best" of the best; "layers" has those of every layer, also from one group to
-        another.
+        Recordings whose word is not in the other group are not queries; the candidates are all recordings of the other
+        group. "word" is for the last layer, "word_best" for the best; "layers" has every layer's, also for each pair of
+        groups.
         """
         keys = [(group, word) for group, items in self.groups.items() for word in items]
         waveforms = [self.groups[group][word] for group, word in keys]
@@ -69,11 +69,11 @@ class Words:
 
 
 def normalised(frames: Tensor) -> Tensor:
-    """(frame, channel): without the recording's mean, which holds its channel and speaker; each frame of length 1."""
+    """(frame, channel): minus the recording's mean, which encodes channel and speaker; frames have unit norm."""
     return F.normalize(frames - frames.mean(dim=0), dim=1)
 
 
 def _hits(distances: NDArray[np.float32], queries: Sequence[str], items: Sequence[str]) -> NDArray[np.bool_]:
-    """Whether the nearest item has the query's word, for each query whose word is there; distances (query, item)."""
+    """For each query whose word is among the items, whether the nearest one has it; distances (query, item)."""
     hits = np.array(items)[distances.argmin(axis=1)] == np.array(queries)
     return hits[np.isin(queries, items)]

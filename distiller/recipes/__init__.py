@@ -1,1 +1,1 @@
-"""What a run is: YAML files, what they extend, overrides, and the typed recipe."""
+"""The definition of a run: YAML files, what they extend, overrides, and the typed recipe."""

@@ -13,7 +13,7 @@ from upstream.errors import UserError, nearest
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
-    """The recipe of the options method, recipe, teacher, corpus, overrides and dry_run, its paths absolute.
+    """The recipe given by the options method, recipe, teacher, corpus, overrides and dry_run, with absolute paths.
 
     Raises:
         UserError: as `resolve` and `with_absolute_paths`.
@@ -27,10 +27,10 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
 def with_absolute_paths(
     recipe: Recipe, dry_run: bool = False, teacher_key: str = "teacher", corpus_key: str = "corpus.path"
 ) -> Recipe:
-    """The same recipe with paths that hold in any directory.
+    """The same recipe with paths that are valid in any directory.
 
     Args:
-        teacher_key, corpus_key: where the user has written them, for the errors.
+        teacher_key, corpus_key: the keys that the user has set, for the errors.
 
     Raises:
         UserError: a teacher or corpus that does not exist; hub names are not checked, nor the corpus of a dry run.
@@ -61,7 +61,7 @@ def with_absolute_paths(
 
 
 def absolute_model(name: str, key: str) -> str:
-    """A checkpoint's absolute path; other names as they are. Raises: UserError: as `with_absolute_paths`."""
+    """A checkpoint's absolute path; other names unchanged. Raises: UserError: as `with_absolute_paths`."""
     path = _absolute(name, BUNDLED)
     if path is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise _missing(key, name, BUNDLED, "a hub name ORG/NAME")
@@ -88,7 +88,7 @@ def _absolute(name: str, word: str) -> str | None:
     if name == word or not os.path.exists(path):
         return name if name == word else None
     absolute = str(path.resolve())
-    require_utf8(absolute)  # a link may lead anywhere
+    require_utf8(absolute)  # a link may point anywhere
     return absolute
 
 

@@ -1,4 +1,4 @@
-"""Recipes: everything that decides a run, typed and strict.
+"""Recipes: everything that determines a run, typed and strict.
 
 A recipe is a YAML of sections, each of them a pydantic dataclass in a room's `config.py`. The objective section depends
 on `objective.name` (`config_class`), the student and pruning sections on `student.name` (`STUDENTS`). A YAML may start
@@ -31,8 +31,8 @@ from upstream.errors import UserError, one_of, require
 
 BUNDLED = "bundled"  # the name of the teacher in distiller/assets/teacher
 
-# Keys that a continued run may change: they decide how fast and how safely it runs, not its result. (step_seconds has
-# become batch_seconds and trainer.accumulate.)
+# Keys that a continued run may change: they affect how fast and how safely it runs, not its result. (step_seconds has
+# been turned into batch_seconds and trainer.accumulate.)
 RESUMABLE = frozenset(
     {"corpus.workers", "corpus.max_skipped", "corpus.step_seconds", "trainer.checkpoint_every", "probe.references"}
 )
@@ -57,15 +57,15 @@ LATER_KEYS = flatten(
 class ProbeConfig:
     """Probes after training: of phones and speakers, on the synthetic corpus, and of words in recordings of people."""
 
-    enabled: bool = False  # the former
+    enabled: bool = False  # of phones and speakers
     # folders GROUP/WORD.flac, for `distiller.probes.words.Words`; their names become columns
     words: Annotated[
         list[Text],
         check(lambda folders: len({Path(folder).name for folder in folders}) == len(folders)),
         Field(description="folders of different names"),
     ] = field(default_factory=list)
-    # a finished run with the same teacher and probes: its rows of the teacher and of log-mel stand in this run's table,
-    # which has no random student then
+    # a finished run with the same teacher and probes: its teacher and log-mel rows are copied into this run's table,
+    # which then has no random student
     references: Text | None = None
 
 
@@ -75,8 +75,8 @@ class Recipe:
 
     method: Text
     seed: Annotated[int, Field(ge=0, lt=2**32, description="an integer from 0 to 4294967295")] = 1
-    teacher: Text  # bundled, a folder or file, or a hub name; of several `teachers` the first
-    teachers: list[TeacherConfig] = field(default_factory=list)  # in place of `teacher`: their mean is learned
+    teacher: Text  # bundled, a folder or file, or a hub name; the first of several `teachers`
+    teachers: list[TeacherConfig] = field(default_factory=list)  # in place of `teacher`: the student learns their mean
     control: Literal["none", "reversed", "shuffled"] = "none"  # see distiller.distillation.controls
     corpus: CorpusConfig
     objective: ObjectiveConfig  # the class that `config_class` has for its name
@@ -88,12 +88,12 @@ class Recipe:
 
     @property
     def all_teachers(self) -> list[TeacherConfig]:
-        """The teachers, also where there is only one."""
+        """The teachers, even if there is only one."""
         return self.teachers or [TeacherConfig(self.teacher)]
 
 
 class AnyRecipe(Protocol):
-    """What a run's folder knows of its recipe: those of distillation and those of fine-tuning are such."""
+    """What a run's folder needs of a recipe, for both distillation and fine-tuning."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     corpus: CorpusConfig
@@ -119,7 +119,7 @@ def resolve(
     corpus: str | None = None,
     overrides: Iterable[str] = (),
 ) -> Recipe:
-    """The recipe that a command line asks for; `key=value` overrides win over its options.
+    """The recipe that a command line asks for; `key=value` overrides take precedence over its options.
 
     Raises:
         UserError: as `load_recipe`; a method that is unknown or not the recipe's.
@@ -173,7 +173,7 @@ def build(values: Mapping[str, Any]) -> Recipe:
     for index, section in enumerate(recipe.teachers):
         chosen = compared or section.layers is None
         require(chosen, f"teachers[{index}].layers", section.layers, "left out, since the objective compares no layers")
-    if recipe.pruning is not None:  # gates have values in the forward pass only, and probabilities outside it
+    if recipe.pruning is not None:  # gates have values only in the forward pass, and probabilities outside it
         fsdp, activations = recipe.trainer.strategy == "fsdp", recipe.trainer.checkpoint_activations
         require(not fsdp, "student.name", recipe.student.name, "narrow with trainer.strategy fsdp")
         require(not activations, "student.name", recipe.student.name, "narrow with trainer.checkpoint_activations")
@@ -189,10 +189,10 @@ def build(values: Mapping[str, Any]) -> Recipe:
 
 
 def _teachers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys `teachers`, a path standing for a section with that path, and `teacher`, the first of them.
+    """The keys `teachers` (a path is short for a section with that path) and `teacher`, the first of them.
 
     Raises:
-        UserError: `teacher` is another one, or `teachers` no list of such sections.
+        UserError: `teacher` is another one, or `teachers` is not a list of such sections.
     """
     sections = values.get("teachers") or []
     require(isinstance(sections, list), "teachers", sections, "a list of paths, or of sections such as {path: bundled}")
@@ -238,7 +238,7 @@ def in_batches(recipe: Recipe, devices: int, most: float) -> Recipe:
 
 
 def to_dict(recipe: AnyRecipe) -> dict[str, Any]:
-    """A recipe as the values that its YAML holds; tuples are lists there."""
+    """A recipe as the values in its YAML, where tuples are lists."""
     values = asdict(recipe)
     values["optimizer"]["betas"] = list(recipe.optimizer.betas)
     return values
@@ -260,7 +260,7 @@ def first_difference(a: AnyRecipe | Path, b: AnyRecipe | Path, ignore: Collectio
     A saved recipe may be given by its path; it is not checked, since an older version may have written it.
     """
     first, second = (flatten(read(side) if isinstance(side, Path) else to_dict(side)) for side in (a, b))
-    # what a saved recipe lacks since its version had no such key was as it is by default
+    # a key missing because the saved recipe's version did not have it counts as its default
     added = LATER_KEYS.items() if isinstance(a, Path) or isinstance(b, Path) else ()
     default = {key: value for key, value in added if key in first or key in second}
     return difference(default | first, default | second, ignore)

@@ -14,8 +14,8 @@ from upstream.errors import UserError, one_of
 from upstream.files import parse_errors
 
 RECIPES = Path(__file__).parent
-MAX_ALIASES = 20  # in one file: a few lines of aliases of aliases would be gigabytes
-# Words of earlier versions, which old recipes and commands may still hold.
+MAX_ALIASES = 20  # in one file: a few lines of aliases of aliases can expand to gigabytes
+# Words of earlier versions, which old recipes and commands may still contain.
 OLD_KEYS = {"objective": {"zeroth": "layer_zero"}}
 OLD_VALUES = {
     "teacher": {"embedded": "bundled"},
@@ -27,7 +27,7 @@ OLD_VALUES = {
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number and 2026-01-01 text, no key comes twice, and aliases cannot flood the memory."""
+    """YAML in which 1e-3 is a number and 2026-01-01 text, keys are unique, and aliases cannot exhaust memory."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
@@ -96,12 +96,12 @@ def read(name_or_file: str | Path, extended_by: tuple[Path, ...] = (), recipes: 
 
 
 def dump(values: Mapping[str, Any]) -> str:
-    """The YAML that `read` gives the same values for."""
+    """The YAML from which `read` returns the same values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """`["optimizer.lr=1e-3", "objective=star"]` as nested values; of two for one key the later wins.
+    """`["optimizer.lr=1e-3", "objective=star"]` as nested values; the last value of a key wins.
 
     Raises:
         UserError: not of the form key=value, or not a YAML value.
@@ -119,7 +119,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def renewed(values: dict[str, Any]) -> dict[str, Any]:
-    """`values`, changed to today's words, and `objective: star` written out as `objective: {name: star}`."""
+    """`values` with current words, and `objective: star` written out as `objective: {name: star}`."""
     for section in ("objective", "student"):
         if isinstance(values.get(section), str):
             values[section] = {"name": values[section]}
@@ -135,10 +135,10 @@ def renewed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`, both in today's words.
+    """`base` with the values of `over`, both in current words.
 
-    Where `over` chooses another objective or student, `base`'s keys for it go, but for those of an objective that is a
-    part of both, such as star in star+units; trainer.epochs and .steps replace each other, and so do teacher and
+    If `over` chooses another objective or student, `base`'s keys for it are dropped, except those of an objective that
+    is part of both, such as star in star+units; trainer.epochs and .steps replace each other, and so do teacher and
     teachers.
     """
     base, lengths, teachers = dict(base), {"epochs", "steps"}, {"teacher", "teachers"}
@@ -156,7 +156,7 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shared(before: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The keys of an objective section that the objective, or sum of objectives, of another name has too."""
+    """The keys of an objective section that the objective or sum called `name` shares."""
     old = str(before.get("name"))
     keys = {key: value for key, value in before.items() if key != "name"}
     sections = {part: _keys(keys, part) for part in old.split("+")} if "+" in old else {old: keys}
@@ -167,7 +167,7 @@ def _shared(before: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _keys(values: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """A section, empty where it is missing or not a mapping."""
+    """A section; empty if it is missing or not a mapping."""
     keys = values.get(section)
     return keys if isinstance(keys, dict) else {}
 
@@ -185,7 +185,7 @@ def _locate(name_or_file: str | Path, folder: Path, recipes: Path) -> Path:
 
 
 def merged(base: Any, over: Any) -> Any:
-    """Nested values, in which those of `over` have replaced those of `base`."""
+    """The nested values of `base`, with those of `over` replacing them."""
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
         return over
     return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}

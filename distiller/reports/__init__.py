@@ -1,1 +1,1 @@
-"""What came out of a run: probe, distances, figures, report, card."""
+"""The results of a run: probe, distances, figures, report, card."""

@@ -1,4 +1,4 @@
-"""The model card that a student carries, and the figures beside it."""
+"""A student's model card, and the figures beside it."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def files(output: Path, result: dict[str, Any]) -> dict[str, bytes | str]:
 
 
 def model_card(result: dict[str, Any], figures: list[str]) -> str:
-    """What the student is, where it comes from, how to use it and what was measured."""
+    """The card: what the student is, where it comes from, how to use it and what was measured."""
     recipe = result["recipe"]
     teachers = teachers_of(recipe)
     names = {"teacher": " and ".join(teachers), "corpus": public(recipe["corpus"]["path"])}

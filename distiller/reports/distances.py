@@ -27,7 +27,7 @@ def write_distances(
 
     l2: root of sum |T - S|^2 / sum |T|^2 over frames; cosine: 1 - cosine similarity, mean over frames; both only if the
     widths agree. cka: 1 - linear CKA over all frames. States are compared without the objective's projections; the
-    student's layers are matched to evenly spaced ones of the teacher. Enough of the batches for CKA are used; both
+    student's layers are matched to evenly spaced ones of the teacher. Only as many batches as CKA needs are used; both
     encoders are in eval mode.
     """
     depth = teacher.config.num_layers

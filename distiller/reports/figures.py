@@ -1,4 +1,4 @@
-"""Figures of a run, drawn from the tables beside them."""
+"""Figures of a run, drawn from its tables."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -12,7 +12,7 @@ from distiller.common.files import read_columns
 from distiller.common.plotting import COLOURS, save_figure
 from upstream.config import EncoderConfig
 
-FIGURES = ("loss.png", "phones.png", "similarity.png", "remaining_units.png", "distances.png")  # that a run may leave
+FIGURES = ("loss.png", "phones.png", "similarity.png", "remaining_units.png", "distances.png")  # that a run may produce
 TERM = "term/"  # prefix of a loss term's column in metrics.csv and held_out.csv
 LEGEND = {"frameon": False, "fontsize": "small"}
 

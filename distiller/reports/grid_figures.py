@@ -1,4 +1,4 @@
-"""The figure of a grid of runs: what its students know, by their size or by their method."""
+"""The figure of a grid of runs: the accuracy of its students, by size or by method."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ from matplotlib.transforms import ScaledTranslation
 from distiller.common.plotting import COLOURS, save_figure
 from distiller.reports.intervals import interval
 
-Row = dict[str, Any]  # as of `grid_summary`
+Row = dict[str, Any]  # as in `grid_summary`
 
 APART = 5  # points between the intervals of two methods at one size
 REFERENCES = {"teacher": ("teacher", "-"), "stacked_filterbank": ("log-mel, stacked", "--")}  # title and line
 
 
 def accuracy_by_size(path: Path, rows: Sequence[Row], paired: float) -> None:
-    """Phones by size: the first seed as a line, all seeds (at `paired`, of those that prune) as an interval."""
+    """Phone accuracy by size: the first seed as a line, all seeds (for pruning methods: at `paired`) as an interval."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     first_seed = rows[0]["seed"]
     methods = list(dict.fromkeys(row["method"] for row in rows))

@@ -23,7 +23,7 @@ MEASURES = {  # column -> (title, decimals)
     "l2_distance": ("relative L2, mean over layers", 3),
     "cosine_distance": ("1 - cosine, mean over layers", 3),
 }
-STUDENT = "student_"  # before the names of a probe's columns
+STUDENT = "student_"  # prefix of a probe's columns
 SHOWN = {  # columns of the table of runs
     "sparsity": ("pruned", "{:.1%}"),
     "student_phone": ("phones", "{:.1f}"),
@@ -41,18 +41,18 @@ SHOWN = {  # columns of the table of runs
 
 
 def measures(rows: Sequence[Row]) -> dict[str, tuple[str, int]]:
-    """MEASURES, and the words of the recordings that the runs were probed on."""
+    """MEASURES, and the word accuracies on the recordings that the runs were probed on."""
     return MEASURES | {column: (f"{title}, %", 1) for column, title in _words(rows).items()}
 
 
 def _words(rows: Sequence[Row]) -> dict[str, str]:
-    """The columns of a student's words, last layer, and their titles."""
+    """The columns of a student's word accuracies (last layer), and their titles."""
     probed = word_columns([key.removeprefix(STUDENT) for row in rows for key in row if key.startswith(STUDENT)])
     return {f"{STUDENT}{key}": title for key, title in probed.items()}
 
 
 def paired_differences(rows: Sequence[Row], target: float, column: str) -> list[tuple[str, str, list[float]]]:
-    """For each pair of methods, first - second of every seed that both have at this target, if they prune."""
+    """For each pair of methods, first - second for every common seed, at this target if they prune."""
     values: dict[str, dict[int, float]] = {}
     for row in _at(rows, target):
         if row.get(column) is not None:
@@ -71,7 +71,7 @@ def summarise(table: Path, rows: Sequence[Row], paired: float, command: str, mis
     Args:
         rows: of the finished runs.
         paired: the target at which several seeds are compared.
-        command: that made the grid.
+        command: the one that made the grid.
         missing: runs that are not finished, and why.
     """
     summary, figure = table.with_suffix(".md"), table.with_suffix(".png")
@@ -109,12 +109,12 @@ def _heading(table: Path, rows: Sequence[Row], command: str, missing: dict[str, 
 
 
 def _values(rows: Sequence[Row], key: str = "method") -> list[str]:
-    """The values of a column, each once."""
+    """The distinct values of a column."""
     return list(dict.fromkeys(str(row[key]) for row in rows))
 
 
 def _table(heading: str, titles: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
-    """A section with a table, below a note on it; nothing without rows."""
+    """A section with a table and a note below it; nothing without rows."""
     lines = [titles, ["---"] * len(titles), *rows]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return f"## {heading}\n\n" + (f"{note}.\n\n" if note else "") + table if rows else ""
@@ -130,7 +130,7 @@ def _at(rows: Sequence[Row], target: float) -> list[Row]:
 
 
 def _title(text: str, rows: Sequence[Row], target: float) -> str:
-    """With the target, where runs have one."""
+    """The text, with the target if runs have one."""
     return f"{text} at {target:g}" if any(map(_target, rows)) else text
 
 
@@ -155,7 +155,7 @@ def _interval(values: Sequence[float], decimals: int, sign: str = "") -> str:
 
 
 def _of(values: int, seeds: int) -> str:
-    """Said in a cell that has fewer values than its row has seeds."""
+    """A remark for cells with fewer values than their row has seeds."""
     return "" if values == seeds else f", {values} of them"
 
 
@@ -195,7 +195,7 @@ def _pairs(rows: Sequence[Row], paired: float) -> str:
 
 
 def _shown(rows: Sequence[Row], paired: float) -> dict[str, tuple[str, int]]:
-    """The measures that some run has."""
+    """The measures that at least one run has."""
     return {
         key: how for key, how in measures(rows).items() if any(row.get(key) is not None for row in _at(rows, paired))
     }

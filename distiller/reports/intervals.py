@@ -1,4 +1,4 @@
-"""How far a mean over seeds can be trusted."""
+"""Confidence intervals of means over seeds."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ CONFIDENCE = 0.95
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and half the width of its t-interval; the latter is not a number for a single value."""
+    """The mean and half the width of its t-interval; the latter is NaN for a single value."""
     if len(values) < 2:
         return fmean(values), math.nan
     quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)

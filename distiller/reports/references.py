@@ -1,4 +1,4 @@
-"""The rows that a run's probes compare its student with, from a run that has measured them."""
+"""Reference rows for a run's probes, taken from a run that has already measured them."""
 
 import json
 from collections.abc import Mapping
@@ -9,19 +9,19 @@ from distiller.common.values import difference
 from distiller.recipes.recipe import ProbeConfig
 from upstream.errors import UserError
 
-REFERENCES = ("filterbank", "stacked_filterbank", "teacher")  # the same whatever the student is
+REFERENCES = ("filterbank", "stacked_filterbank", "teacher")  # the same for every student
 
-Rows = dict[str, dict[str, Any]]  # as of `report.probe_all`
+Rows = dict[str, dict[str, Any]]  # as from `report.probe_all`
 
 
 def load_references(config: ProbeConfig, teacher: Mapping[str, Any]) -> Rows:
     """The rows of the filterbanks and the teacher in the finished run `probe.references`; none without one.
 
     Args:
-        teacher: what identifies this run's.
+        teacher: identity of this run's teacher.
 
     Raises:
-        UserError: it is no finished run, or one of another teacher or with other probes.
+        UserError: it is not a finished run, or has another teacher or other probes.
     """
     if config.references is None:
         return {}

@@ -32,8 +32,8 @@ ROWS = {
     "student": "{method} student",
 }
 METHODS = {"star": "STaR", "clusters": "SKILL", "layers": "DPHuBERT", "predictions": "DistilHuBERT"}  # by objective
-WORD = "word_"  # before the name of a folder of recordings
-COLUMNS = {  # accuracies in percent; words in recordings, if they were probed, have more
+WORD = "word_"  # prefix of the name of a folder of recordings
+COLUMNS = {  # accuracies in percent; columns for words in recordings are added if they were probed
     "phone": "phones",
     "phone_unseen": "unseen speakers",
     "phone_best": "best layer",
@@ -63,13 +63,13 @@ def probe_all(
     words: Mapping[str, Words],
     references: Rows,
 ) -> Rows:
-    """Both filterbanks and the encoders through the same probes: a row each, or nothing without any probe.
+    """Both filterbanks and the encoders on the same probes: a row each, or nothing without any probe.
 
     Args:
         encoders: by the name of their row.
-        frame_count: of an utterance, for phones and speakers; left out, they are not probed.
-        words: of `load_words`.
-        references: of `load_references`; rows that are not measured again.
+        frame_count: frames of an utterance, to probe phones and speakers; None: these are not probed.
+        words: from `load_words`.
+        references: from `load_references`; these rows are not measured again.
     """
     represented = {} if references else {"filterbank": filterbank(), "stacked_filterbank": filterbank(CONTEXT)}
     represented |= {name: encoder_layers(encoder.cpu().eval()) for name, encoder in encoders.items()}
@@ -93,7 +93,7 @@ def columns(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def word_columns(keys: Collection[str]) -> dict[str, str]:
-    """Which of a probe's keys are of words by the last layer, a key for each folder of recordings; and their titles."""
+    """The keys for words by the last layer, one for each folder of recordings, and their titles."""
     known = set(keys)
     return {key: f"words, {key.removeprefix(WORD)}" for key in keys if key.startswith(WORD) and _best(key) in known}
 
@@ -126,10 +126,10 @@ def summary(
 
 
 def of_training(command: str, recipe: AnyRecipe, folder: Path, skipped: int, seconds: float) -> dict[str, Any]:
-    """What the report of any training has: its recipe, where it ran, and its losses.
+    """The part of the report common to any training: its recipe, where it ran, and its losses.
 
     Args:
-        command: its name, that of the script.
+        command: the name of the script.
         folder: of the last stage, for its losses.
         skipped: files that could not be used.
         seconds: of the whole run.
@@ -163,7 +163,7 @@ def write_report(output: Path, result: dict[str, Any]) -> None:
 
 
 def print_report(output: Path) -> None:
-    """Print the table of a finished run, where everything is, and what to try next."""
+    """Print the table of a finished run, the location of its files, and what to try next."""
     result = json.loads((output / "report.json").read_text())
     if "probe" in result:
         Console(width=100).print(_probe_table(result))
@@ -192,7 +192,7 @@ def audio_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def another_run(result: dict[str, Any], output: Path) -> str:
-    """For a shell: the command that made a run, with a new output and one change."""
+    """The shell command that made a run, with a new output and one change."""
     ending, change = _variant(result["recipe"])
     words, kept = iter(shlex.split(result["command"])), []
     for word in words:
@@ -204,7 +204,7 @@ def another_run(result: dict[str, Any], output: Path) -> str:
 
 
 def _variant(recipe: dict[str, Any]) -> tuple[str, str]:
-    """A run to try next: the ending of its output, and its change."""
+    """A run to try next: the suffix of its output, and the change."""
     if pruning := recipe.get("pruning"):
         target = "0.5" if pruning["target"] > 0.7 else "0.75"
         return target, f"pruning.target={target}"

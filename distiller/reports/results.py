@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def collect(outputs: Sequence[Path], table: Path) -> str:
-    """Add finished runs to a table, a row each; returns a line that says how many were new.
+    """Add finished runs to a table, a row each; returns a line about how many were new.
 
     Raises:
         UserError: a folder without a finished run, or the table cannot be written.
@@ -65,7 +65,7 @@ def distances(table: Path) -> dict[str, float]:
 
 
 def append(table: Path, rows: Sequence[Row]) -> int:
-    """Add the rows that a CSV lacks, and update those that it has; returns the number of rows added."""
+    """Add new rows to a CSV, and update existing ones; returns the number of rows added."""
 
     def identity(row: Row) -> tuple[Any, ...]:
         return tuple(row[key] for key in IDENTITY)

@@ -1,1 +1,1 @@
-"""What training steps cost: alone, beside a plain peer, in the real loop; and what a GPU must get right."""
+"""The cost of training steps: alone, next to a plain peer, in the real loop; and checks of a GPU's results."""

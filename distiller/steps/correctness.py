@@ -1,5 +1,5 @@
-"""What a device must compute: what a CPU computes, up to rounding; the same run after a kill; and, on a GPU, a step
-that nothing on the host waits for."""
+"""Checks of a device: the same results as a CPU, up to rounding; the same run after a kill; and, on a GPU, a step in
+which the host never waits."""
 
 import math
 import signal
@@ -30,10 +30,8 @@ from upstream.encoder import SpeechEncoder
 
 RUN = Path(__file__).parents[1] / "run.py"
 ROUNDING, HALF_ROUNDING, TF32_ROUNDING = 1e-4, 1e-2, 1e-3  # relative: fp32 elsewhere, bf16, Gram products in TF32
-RESUMED = (
-    1e-2  # beyond which a resumed run is another run; where a device adds in any order it is not bit for bit alike
-)
-CHECKPOINT = 2  # steps; a run takes four times as many, and is killed as it names its third checkpoint
+RESUMED = 1e-2  # limit for a resumed run, which is not bit-identical on devices that add in any order
+CHECKPOINT = 2  # steps; a run has four times as many, and is killed while it renames its third checkpoint
 KILLED = f"""
 import os, runpy, signal, sys
 sys.argv[:] = sys.argv[1:]
@@ -65,7 +63,7 @@ Row = dict[str, Any]  # of correctness.csv
 
 @dataclass(frozen=True)
 class Micro:
-    """The loss of a micro-batch: of which method, where, and in which precision."""
+    """The loss of a micro-batch: its method, device and precision."""
 
     method: str
     device: str
@@ -90,7 +88,7 @@ def check_device(methods: tuple[str, ...], seconds: float, threads: int, device:
     for name, limit, measure in progress(checks(methods, seconds, device), "Checking"):
         try:
             value = measure()
-        except RuntimeError as error:  # of the device: what else there is to check may still pass
+        except RuntimeError as error:  # from the device: the other checks may still pass
             print(f"{name}: {error}")
             value = math.nan
         rows.append({"check": name, "device": device, "value": value, "limit": limit, "passed": value <= limit})
@@ -139,7 +137,7 @@ def states_apart(seconds: float, device: str) -> float:
 
 @cache
 def loss_and_gradients(micro: Micro) -> tuple[Tensor, Tensor]:
-    """Both on the CPU, the gradients as one vector. The same weights and audio everywhere; nothing is dropped."""
+    """Both on the CPU, the gradients as one vector. Weights and audio are the same everywhere; there is no dropout."""
     plain = ["objective.gram_precision=ieee"] if micro.method == "star" else []
     recipe = recipe_of(micro.method, HUBERT_BASE, [*plain, *micro.changes])
     torch.manual_seed(0)
@@ -168,7 +166,7 @@ def gradients_apart(here: Micro, there: Micro) -> float:
 
 
 def apart(values: Tensor, expected: Tensor) -> float:
-    """|values - expected| / |expected|; NaN, which passes no limit, where one of them is."""
+    """|values - expected| / |expected|; NaN, which passes no limit, if one of them contains NaN."""
     return float((values.double() - expected.double()).norm() / expected.double().norm())
 
 
@@ -179,7 +177,7 @@ def two_utterances(seconds: float) -> Step:
 
 @contextmanager
 def plain_fp32() -> Iterator[None]:
-    """fp32 as written: neither products nor convolutions in TF32, which convolutions are by default."""
+    """True fp32: neither products nor convolutions in TF32, the default for convolutions."""
     cudnn: Any = torch.backends.cudnn  # some of its attributes are set at import
     backends = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
     before = [backend.fp32_precision for backend in backends]
@@ -194,7 +192,7 @@ def plain_fp32() -> Iterator[None]:
 
 def host_waits(method: str, seconds: float) -> float:
     """1 if a step, padded and in the recipe's precision, makes the host wait for the GPU; 0 if none does."""
-    setting = TrainSetting(seconds, device="cuda", overrides=("trainer.compile=false",))  # which would take its time
+    setting = TrainSetting(seconds, device="cuda", overrides=("trainer.compile=false",))  # compiling would take long
     take = function_of(replace(two_utterances(seconds), method=method, setting=setting))
     for _ in range(3):
         take()
@@ -211,7 +209,7 @@ def host_waits(method: str, seconds: float) -> float:
 
 
 def resumed_apart(device: str) -> float:
-    """How far the student of a run that was killed and continued is from that of a run that was not."""
+    """Difference between the students of a run that was killed and continued and of an uninterrupted one."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.manual_seed(0)

@@ -28,11 +28,11 @@ from distiller.training.devices import place
 from upstream.config import SAMPLE_RATE, EncoderConfig
 from upstream.encoder import SpeechEncoder
 
-FIRST = 5  # steps that count apart: kernels are chosen and compiled in them
-LEAST = 3  # steps after those, however long they take
+FIRST = 5  # steps counted separately: kernels are chosen and compiled in them
+LEAST = 3  # minimum number of steps after those, however long they take
 SHORTEST, LONGEST = 1.5, 17.0  # seconds of an utterance; LibriSpeech's are similar, 12 on average
 WORKERS = max(1, min(14, (os.cpu_count() or 1) - 2))
-SHOWN = (  # of loop.csv, and their titles
+SHOWN = (  # columns of loop.csv, and their titles
     ("real_time", "x real\ntime"),
     ("first_seconds", f"seconds of\n{FIRST} steps"),
     ("steps", "steps\nafter"),
@@ -44,7 +44,7 @@ SHOWN = (  # of loop.csv, and their titles
 
 @dataclass(frozen=True)
 class LoopSetting:
-    """How long the loop runs after its first steps, on how much audio, where, and what differs from the recipe."""
+    """How long the loop runs after its first steps, the amount of audio, the device, and overrides of the recipe."""
 
     seconds: float = 60.0
     hours: float = 1.0
@@ -54,7 +54,7 @@ class LoopSetting:
 
 
 def benchmark_loop(methods: Sequence[str], setting: LoopSetting, output: Path) -> None:
-    """Run each method's loop for a while, print a table, write loop.csv (after each method, so that it is kept).
+    """Run each method's loop for a while, print a table, write loop.csv (after each method, so that nothing is lost).
 
     Raises:
         UserError: a recipe is refused, or the system's temporary folder has no room for the corpus.
@@ -73,9 +73,9 @@ def benchmark_loop(methods: Sequence[str], setting: LoopSetting, output: Path) -
 
 
 def measure_loop(method: str, setting: LoopSetting, teacher: EncoderConfig) -> dict[str, Any]:
-    """A row: how fast audio was learnt from after the first steps, and how long the loop waited for its data.
+    """A row: training speed after the first steps, and how long the loop waited for its data.
 
-    first_seconds: from the loop's start to the end of its step number FIRST. All other numbers are of later steps.
+    first_seconds: from the loop's start to the end of its step number FIRST. All other numbers are for later steps.
     """
     torch.set_num_threads(setting.threads)
     with tempfile.TemporaryDirectory() as name, disk_errors(Path(name)):
@@ -90,7 +90,7 @@ def measure_loop(method: str, setting: LoopSetting, teacher: EncoderConfig) -> d
         encoder = SpeechEncoder(teacher).eval().requires_grad_(False)
         run = settle_batches(Run(recipe, Path(name) / "run", [encoder]))
         recipe, module = run.recipe, distillation(run.recipe, run.teacher)
-        if setting.device == "cuda":  # after batch_seconds=auto has looked how much fits
+        if setting.device == "cuda":  # after batch_seconds=auto has measured how much fits
             torch.cuda.reset_peak_memory_stats()
         with watched(setting) as watch:
             train(run, module, recipe, run.output, keep_best=lambda trained: None)
@@ -116,15 +116,15 @@ def write_noise(folder: Path, hours: float) -> Path:
 
 @dataclass
 class Watch:
-    """When each step began, how long it waited for its data, and how much audio they are."""
+    """When each step began, how long it waited for its data, and how much audio it had."""
 
     device: str
-    began: list[float] = field(default_factory=list)  # a step's beginning is the end of the one before
+    began: list[float] = field(default_factory=list)  # a step begins where the previous one ends
     waited: list[float] = field(default_factory=list)
     audio: list[float] = field(default_factory=list)  # seconds
 
     def begin(self, last: bool = False) -> None:
-        """A GPU is waited for only where the steps that count begin and end."""
+        """Waits for a GPU only at the beginning and end of the measured steps."""
         if self.device == "cuda" and (last or len(self.began) == FIRST):
             torch.cuda.synchronize()
         self.began.append(time.perf_counter())
@@ -146,7 +146,7 @@ class Watch:
 
 @contextmanager
 def watched(setting: LoopSetting) -> Iterator[Watch]:
-    """Inside it the training loop's loader notes the times, and ends `setting.seconds` after its first steps."""
+    """A context in which the training loop's loader records times, and ends `setting.seconds` after the first steps."""
     watch, original = Watch(setting.device), loop.DataLoader
 
     class WatchedLoader(DataLoader[Any]):

@@ -1,4 +1,4 @@
-"""What our training step is compared with: two plain models of `transformers`, and the loss as one first writes it."""
+"""The baseline for our training step: two plain models of `transformers`, and a straightforward loss."""
 
 from itertools import product
 
@@ -11,7 +11,7 @@ from upstream.config import EncoderConfig
 from upstream.encoder import SpeechEncoder
 from upstream.formats import huggingface_writing
 
-MATCHED = (0, 3, 6, 9, 12)  # hidden states that SKILL's peer compares, as many as the measured recipe has clusters
+MATCHED = (0, 3, 6, 9, 12)  # hidden states that SKILL's peer compares: one per cluster of the measured recipe
 
 
 class Peer(nn.Module):
@@ -19,7 +19,7 @@ class Peer(nn.Module):
 
     Args:
         method: star (Gram matrices of every layer, frame by frame) or skill (L1 and cosine of projected states).
-        teacher, student: shapes; the models have them as far as their class does.
+        teacher, student: shapes; the models have them as far as their class supports them.
     """
 
     def __init__(self, method: str, teacher: EncoderConfig, student: EncoderConfig) -> None:
@@ -35,7 +35,7 @@ class Peer(nn.Module):
         return torch.optim.AdamW([parameter for parameter in self.parameters() if parameter.requires_grad])
 
     def penalty(self) -> tuple[float, dict[str, float]]:
-        """As that of our module; there is none."""
+        """As in our module; there is none."""
         return 0.0, {}
 
     def frame_lengths(self, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""A training step in the process that measures it: what is built, how it is taken, and what it must compute."""
+"""A training step in the process that measures it: how it is built and run, and its operation count."""
 
 import math
 import time
@@ -27,15 +27,15 @@ from upstream.cost import count_macs
 from upstream.encoder import SpeechEncoder
 
 OURS, PEER = "ours", "peer"
-SHORTER = 0.15  # of the longest utterance: how much shorter the shortest of a padded batch is
-MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns of the products whose rate makes the floor
-PRODUCTS = {"cpu": 1, "cuda": 20}  # in a measurement of that rate
-TOGETHER = {"cpu": 1, "cuda": 3}  # steps in a measurement: a GPU is fed ahead of its work, as in training
+SHORTER = 0.15  # the shortest utterance of a padded batch is shorter than the longest by this share
+MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns of the products whose rate defines the floor
+PRODUCTS = {"cpu": 1, "cuda": 20}  # products in a measurement of that rate
+TOGETHER = {"cpu": 1, "cuda": 3}  # steps in a measurement: on a GPU work is queued ahead, as in training
 WARM_UP = {"cpu": 1, "cuda": 4}  # steps before the first: optimiser states, kernels, plans, compilation
 STEPS = 25_000  # of the whole run, for schedules
 CLUSTERS = 5  # of SKILL's layers, instead of finding them; their number hardly matters
-# what the loss adds to the encoders' multiplications: STaR's step at paper scale takes 435 GFLOP, 427 of them for the
-# encoders
+# the loss's overhead over the encoders' multiplications: STaR's step at paper scale takes 435 GFLOP, 427 of them for
+# the encoders
 LOSS = {"star": 435 / 427}
 KINDS = {  # operators by what they do; the first kind with a part in the operator's name counts
     "attention": ("attention", "softmax"),
@@ -52,7 +52,7 @@ ELSE = "element-wise and else"
 
 @dataclass(frozen=True)
 class TrainSetting:
-    """The audio of a step, where and how often it is taken, and what differs from the method's recipe for 960 h."""
+    """The audio of a step, where and how often it is run, and overrides of the method's recipe for 960 h."""
 
     seconds: float = 8.0
     batches: tuple[int, ...] = (2,)  # utterances of a micro-batch
@@ -62,14 +62,14 @@ class TrainSetting:
     overrides: tuple[str, ...] = ()
 
     def recipe(self, method: str) -> Recipe:
-        """In fp32 on a CPU, as a bf16 that it emulates says nothing."""
+        """The recipe, in fp32 on a CPU, where emulated bf16 would be meaningless."""
         device = ["trainer.precision=32-true"] if self.device == "cpu" else []
         return recipe_of(method, teacher_shape(self.overrides), [*device, *self.overrides])
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is measured: whose step, and its micro-batch."""
+    """The measured step: ours or the peer's, and its micro-batch."""
 
     of: str  # OURS or PEER
     method: str
@@ -79,7 +79,7 @@ class Step:
     teacher: EncoderConfig
 
     def lengths(self) -> Tensor:
-        """(utterance,) samples: all as long, or up to SHORTER less."""
+        """(utterance,) samples: all of equal length, or up to SHORTER less."""
         shares = torch.linspace(1.0, 1.0 - SHORTER * self.padded, self.utterances, dtype=torch.float64)
         return (shares * int(self.setting.seconds * SAMPLE_RATE)).long()
 
@@ -108,7 +108,7 @@ def recipe_of(method: str, teacher: EncoderConfig, overrides: Iterable[str] = ()
 
 @cache
 def teacher_shape(overrides: tuple[str, ...]) -> EncoderConfig:
-    """HuBERT Base's, or that of the teacher that the overrides name.
+    """HuBERT Base's shape, or that of the teacher in the overrides.
 
     Raises:
         UserError: it cannot be loaded.
@@ -128,7 +128,7 @@ def module_of(of: str, method: str, setting: TrainSetting, teacher: EncoderConfi
     module = distillation(recipe, SpeechEncoder(teacher))
     device = torch.device(setting.device)
     module.move_frozen(device, HALF.get(recipe.trainer.precision))
-    arrange_layers(module, recipe.trainer, device, seconds=math.inf)  # compiled if a long run is
+    arrange_layers(module, recipe.trainer, device, seconds=math.inf)  # compiled if a long run would be
     module.steps = STEPS
     return module.to(setting.device).train()
 
@@ -156,7 +156,7 @@ def function_of(step: Step) -> Callable[[], None]:
 
 
 def prepare(step: Step) -> bool:
-    """Warm up; whether the memory of the GPU was enough. Afterwards its peak is that of this step."""
+    """Warm up; returns whether the GPU's memory was enough. Afterwards its peak is that of this step."""
     try:
         take = function_of(step)
         for _ in range(WARM_UP[step.setting.device]):
@@ -172,7 +172,7 @@ def prepare(step: Step) -> bool:
 
 
 def take_steps(step: Step) -> tuple[float, float]:
-    """Seconds of a step, and those of this process's CPU time; several in a row, the GPU is waited for at their end."""
+    """Seconds of a step, and of this process's CPU time; runs several in a row and waits for the GPU at the end."""
     take, together, start = function_of(step), TOGETHER[step.setting.device], time.process_time()
     seconds = timed(step.setting.device, lambda: [take() for _ in range(together)])
     return seconds / together, (time.process_time() - start) / together
@@ -205,7 +205,7 @@ def matrices(device: str) -> tuple[Tensor, Tensor]:
     """Random, since a GPU multiplies zeros and ones faster."""
     size, dtype = MATRIX[device], torch.float32 if device == "cpu" else torch.bfloat16
     first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return first @ second.mT / size, second  # the first product makes the library's plans
+    return first @ second.mT / size, second  # the first product creates the library's plans
 
 
 def work_of(step: Step) -> tuple[float, int]:
@@ -217,16 +217,16 @@ def work_of(step: Step) -> tuple[float, int]:
 
 
 def gflop(step: Step, student: EncoderConfig) -> float:
-    """10^9 operations of the encoders: the teacher's forward pass, the student's, and twice that backward.
+    """10^9 operations of the encoders: the teacher's forward pass, the student's, and twice that for backward.
 
-    Padding counts for nothing.
+    Padding is not counted.
     """
     macs = [count_macs(step.teacher, size) + 3 * count_macs(student, size) for size in step.lengths().tolist()]
     return 2 * sum(macs) / 1e9
 
 
 def operators(step: Step) -> dict[str, float]:
-    """Where a step's time goes, on a GPU that of its kernels: kind of operator -> share, largest first."""
+    """Where a step's time goes (on a GPU, kernel time): kind of operator -> share, largest first."""
     from torch.profiler import ProfilerActivity, profile
 
     take, cuda = function_of(step), step.setting.device == "cuda"
@@ -235,7 +235,7 @@ def operators(step: Step) -> dict[str, float]:
         timed(step.setting.device, take)
     taken: dict[str, float] = {}
     for event in profiler.key_averages():
-        if event.device_type.name == "CPU":  # of kernels there are entries too: their time is also their operator's
+        if event.device_type.name == "CPU":  # kernels have entries too, but their time is included in their operator's
             kind = next((kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)), ELSE)
             seconds = event.self_device_time_total if cuda else event.self_cpu_time_total
             taken[kind] = taken.get(kind, 0.0) + seconds

@@ -1,8 +1,8 @@
 """Training steps at paper scale, against the time that their multiplications alone would take on this machine, and
-beside a plain pair of models.
+against a plain pair of models.
 
-The floor of a step is its floating-point operations over the rate of large matrix products, measured in turns with the
-steps, so that a busy machine slows all of them. Teachers have random weights, so nothing is downloaded.
+The floor of a step is its floating-point operations over the rate of large matrix products, measured alternately with
+the steps, so that a busy machine slows all of them. Teachers have random weights, so nothing is downloaded.
 """
 
 import json
@@ -36,8 +36,8 @@ TIMES = ("real_time", "share_of_floor", "step_seconds", "cpu_seconds", "peak_mb"
 
 
 def benchmark_training(methods: Sequence[str], setting: TrainSetting, output: Path) -> None:
-    """Measure steps of each method, ours and the peer's in processes of their own; print tables, write train.csv (after
-    every micro-batch, so that what has been measured is kept) and train.png.
+    """Measure steps of each method, ours and the peer's in separate processes; print tables, write train.csv (after
+    every micro-batch, so that measurements are not lost) and train.png.
 
     Raises:
         UserError: there is no such device, or a recipe is refused.
@@ -58,7 +58,7 @@ def benchmark_training(methods: Sequence[str], setting: TrainSetting, output: Pa
 
 
 def micro_batches(setting: TrainSetting) -> list[tuple[int, bool]]:
-    """(utterances, padded): every size; on a GPU padded first, as in training, where a mask takes other kernels."""
+    """(utterances, padded): every size; on a GPU padded first, as in training, where masks need other kernels."""
     both = (True, False) if setting.device == "cuda" else (False,)
     return [(size, padded) for padded in both for size in setting.batches if size > 1 or not padded]
 
@@ -71,9 +71,9 @@ def measure_steps(
     setting: TrainSetting,
     teacher: EncoderConfig,
 ) -> list[Row]:
-    """A row for our step and one for the peer's, taken in turns; times are medians.
+    """A row for our step and one for the peer's, measured alternately; times are medians.
 
-    cpu_seconds: of all threads together; share_of_floor: of the floor's speed, 1 would be nothing but matrix products.
+    cpu_seconds: of all threads together; share_of_floor: of the floor's speed, 1 would be only matrix products.
     A step that does not fit into the GPU's memory has no times.
     """
     steps = {who: Step(who, method, utterances, padded, setting, teacher) for who in calls}
@@ -103,7 +103,7 @@ def measure_steps(
 
 
 def written(row: Row) -> Row:
-    """A row as train.csv has it: the shares of the operators as JSON."""
+    """A row in the form of train.csv: the shares of the operators as JSON."""
     return row | {"operators": json.dumps({kind: round(share, 4) for kind, share in row["operators"].items()})}
 
 

@@ -1,1 +1,1 @@
-"""What the student is: narrow shapes, gates, the size they lead to, and the exact removal of closed units."""
+"""The students: narrow shapes, gates, the resulting size, and the exact removal of closed units."""

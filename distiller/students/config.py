@@ -11,7 +11,7 @@ from upstream.config import EncoderConfig
 from upstream.errors import UserError, one_of, require
 from upstream.families import FAMILIES
 
-# what a gate is on -> the name of its units in figures and tables
+# gated part -> the name of its units in figures and tables
 UNITS = {
     "channels": "convolution channels",
     "heads": "attention heads",
@@ -34,7 +34,7 @@ class FinalConfig:
 
 @dataclass(config=STRICT)
 class PruningConfig:
-    """Which units may go, and how the target is approached (DPHuBERT's values)."""
+    """Which units may be removed, and how the target is approached (DPHuBERT's values)."""
 
     # share of the teacher's parameters to remove
     target: Annotated[float, Field(gt=0, lt=1, description="a share of the parameters above 0 and below 1")] = 0.75
@@ -66,7 +66,7 @@ class StudentConfig:
     pruning: ClassVar[type[PruningConfig] | None] = None  # the recipe's pruning section, if this kind has one
     # defaults of the recipe's objective section that hold with this kind of student only, by the objective's name
     objective_defaults: ClassVar[dict[str, dict[str, Any]]] = {}
-    # what the student starts with: the teacher's weights, as far as the two have the same parameters, or random ones
+    # initial weights: the teacher's, for parameters that both have, or random ones
     initialization: ClassVar[str] = "teacher"
 
     name: str = ""
@@ -77,7 +77,7 @@ class StudentConfig:
         """The encoder before any training.
 
         Raises:
-            UserError: a student of this teacher cannot have the shape that the section asks for.
+            UserError: a student of this teacher cannot have the requested shape.
         """
         raise NotImplementedError
 
@@ -88,7 +88,7 @@ class StudentConfig:
 
 @dataclass(config=STRICT)
 class PrunedConfig(StudentConfig):
-    """A copy of the teacher, from which the recipe's `pruning` section takes units; without dropout (our choice)."""
+    """A copy of the teacher, from which the recipe's `pruning` section removes units; without dropout (our choice)."""
 
     pruning: ClassVar[type[PruningConfig] | None] = PruningConfig
     # the Lagrangian of pruning assumes a loss of order 1
@@ -120,7 +120,7 @@ class Size(NamedTuple):
 
 
 def _paper_extractor(width: int) -> tuple[tuple[int, int, int], ...]:
-    """STaR's extractor, its last convolutions as wide as the encoder, so that nothing is projected."""
+    """STaR's extractor, its last convolutions as wide as the encoder, so that no projection is needed."""
     return ((128, 10, 5), (256, 1, 1), *((256, 3, 2),) * 4, (width, 1, 1), *((width, 2, 2),) * 2)
 
 
@@ -146,10 +146,10 @@ SIZES = {
 
 @dataclass(config=STRICT)
 class LogMelConfig:
-    """Steps before the run's own, in which the extractor alone learns the log-mel spectrogram."""
+    """Steps before the run's own, in which only the extractor is trained, on the log-mel spectrogram."""
 
     steps: Annotated[int, Field(ge=0, description="an integer from 0")] = 0
-    lr: Annotated[float, ABOVE_0] = 1e-2  # the rest of its optimiser is the recipe's, without weight decay
+    lr: Annotated[float, ABOVE_0] = 1e-2  # the other optimiser settings are the recipe's, without weight decay
 
 
 CHUNKS = {"look_ahead": 4, "left_context": 100}  # frames
@@ -164,14 +164,14 @@ class NarrowConfig(StudentConfig):
     initialization: "random" as in the paper, or "teacher": every parameter that both have, the lowest layers first.
     front_end: the size's convolutions, the same with half the channels ("thin"), or log-mel energies with one
         convolution over them ("logmel").
-    attention: "chunked": frames are heard in chunks of `look_ahead` + 1, and see no others but `left_context` before
-        them; with statistics and positions from the past, such a student hears a wav as it comes.
+    attention: "chunked": frames attend within chunks of `look_ahead` + 1 and to `left_context` frames before; with
+        statistics and positions from the past only, such a student can stream.
     """
 
     name: str = "narrow"
     size: str = "base"
-    layers: Annotated[int | None, AT_LEAST_1] = None  # the size's own when left out
-    initialization: Literal["random", "teacher"] = "random"  # type: ignore[misc]  # here a recipe chooses it
+    layers: Annotated[int | None, AT_LEAST_1] = None  # left out: the size's own
+    initialization: Literal["random", "teacher"] = "random"  # type: ignore[misc]  # here the recipe chooses
     front_end: Literal["conv", "thin", "logmel"] = "conv"
     attention: Literal["full", "chunked"] = "full"
     look_ahead: Annotated[int, FRAMES] = CHUNKS["look_ahead"]  # where attention is chunked
@@ -200,10 +200,10 @@ class NarrowConfig(StudentConfig):
         return self
 
     def shape(self, teacher: EncoderConfig) -> EncoderConfig:
-        """As the base class; family and input scaling are the teacher's; of data2vec and Whisper it is HuBERT's family.
+        """As the base class; family and input scaling are the teacher's (for data2vec and Whisper, family HuBERT).
 
         Raises:
-            UserError: more layers than the teacher has, or frames that would not be the teacher's.
+            UserError: more layers than the teacher has, or frames that differ from the teacher's.
         """
         if self.size == "teacher":
             sizes = one_of(self.size, list(SIZES))
@@ -257,9 +257,9 @@ def with_front_end(shape: EncoderConfig, kind: str) -> EncoderConfig:
 
 
 def check_same_frames(student: EncoderConfig, teacher: EncoderConfig) -> None:
-    """Raises UserError unless the two make the same frames of every clip (a frame count is a composition of floors).
+    """Raises UserError unless both give the same frames for every clip (a frame count is a composition of floors).
 
-    With Whisper, whose frames are centred elsewhere, they need the same hop only: the objectives get those that both
+    With Whisper, whose frames are centred elsewhere, only the hops must match: the objectives get the frames that both
     have.
     """
     if teacher.whisper and student.samples_per_frame == teacher.samples_per_frame:

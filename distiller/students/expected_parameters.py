@@ -1,8 +1,8 @@
 """Parameters of an encoder once its closed units are removed: exact for masks, the expectation for probabilities.
 
-Each part is counted as `students.prune` leaves it: a unit's weights go with the unit, the output bias of an emptied
-sublayer stays, a pre-LN norm goes with the last unit that it feeds, the projection gains a column when any channel in
-front of its norm is removed.
+Each part is counted as `students.prune` leaves it: a unit's weights are removed with it, the output bias of an emptied
+sublayer stays, a pre-LN norm is removed with the last unit that it feeds, and the projection gains a column when any
+channel before its norm is removed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ class _Count:
     def total(self) -> Tensor:
         config = self.config
         per_head = 4 * config.embed_dim * config.head_dim + 3 * config.head_dim + config.relative_position
-        position_gate = 8 * (config.head_dim + 1) * config.relative_position  # WavLM's, as long as any head remains
+        position_gate = 8 * (config.head_dim + 1) * config.relative_position  # WavLM's, if any head remains
         heads = [None if layer is None else len(layer) for layer in config.attention_heads]
         parts = [
             self.extractor(),
@@ -78,7 +78,7 @@ class _Count:
     def sublayers(
         self, sublayer: str, unit: str, counts: Sequence[int | None], per_unit: int, shared: int = 0
     ) -> Iterator[Tensor]:
-        """Each sublayer that there is: `per_unit` for each unit, `shared` as long as any remains, the output bias."""
+        """Each existing sublayer: `per_unit` for each unit, `shared` if any remains, the output bias."""
         norm = 2 * self.config.embed_dim * self.config.layer_norm_first
         for index, count in enumerate(counts):
             if count is not None:
@@ -100,8 +100,8 @@ class _Count:
 
 
 def _product(chances: Tensor) -> Tensor:
-    """The product of probabilities, by their logarithms: the gradient of `prod` asks the device where there are zeros.
+    """The product of probabilities, by logarithms: the gradient of `prod` waits for the device to locate zeros.
 
-    A zero counts as the smallest number, and its own gradient as 0, which a saturated sigmoid would make of it anyway.
+    A zero is replaced by the smallest number and its gradient by 0, as a saturated sigmoid would make it anyway.
     """
     return chances.clamp(min=torch.finfo(chances.dtype).tiny).log().sum().exp()

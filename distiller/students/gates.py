@@ -1,8 +1,8 @@
 """Hard-concrete gates on a speech encoder's units: channels, heads, inner units, and entire sublayers.
 
-A gate multiplies a unit's output (Louizos et al. 2018, arXiv 1712.01312, section 2.2, as DPHuBERT uses it). The output
-is multiplied by a weight next, and the gate multiplies that weight instead: the same numbers, without a second copy of
-every activation. An encoder with gates is that same encoder, run with other weights.
+A gate multiplies a unit's output (Louizos et al. 2018, arXiv 1712.01312, section 2.2, as DPHuBERT uses it). Here it
+multiplies the weight that is next applied to the output instead: the same numbers, without a second copy of every
+activation. An encoder with gates is thus the same encoder, run with other weights.
 """
 
 import math
@@ -59,10 +59,10 @@ class HardConcrete(nn.Module):
 
     @torch.no_grad()
     def deterministic(self, at_least: int = 0, shift: float = 0.0) -> Tensor:
-        """Evaluation: the expected number of zeros, at the lowest log alpha, but at least `at_least` open; (unit,).
+        """Evaluation: as many zeros as expected, at the lowest log alpha, but at least `at_least` open; (unit,).
 
         Args:
-            shift: added to log alpha for the expected number.
+            shift: added to log alpha when computing the expected number.
         """
         open_units = torch.sigmoid(self.log_alpha + shift - CLOSED).sum()
         closed = round(self.log_alpha.numel() - float(open_units))
@@ -95,7 +95,7 @@ def gated_sites(config: EncoderConfig, units: Iterable[str]) -> dict[GateSite, i
 
 
 class GatedEncoder(nn.Module):
-    """A speech encoder with gates: sampled once a forward pass in training, deterministic in evaluation."""
+    """A speech encoder with gates: sampled once per forward pass in training, deterministic in evaluation."""
 
     def __init__(self, encoder: SpeechEncoder, drops: dict[str, float]) -> None:
         """
@@ -110,7 +110,7 @@ class GatedEncoder(nn.Module):
         self.shift = 0.0  # of every log alpha in evaluation, see `SparsityLagrangian.settle_gates`
         last = GateSite("channels", len(encoder.config.conv_layers) - 1)
         extractor = encoder.feature_extractor
-        if last in self.sites and extractor.scale is None:  # a layer norm follows it, not a weight
+        if last in self.sites and extractor.scale is None:  # it is followed by a layer norm, not a weight
             del extractor.scale
             extractor.register_buffer("scale", torch.ones(self.sites[last]), persistent=False)
 
@@ -129,7 +129,7 @@ class GatedEncoder(nn.Module):
         attention_maps: bool = False,
         values: GateValues | None = None,
     ) -> EncoderOutput:
-        """As `SpeechEncoder.forward`, under gates: `values`, or those that `draw` gives."""
+        """As `SpeechEncoder.forward`, with gates: `values`, or those from `draw`."""
         weights = dict(chain(self.encoder.named_parameters(), self.encoder.named_buffers()))
         gated: dict[str, Tensor] = {}
         for site, value in (values or self.draw()).items():
@@ -163,8 +163,8 @@ def _factors(site: GateSite, value: Tensor, config: EncoderConfig) -> Iterator[t
         else:
             yield "feature_extractor.scale", value
         if config.conv_norm == "layer":
-            # A channel that is zero only behind the layer norm would still count in its statistics, and could not be
-            # removed without changing the others.
+            # A channel zeroed only after the layer norm would still count in its statistics, and could not be removed
+            # without changing the others.
             yield f"feature_extractor.conv_layers.{site.layer}.conv.weight", value[:, None, None]
             yield f"feature_extractor.conv_layers.{site.layer}.conv.bias", value
         return

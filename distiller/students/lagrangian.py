@@ -16,16 +16,16 @@ from distiller.students.gates import GatedEncoder, GateValues, gated_sites
 from upstream.config import EncoderConfig
 from upstream.errors import UserError, require
 
-# Runs of fewer steps move gates and lambda1 faster, see `time_scale`. DPHuBERT's rate of 0.02 takes a head's gate from
-# open to closed in 310 steps: far too slow for a few hundred steps, fast enough for its own 50,000.
+# Runs of fewer steps move gates and lambda1 faster, see `time_scale`. DPHuBERT's rate of 0.02 closes an open head's
+# gate in 310 steps: far too slow for runs of a few hundred steps, fast enough for its own 50,000.
 FULL_RATE_STEPS = 5000
 # Runs of fewer steps let lambda2 grow faster and both multipliers forget faster, relative to DPHuBERT's 50,000. lambda2
-# damps: lambda1 grows until the target is passed, and a short run has no time for the oscillation to die out. And Adam
-# takes small steps for the gap at the end while it still remembers the large gap of the rising target.
+# is the damping: lambda1 grows until the target is passed, and in a short run the oscillation has no time to die out.
+# And Adam's steps for the final gap are small while it still remembers the large gap of the rising target.
 DAMPING_STEPS = 50_000
 TOLERANCE = 0.01  # of sparsity, within which a target counts as met
-ROUNDING = 0.001  # of sparsity, the most that rounding the gates may miss the target by
-ROUNDING_SHIFT = 4.0  # of log alpha, the most that rounding may need
+ROUNDING = 0.001  # of sparsity, by which rounding the gates may miss the target
+ROUNDING_SHIFT = 4.0  # of log alpha, the largest that rounding may need
 
 
 class SparsityLagrangian(nn.Module):
@@ -42,7 +42,7 @@ class SparsityLagrangian(nn.Module):
             steps: of the stage, for the target's warm-up and the rates.
 
         Raises:
-            UserError: a target that closing every gate would not reach, or nothing to prune.
+            UserError: a target that cannot be reached even with every gate closed, or nothing to prune.
         """
         super().__init__()
         self.config, self.encoder, self.parameters_before, self.steps = config, encoder, parameters, steps
@@ -51,7 +51,7 @@ class SparsityLagrangian(nn.Module):
         _check_reachable(config, encoder, parameters)
 
     def sparsity(self, probabilities: GateValues) -> Tensor:
-        """Expected share of the teacher's parameters that is removed when gates are open with these probabilities."""
+        """Expected share of the teacher's parameters that is removed if gates are open with these probabilities."""
         return 1 - expected_parameters(self.encoder, probabilities) / self.parameters_before
 
     def target(self, step: int) -> float:
@@ -59,7 +59,7 @@ class SparsityLagrangian(nn.Module):
         return self.config.target * min(1.0, step / max(1, round(self.config.warmup * self.steps)))
 
     def forward(self, student: GatedEncoder, step: int) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """The penalty of one optimiser step, to be added to its loss once, and its numbers for the log."""
+        """The penalty of one optimiser step, to be added once to its loss, and values to log."""
         sparsity = self.sparsity(student.probabilities())
         excess = sparsity - self.target(step)
         penalty = self.lambda1 * excess + self.lambda2 * excess.square()
@@ -79,11 +79,11 @@ class SparsityLagrangian(nn.Module):
 
     @torch.no_grad()
     def settle_gates(self, student: GatedEncoder) -> float:
-        """Settle the gates that `student` has in evaluation; returns the sparsity of pruning with them.
+        """Fix the gates that `student` uses in evaluation; returns the sparsity of pruning with them.
 
         If rounding the number of zeros of each site misses the target by more than ROUNDING although the expectation
-        meets it (few heads, gates that are half open), all counts are rounded after a common shift of log alpha that
-        meets the target (our choice); it becomes the student's `shift`.
+        meets it (few heads, half-open gates), all counts are rounded after a common shift of log alpha that meets the
+        target (our choice); it becomes the student's `shift`.
         """
         target = self.config.target
         expected, sparsity = float(self.sparsity(student.probabilities())), self._shifted(student, 0.0)
@@ -97,7 +97,7 @@ class SparsityLagrangian(nn.Module):
         return self._shifted(student, best)
 
     def _shifted(self, student: GatedEncoder, shift: float) -> float:
-        """The sparsity of pruning after this shift, which the student keeps."""
+        """The sparsity of pruning with this shift, which is set on the student."""
         student.shift = shift
         return float(self.sparsity(opened(student.fixed())))
 

@@ -1,9 +1,9 @@
 """Removing closed units from a gated encoder: the smaller encoder computes exactly what the gated one computed.
 
-Gate values are folded into the weights behind them: a channel's into the next convolution, a head's and an inner
+Gate values are folded into the weights after them: a channel's into the next convolution, a head's and an inner
 unit's into the output projection, a sublayer's into that projection and its bias. The last convolution is followed by
-a layer norm, which cannot take a factor, so its channels keep theirs (`feature_scale`). Layer norms over pruned
-channels go on counting them as the zeros that they were (`unpruned_channels`). DPHuBERT's public code differs there:
+a layer norm, which cannot absorb a factor, so its channels keep theirs (`feature_scale`). Layer norms over pruned
+channels still count them as the zeros that they were (`unpruned_channels`). DPHuBERT's public code differs here:
 its norms count only the remaining channels, and the biases of emptied sublayers are lost.
 """
 
@@ -41,7 +41,7 @@ def remove_closed_units(student: GatedEncoder, values: GateValues | None = None)
     """The encoder without its closed units, on the CPU and in eval mode; `student` is not changed.
 
     Args:
-        values: gate values; the deterministic ones of evaluation when left out.
+        values: gate values; by default the deterministic ones of evaluation.
     """
     before = student.config
     values = {site: value.cpu() for site, value in (student.fixed() if values is None else values).items()}

@@ -45,7 +45,7 @@ _UNITS = {ipa: phone for phone, spellings in _IPA.items() for ipa in spellings.s
 _UNIT = re.compile("|".join(sorted(map(re.escape, _UNITS), key=len, reverse=True)))
 _MARKS = re.compile("[ˈˌːʲ̩]")
 # An unnamed sound is a pause (80 ms or more at up to 240 words per minute) or a link between two vowels (up to 55 ms).
-_LINK = 0.07  # seconds; a shorter unnamed sound belongs to the phone before it
+_LINK = 0.07  # seconds; a shorter unnamed sound belongs to the preceding phone
 
 
 @dataclass(frozen=True)

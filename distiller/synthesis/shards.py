@@ -1,7 +1,7 @@
 """Utterances to audio files and Lhotse cuts, in shards that are written atomically.
 
-An interrupted run continues with the missing shards, and repeating a finished one costs nothing. The bytes depend on
-the utterances alone, however many processes share the work.
+An interrupted run continues with the missing shards, and repeating a finished one costs nothing. The bytes depend only
+on the utterances, not on the number of processes.
 """
 
 import io
@@ -26,7 +26,7 @@ from distiller.synthesis.utterances import Utterance, render
 from upstream.config import SAMPLE_RATE
 from upstream.errors import UserError
 
-VERSION = 3  # increase it when the same Utterance would sound different
+VERSION = 3  # increase when the same Utterance would sound different
 SHARD_SIZE = 50
 
 
@@ -39,7 +39,7 @@ def synthesise(
     and cuts.jsonl with relative paths.
 
     Args:
-        workers: processes that speak; one for each processor if None.
+        workers: synthesiser processes; one for each processor if None.
 
     Returns:
         One cut per utterance, in order, with absolute paths; its supervision has speaker, text and alignment["phone"].

@@ -17,7 +17,7 @@ def speaker_name(number: int) -> str:
 def speaker_voice(number: int) -> Voice:
     """The voice of speaker `number`: sex, vocal tract length, pitch, and the quality of source and articulation.
 
-    Even numbers are deep voices, odd ones high voices; accents take turns, so any 16 consecutive speakers are balanced.
+    Even numbers are deep voices, odd ones high voices; accents alternate, so any 16 consecutive speakers are balanced.
     """
     random = np.random.default_rng([SEED, number])
     high = number % 2 == 1

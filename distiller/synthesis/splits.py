@@ -28,7 +28,7 @@ class Split:
     speakers: tuple[int, ...]
 
 
-# 40 speakers to tell apart, 16 that only occur in probe_unseen, 60 more to train on. The probe's 40 also occur in
+# 40 speakers to identify, 16 that only occur in probe_unseen, 60 more for training. The probe's 40 also occur in
 # training, without their names. The order matters: it numbers the splits, and no sentence occurs in two of them.
 _PROBED, _UNSEEN, _OTHERS = tuple(range(40)), tuple(range(40, 56)), tuple(range(56, 116))
 SPLITS = {
@@ -38,7 +38,7 @@ SPLITS = {
     "probe_seen": Split(160, _PROBED),
     "probe_unseen": Split(96, _UNSEEN),
 }
-SHARES = 6  # of all sentences, of which each split draws from one; the last was that of a split that has gone
+SHARES = 6  # all sentences are divided into this many sets, one per split; the last one's split no longer exists
 
 
 def load_split(name: str, utterances: int | None = None) -> list[DataCut]:
@@ -46,7 +46,7 @@ def load_split(name: str, utterances: int | None = None) -> list[DataCut]:
 
     Args:
         name: a key of SPLITS.
-        utterances: instead of the split's number; more utterances extend fewer.
+        utterances: instead of the split's number; a larger number extends a smaller one.
 
     Raises:
         UserError: no such split, the cache cannot be written, or espeakng-loader is missing.

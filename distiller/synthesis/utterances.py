@@ -53,7 +53,7 @@ def render(utterance: Utterance, synthesizer: Synthesizer) -> tuple[np.ndarray, 
 
 
 def recording(samples: np.ndarray, conditions: Conditions) -> np.ndarray:
-    """(sample,) of speech as recorded under these conditions: (sample,) int16 at 16 kHz."""
+    """Speech (sample,) as recorded under these conditions: (sample,) int16 at 16 kHz."""
     before, after = (round(seconds * SAMPLE_RATE) for seconds in conditions.silence)
     speech = np.asarray(lfilter([1.0, conditions.tilt], [1.0], samples.astype(np.float64)))  # (sample,)
     speech *= 10 ** (conditions.level / 20) / max(np.sqrt(np.mean(speech**2)), 1e-9)

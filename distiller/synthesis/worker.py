@@ -86,7 +86,7 @@ def speak(library: ctypes.CDLL, request: dict) -> tuple[bytes, list[tuple[str, i
             index += 1
         return 0
 
-    accent = next(Path("lang").rglob(request["accent"])).read_text(errors="replace")  # whose family is a folder
+    accent = next(Path("lang").rglob(request["accent"])).read_text(errors="replace")  # in a folder for its family
     set_voice(library, f"{accent}\n{request['voice']}\n")
     for parameter, key in ((RATE, "rate"), (PITCH, "pitch"), (RANGE, "range")):
         if library.espeak_SetParameter(parameter, request[key], 0) != 0:
@@ -103,14 +103,14 @@ def answer(library: ctypes.CDLL, line: str) -> bytes:
     try:
         audio, phones = speak(library, json.loads(line))
         header = {"samples": len(audio) // 2, "phones": phones}
-    except Exception as error:  # of any kind: the process that asked has to raise it
+    except Exception as error:  # any kind: the requesting process has to raise it
         audio, header = b"", {"error": f"{type(error).__name__}: {error}"}
     return json.dumps(header).encode() + b"\n" + audio
 
 
 def main(library_path: str, data: str) -> None:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends silently when the process that asks has ended
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks handles interrupts
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end silently when the requesting process has ended
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the requesting process handles interrupts
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # the library's own messages must not mix with the answers
     library = initialise(library_path, data)

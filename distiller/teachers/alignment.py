@@ -1,4 +1,4 @@
-"""Which frames of teacher and student are compared, where they do not have equally many."""
+"""Which frames of teacher and student are compared if their numbers of frames differ."""
 
 from dataclasses import replace
 
@@ -9,13 +9,13 @@ from upstream.encoder import EncoderOutput, frame_mask
 
 
 def aligned(*outputs: EncoderOutput) -> tuple[EncoderOutput, ...]:
-    """Outputs for the same audio, cut to the frames that all have: frame t of one meets frame t of the others.
+    """Outputs for the same audio, cut to the frames that all have: frame t of one corresponds to frame t of the others.
 
     Frames of all encoders are 20 ms apart. Those of a convolutional front end are centred 12.5 ms after t x 20 ms (200
     samples: the middle of 400), Whisper's at t x 20 ms, so that a wav of n samples has ceil(n / 320) of Whisper's and
-    one or two fewer of the others. Attention to frames that not all of them have, the padding of Whisper's teacher
-    among them, is taken out of the maps, whose rows again have the sum 1. Outputs with the same frames stay what they
-    were.
+    one or two fewer of the others. Attention to frames that some of them lack, including the padding of a Whisper
+    teacher, is removed from the maps, whose rows are renormalised to sum 1. Outputs with the same frames are returned
+    unchanged.
     """
     counts = torch.stack([output.frame_lengths for output in outputs])  # (output, batch)
     lengths = counts.amin(dim=0)

@@ -12,11 +12,11 @@ from distiller.objectives.config import LayerList, ObjectiveConfig
 
 @dataclass(config=STRICT)
 class TeacherConfig:
-    """One of several teachers: each has the recipe's objective, with `layers` of its own and a share of the loss."""
+    """One of several teachers: each has the recipe's objective, with its own `layers` and a share of the loss."""
 
     path: Text  # bundled, a folder or file, or a hub name
     weight: Annotated[float, ABOVE_0] = 1.0  # relative to the other teachers'
-    # in place of the objective's `layers`, or its `layer_map` (star); left out: what the objective has
+    # replaces the objective's `layers`, or its `layer_map` (star); left out: the objective's
     layers: Annotated[LayerList | None, Field(min_length=1, description="at least one layer")] = None
 
     def objective(self, section: ObjectiveConfig) -> ObjectiveConfig:

@@ -28,7 +28,7 @@ class Target:
 
 
 def teacher_names(recipe: Recipe) -> list[str]:
-    """A name for each teacher: the last part of its path, with -2 behind it where an earlier one has the same."""
+    """A name for each teacher: the last part of its path, with -2 appended if an earlier one has the same name."""
     names: list[str] = []
     for name in (PurePath(teacher.path).name for teacher in recipe.all_teachers):
         while name in names:
@@ -45,7 +45,7 @@ def targets_of(
     """Each teacher as the objective sees it.
 
     Args:
-        settle: gives a part of the objective what only the teacher of that name can tell.
+        settle: fills in what a part of the objective needs to know from the teacher of that name.
     """
     targets = []
     for name, section, teacher in zip(teacher_names(recipe), recipe.all_teachers, teachers, strict=True):
@@ -55,15 +55,15 @@ def targets_of(
 
 
 class SeveralTeachers(Objective):
-    """The mean over teachers of an objective that each of them has for itself, projections included.
+    """The weighted mean over teachers of separate objectives for each of them, projections included.
 
-    STaR's terms have the gradient of one comparison with the weighted mean over the teachers of what is compared: for
-    weights w_k of sum 1, sum_k w_k |G_k - G_S|^2 = |sum_k w_k G_k - G_S|^2 + c, and sum_k w_k KL(A_k || A_S) =
-    KL(sum_k w_k A_k || A_S) + c', where c and c' say how much the teachers differ and do not depend on the student.
+    STaR's terms have the same gradient as a single comparison with the teachers' weighted mean target: for weights
+    w_k of sum 1, sum_k w_k |G_k - G_S|^2 = |sum_k w_k G_k - G_S|^2 + c, and sum_k w_k KL(A_k || A_S) =
+    KL(sum_k w_k A_k || A_S) + c', where c and c' measure how much the teachers differ, independently of the student.
 
     Args:
-        targets: names and weights of the teachers. The names stand before those of their terms; the sum of the weights
-            does not matter.
+        targets: names and weights of the teachers. The names are prefixed to those of their terms; the sum of the
+            weights does not matter.
     """
 
     def __init__(self, targets: Sequence[Target], parts: Sequence[Objective]) -> None:
@@ -88,7 +88,7 @@ class SeveralTeachers(Objective):
 
 
 def check_frame_rates(teachers: Mapping[str, EncoderConfig], student: EncoderConfig) -> None:
-    """Raises UserError unless all teachers have as many frames a second as the student."""
+    """Raises UserError unless all teachers have the student's frame rate."""
     for name, shape in teachers.items():
         hops = (shape.samples_per_frame, student.samples_per_frame)
         if hops[0] != hops[1]:
@@ -96,10 +96,10 @@ def check_frame_rates(teachers: Mapping[str, EncoderConfig], student: EncoderCon
 
 
 def build_for(targets: Sequence[Target], student_config: EncoderConfig) -> Objective:
-    """The objective for all of these teachers; a part that needs none is there once.
+    """The objective for all of these teachers; a part that needs no teacher is included once.
 
     Raises:
-        UserError: as `build`, or frames of another rate.
+        UserError: as `build`, or another frame rate.
     """
     check_frame_rates({target.name: target.shape for target in targets}, student_config)
     config = targets[0].section

@@ -24,7 +24,7 @@ def load_teacher(name: str) -> SpeechEncoder:
 
 
 def identity(encoder: SpeechEncoder) -> dict[str, Any]:
-    """What tells an encoder from others, wherever its files lie: its size, and a digest of its shape and weights."""
+    """What identifies an encoder, wherever its files are: its size, and a digest of its shape and weights."""
     content = hashlib.sha256(json.dumps(encoder.config.to_dict(), sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         content.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written atomically, the last two kept, the newest readable one to resume from."""
+"""Training checkpoints: written atomically, the last two kept; a run resumes from the newest readable one."""
 
 import os
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
         try:
             return Checkpoint(path, torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-        except Exception:  # torch raises several kinds for a damaged file; any of them means: take the one before
+        except Exception:  # torch raises several kinds for a damaged file; in any case, try the previous one
             continue
     return None
 
@@ -53,7 +53,7 @@ def save_checkpoint(fabric: Fabric, folder: Path, step: int, state: dict[str, An
                     os.fsync(written.fileno())
                 os.replace(temporary, path)
                 sync_directory(folder)
-        except RuntimeError as error:  # torch's, about a file that the full disk cut short
+        except RuntimeError as error:  # torch's, about a file truncated by a full disk
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         finally:
             if fabric.is_global_zero:

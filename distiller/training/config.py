@@ -13,7 +13,7 @@ DEVICES = re.compile(r"auto|[1-9]\d*|\d+(,\d+)+")
 
 
 def _switch(value: Any) -> Any:
-    """Before the types are looked at, which for a wrong value would name text in place of `auto`."""
+    """Runs before type validation, whose error for a wrong value would name text in place of `auto`."""
     if not (isinstance(value, bool) or value == "auto"):
         raise ValueError
     return value
@@ -31,7 +31,7 @@ class OptimizerConfig:
     ] = (0.9, 0.98)
     eps: Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1")] = 1e-6
     weight_decay: Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")] = 1e-6
-    warmup: Annotated[float, SHARE_OF_STEPS] = 0.05  # over which lr rises from 0
+    warmup: Annotated[float, SHARE_OF_STEPS] = 0.05  # during which lr rises from 0
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # from the peak to 0, or no decay
     # largest norm of all gradients together
     clip: Annotated[float, Field(ge=0, description="a number above 0, or 0 for no clipping")] = 0.0
@@ -39,7 +39,7 @@ class OptimizerConfig:
 
 @dataclass(config=STRICT)
 class DistillationOptimizerConfig(OptimizerConfig):
-    """That of a student, whose extractor may start from nothing."""
+    """The optimizer of a student, whose extractor may be newly initialised."""
 
     # learning rate of the convolutions' weights, as a multiple of lr
     extractor_lr_scale: Annotated[float, ABOVE_0] = 1.0
@@ -65,8 +65,8 @@ class TrainerConfig:
     checkpoint_every: Annotated[int, AT_LEAST_1] = 1000  # optimiser steps
     # decay per optimiser step of the averaged student
     ema: Annotated[float, Field(ge=0, lt=1, description="a decay below 1, or 0 for no averaging")] = 0.0
-    checkpoint_activations: bool = False  # compute the student's layers again going backward: less memory, more time
-    # torch.compile of the Transformer layers, for any shape; auto: on CUDA, if the run is long enough to earn it back
+    checkpoint_activations: bool = False  # recompute the student's layers in the backward pass: less memory, more time
+    # torch.compile of the Transformer layers, for any shape; auto: on CUDA, if the run is long enough to pay off
     compile: Annotated[bool | str, BeforeValidator(_switch), Field(description="true, false or auto")] = "auto"
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Where a run takes place: the devices that a recipe asks for, against those that are there, and what one can hold."""
+"""Where a run takes place: the devices that a recipe asks for, those available, and how much audio fits on one."""
 
 import math
 import os
@@ -14,11 +14,11 @@ MEASURED = 30.0  # seconds of audio, about, of the smaller of the two steps whos
 
 
 def place(trainer: TrainerConfig) -> TrainerConfig:
-    """The same with `auto` replaced by what it stands for on this machine, so that a continued run is placed alike.
+    """The same with `auto` resolved for this machine, so that a continued run is placed alike.
 
     Raises:
         UserError: a device that this machine does not have, a number of processes that is not the launcher's, or a
-            strategy or precision that the device does not have.
+            strategy or precision that the device does not support.
     """
     counts = _available()
     accelerator = _accelerator(trainer.accelerator, counts)
@@ -54,7 +54,7 @@ def _accelerator(wanted: str, counts: dict[str, int]) -> str:
 
 def _devices(wanted: str, accelerator: str, counts: dict[str, int]) -> int | str:
     """A count, or indices as they were given."""
-    if accelerator == "cpu":  # its devices are processes, as many as one likes
+    if accelerator == "cpu":  # its devices are processes, any number of them
         if "," in wanted:
             raise UserError(f"trainer.devices is '{wanted}', but on cpu it must be a count")
         return 1 if wanted == "auto" else int(wanted)
@@ -84,15 +84,15 @@ def device_count(devices: int | str) -> int:
 
 
 def fitting_seconds(longest: float, memory: float, peak: Callable[[int, int], float]) -> float:
-    """Seconds of audio with which a training step takes at most `memory`, and at least one utterance.
+    """Seconds of audio for which a training step takes at most `memory`, and at least one utterance.
 
-    A step's memory is linear in the number of utterances of one length, so two numbers of them show it. Attention may
-    grow with the square of the length, so the longest, which are measured, need the most per second.
+    A step's memory is linear in the number of utterances of one length, so two measurements determine it. Attention may
+    grow with the square of the length, so the longest utterances, which are measured, need the most per second.
 
     Args:
         longest: seconds of the longest utterance.
         memory: bytes.
-        peak: the most bytes that a step takes, of (utterances, samples of each).
+        peak: (utterances, samples of each) -> peak memory of a step in bytes.
     """
     samples, few = math.ceil(longest * SAMPLE_RATE), max(1, round(MEASURED / longest))
     first, second = peak(few, samples), peak(2 * few, samples)

@@ -51,13 +51,13 @@ class HeldOut:
             batch = make().to(fabric.device)
             if self.skipped is not None:
                 self.skipped.record(batch.skipped)
-            with fabric.autocast():  # not through the wrapped module: ranks have unequal numbers of batches
+            with fabric.autocast():  # not the wrapped module: ranks have unequal numbers of batches
                 terms = module.losses(batch)
             sums.update({"utterance": len(batch.lengths), "frame": int(module.frame_lengths(batch).sum())})
             sums.update({term.name: float(term.total) for term in terms})
             weights |= {term.name: (term.unit, term.weight) for term in terms}
         module.train()
-        if fabric.world_size > 1:  # whole dictionaries, since a rank without a batch knows no terms
+        if fabric.world_size > 1:  # whole dictionaries, since a rank without batches does not know the terms
             shares: list[Any] = [None] * fabric.world_size
             torch.distributed.all_gather_object(shares, (sums, weights))
             sums = Counter[str]()

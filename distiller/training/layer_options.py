@@ -1,6 +1,6 @@
-"""How a network's layers are run: recomputed in the backward pass, compiled, from half matrices, or split over ranks.
+"""How a network's layers are run: recomputed in the backward pass, compiled, with half-precision weights, or sharded.
 
-None of these changes what is computed, nor a name in a state dict.
+None of these changes the computation, nor a name in a state dict.
 """
 
 import copy
@@ -22,24 +22,24 @@ RECOMPILATIONS = 16  # of a layer; beyond them it runs uncompiled, so that odd s
 
 
 def checkpoint_layers(layers: nn.ModuleList) -> None:
-    """Keep of each layer its input only; the rest is computed again going backward, with the same random numbers."""
+    """Keep only the input of each layer; recompute the rest in the backward pass, with the same random numbers."""
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def compile_layers(layers: nn.ModuleList, fall_back: bool = False, backend: str | Callable = "inductor") -> None:
-    """Compile each layer for any batch size and length: the buckets' shapes share a graph, instead of one for each.
+    """Compile each layer for any batch size and length: all bucket shapes share one graph.
 
-    Before `checkpoint_layers`, where both are wanted: torch compiles nothing that a checkpoint is within.
+    Call before `checkpoint_layers` if both are wanted: torch compiles nothing that contains a checkpoint.
 
     Args:
-        fall_back: run a layer as it is where compiling it fails, as without a C compiler, instead of raising.
+        fall_back: run a layer uncompiled if compiling it fails, as without a C compiler, instead of raising.
     """
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
     torch._dynamo.config.suppress_errors = fall_back
     for layer in layers:
         compiled = torch.compile(type(layer).forward, dynamic=True, backend=backend)
-        layer.forward = partial(compiled, layer)  # a copy of the layer computes with its own weights
+        layer.forward = partial(compiled, layer)  # so that a copy of the layer uses its own weights
 
 
 def plain_layers(layers: nn.ModuleList) -> None:
@@ -51,9 +51,9 @@ def plain_layers(layers: nn.ModuleList) -> None:
 def half_matrices(network: SpeechEncoder, dtype: torch.dtype) -> SpeechEncoder:
     """A copy of a frozen encoder for autocast in `dtype`, which then need not cast its matrices in every forward pass.
 
-    They are the weights of linear layers and of convolutions over channels: autocast rounds these alike, and nothing
-    else is computed from them. All else stays in fp32, also the first convolution, whose type waveforms are given and
-    from whose weights the statistics of its norm follow.
+    These are the weights of linear layers and of convolutions over channels: autocast would round them the same, and
+    nothing else uses them. The rest stays in fp32, including the first convolution, whose dtype determines that of the
+    waveforms and whose weights determine its norm's statistics.
     """
     network = copy.deepcopy(network)
     for module in network.modules():
@@ -64,8 +64,8 @@ def half_matrices(network: SpeechEncoder, dtype: torch.dtype) -> SpeechEncoder:
 
 @functools.cache
 def _show_tensors() -> None:
-    """`fully_shard` hooks the tensors that enter and leave; in a dataclass it finds them only if that is registered."""
-    from torch.export import register_dataclass  # takes a while, and is needed here only
+    """`fully_shard` hooks input and output tensors; it finds those in a dataclass only if the class is registered."""
+    from torch.export import register_dataclass  # slow to import, and only needed here
 
     register_dataclass(EncoderOutput)
 
@@ -92,7 +92,7 @@ class Shards:
             fully_shard(child, mesh=mesh)
 
     def gather(self) -> None:
-        """Put full children in the place of the split ones. Every rank must take part."""
+        """Replace the split children by full ones. Every rank must take part."""
         for name, child in self.split.items():
             full, device = self.full[name], next(child.parameters()).device
             full.load_state_dict(get_model_state_dict(child, options=StateDictOptions(full_state_dict=True)))

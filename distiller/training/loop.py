@@ -1,6 +1,6 @@
-"""The training loop: each step with its row, its validation and its checkpoint, in their order.
+"""The training loop: every step with its metrics row, validation and checkpoint.
 
-Lightning Fabric places it on devices.
+Lightning Fabric handles the devices.
 """
 
 from collections import deque
@@ -34,14 +34,14 @@ from distiller.training.step import LATE, TakenStep, optimiser_step
 from upstream.encoder import SpeechEncoder
 
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # the type that autocast computes in
-# Seconds of audio on a device from which on `trainer.compile: auto` compiles. On an H200 (bf16-mixed) it took 20 s, and
-# saved 13 ms in 460 s of audio together with the fused AdamW: they are earned back after 708,000 s, or somewhat more.
+# Seconds of audio per device above which `trainer.compile: auto` compiles. On an H200 (bf16-mixed) compiling took 20 s
+# and, with the fused AdamW, saved 13 ms per 460 s of audio: it pays off after 708,000 s, or somewhat more.
 COMPILING_PAYS = 1e6
 
 
 @dataclass
 class Training:
-    """A module, the audio that it is trained on, and the folder below which everything is written.
+    """A module, its training audio, and the folder that everything is written to.
 
     Args:
         sampler: makes a process's endless stream of step batches from its (rank, world size).
@@ -88,7 +88,7 @@ class Training:
         return fabric.is_global_zero
 
     def _steps(self, fabric: Fabric, stream: StepBatchSampler, newest: Checkpoint | None) -> None:
-        """Every step with its row, its validation and its checkpoint."""
+        """Every step with its metrics row, validation and checkpoint."""
         module, config, progress = self.module, self.config, self.module.progress
         network = fabric.setup_module(module.train())
         adamw = module.optimizer()
@@ -118,7 +118,7 @@ class Training:
                 ended = progress.step == module.steps
                 validate = ended or progress.step % config.validate_every == 0
                 save = ended or progress.step % config.checkpoint_every == 0
-                # a GPU computes this step while the row of the one before is written; what is saved has been checked
+                # a GPU computes this step while the previous one's row is written; a checkpoint waits for the check
                 while len(taken) > (late and not validate and not save):
                     row = taken.popleft().row(fabric, module)
                     if table is not None:
@@ -135,10 +135,10 @@ class Training:
 
 
 def arrange_layers(module: TrainingModule, config: TrainerConfig, device: torch.device, seconds: float) -> None:
-    """Compile and checkpoint the Transformer layers as the recipe says; a gated student's stay as they are.
+    """Compile and checkpoint the Transformer layers as the recipe says; a gated student's are left unchanged.
 
     Args:
-        seconds: of audio that the device is trained on in the whole run, so that a resumed run decides alike.
+        seconds: of training audio per device in the whole run, so that a resumed run makes the same choice.
     """
     auto = config.compile == "auto"
     if (auto and device.type == "cuda" and seconds > COMPILING_PAYS) or config.compile is True:
@@ -151,5 +151,5 @@ def arrange_layers(module: TrainingModule, config: TrainerConfig, device: torch.
 
 
 def encoders(module: TrainingModule) -> list[SpeechEncoder]:
-    """The networks of a module whose layers can be arranged: not a student with gates."""
+    """The networks of a module to which this applies: not a student with gates."""
     return [network for network in module.networks() if isinstance(network, SpeechEncoder)]

@@ -1,4 +1,4 @@
-"""What is trained: a student, the loss of a micro-batch, the optimiser, and how far training has come."""
+"""The trained module: a student, the loss of a micro-batch, the optimiser, and the progress of training."""
 
 import time
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ FUSED = {"cpu", "cuda"}  # devices on which torch's fused AdamW is used; on a CP
 
 
 class Progress:
-    """How far training has come; part of every checkpoint. (Not a dataclass: Fabric would load into a copy of one.)"""
+    """The progress of training; part of every checkpoint. (Not a dataclass: Fabric would load into a copy of one.)"""
 
     def __init__(self) -> None:
         self.step = 0  # optimiser steps done
@@ -70,26 +70,26 @@ class TrainingModule(nn.Module, ABC):
         """(batch,) valid frames of each utterance."""
 
     def finite_outputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Whether what goes into the loss is finite: a boolean for the output of each network that it compares."""
+        """Whether the inputs of the loss are finite: a boolean for the output of each network that it compares."""
         return {}
 
     def penalty(self) -> tuple[Tensor | float, dict[str, float | Tensor]]:
-        """What is added to the loss of a whole step, independent of its batches, and values of it to log."""
+        """A term added to the loss of a whole step, independent of its batches, and values to log."""
         return 0.0, {}
 
     def special_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups with settings of their own; all other parameters have the recipe's.
+        """Optimiser groups with their own settings; all other parameters use the recipe's.
 
-        A group with `first_step` N is left as it is, by weight decay too, in the first N steps of the run.
+        A group with `first_step` N is frozen, without weight decay either, in the first N steps of the run.
         """
         return []
 
     def networks(self) -> list[nn.Module]:
-        """What a step runs; the layers of encoders among them can be compiled and recomputed (`arrange_layers`)."""
+        """The networks that a step runs; encoders' layers can be compiled and recomputed (`arrange_layers`)."""
         return [self.student]
 
     def move_frozen(self, device: torch.device, half: torch.dtype | None = None) -> None:
-        """Move what the module uses but does not train to the device of the training, where autocast uses `half`."""
+        """Move what the module uses but does not train to the training device, where autocast uses `half`."""
 
     def forward(self, batch: Batch, counts: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one micro-batch, a share of its step's, and its terms' shares by name.
@@ -102,21 +102,21 @@ class TrainingModule(nn.Module, ABC):
         return loss, {term.name: (term.total / counts[term.unit]).detach() for term in terms}
 
     def optimizer(self) -> torch.optim.AdamW:
-        """AdamW without weight decay on biases and norms, in one kernel where there is one."""
+        """AdamW without weight decay on biases and norms, fused if supported."""
         config, special = self.optimizer_config, self.special_groups()
         apart = {id(p) for group in special for p in group["params"]}
         trained = [p for p in self.parameters() if p.requires_grad and id(p) not in apart]
         groups = by_decay(trained, config.weight_decay)
-        fused = all(p.device.type in FUSED for p in trained) or None  # None: torch's choice among the others
+        fused = all(p.device.type in FUSED for p in trained) or None  # None: torch chooses among the others
         adamw = torch.optim.AdamW([*groups, *special], lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
         adamw.register_load_state_dict_pre_hook(_computed_as_here)
         return adamw
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Let the average follow the student after an optimiser step, before `progress` counts it.
+        """Update the average of the student after an optimiser step, before `progress` counts it.
 
-        Not by `AveragedModel.update_parameters`, which asks the device how many steps it has averaged.
+        Not by `AveragedModel.update_parameters`, which waits for the device to learn how many steps it has averaged.
         """
         if self.average is None:
             return
@@ -132,7 +132,7 @@ class TrainingModule(nn.Module, ABC):
         return kept
 
     def unsharded(self) -> AbstractContextManager[None]:
-        """Inside it every rank holds all parameters; every rank must enter it."""
+        """A context in which every rank holds all parameters; every rank must enter it."""
         return nullcontext() if self.shards is None else self.shards.unsharded()
 
 
@@ -146,7 +146,7 @@ def by_decay(parameters: Iterable[nn.Parameter], weight_decay: float, **settings
 
 
 def _computed_as_here(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's state, without the way of computing of the older version or other device that has written it."""
+    """A checkpoint's state with the implementation settings of this device, not those of the one that wrote it."""
     pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
     return state | {"param_groups": [saved | {"fused": group["fused"]} for saved, group in pairs]}
 

@@ -1,4 +1,4 @@
-"""The processes of a run: how they share the work, and what one of them does when another is gone."""
+"""The processes of a run: how they share the work, and what happens when one of them is gone."""
 
 import logging
 import re
@@ -26,7 +26,7 @@ from distiller.training.layer_options import Shards
 from distiller.training.module import TrainingModule
 from upstream.errors import UserError
 
-TIMEOUT = timedelta(minutes=10)  # longer than anything that one rank does while the others wait
+TIMEOUT = timedelta(minutes=10)  # longer than anything one rank does while the others wait
 LOST = r"gloo|nccl|connection (closed|reset)|broken pipe|timed out|timeout"  # in the error of a collective
 
 
@@ -37,15 +37,15 @@ class FullPrecisionInputs(MixedPrecision):
         return data
 
     def unscale_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Also of a fused optimizer, which Lightning refuses; torch's scaler remembers in its step that it is done."""
+        """Also for a fused optimizer, which Lightning refuses; the step of torch's scaler knows that it is done."""
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
 
 
 def open_fabric(module: TrainingModule, config: TrainerConfig, output: Path) -> Fabric:
     """Devices, processes, precision and the TensorBoard log of a training."""
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # says at every start what the recipe says
-    warnings.filterwarnings("ignore", "The `srun` command is available")  # as it is on every login node
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # repeats the recipe at every start
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # true on every login node
     precision: dict[str, Any] = {"precision": "32-true"}
     if config.precision != "32-true":
         device = config.accelerator if config.accelerator in ("cpu", "mps") else "cuda"
@@ -55,7 +55,7 @@ def open_fabric(module: TrainingModule, config: TrainerConfig, output: Path) -> 
         devices=config.devices,
         num_nodes=config.num_nodes,
         strategy=strategy(module, config),
-        # A signal while the writer holds its queue can lose a wake-up: its end then waits for the next flush.
+        # A signal while the writer holds its queue lock can lose a wake-up: closing then waits for the next flush.
         loggers=TensorBoardLogger(output, name="tensorboard", version="", flush_secs=10),
         **precision,
     )
@@ -87,7 +87,7 @@ def log_values(fabric: Fabric, row: dict[str, float], prefix: str = "") -> None:
     """Log a row of a table, except its column `step`, at that step."""
     try:
         fabric.log_dict({prefix + key: value for key, value in row.items() if key != "step"}, int(row["step"]))
-    except ValueError as error:  # the logger hides what the disk says
+    except ValueError as error:  # the logger hides the disk error
         if isinstance(error.__cause__, OSError):
             raise disk_error(Path(str(fabric.logger.root_dir)) / "tensorboard", error.__cause__) from error
         raise
@@ -95,11 +95,11 @@ def log_values(fabric: Fabric, row: dict[str, float], prefix: str = "") -> None:
 
 @contextmanager
 def process_errors(fabric: Fabric) -> Iterator[None]:
-    """Around a training: an early end also ends the processes started for it; a lost process or memory that is full is
-    a UserError.
+    """Wraps training: if it ends early, so do the processes started for it; a lost process or full memory is a
+    UserError.
 
-    Lightning's observer of child processes must forget them first: it would answer their end by `kill -9` of this
-    process. The thread that writes TensorBoard's file keeps quiet about a full disk; its next row raises the error.
+    Lightning's observer of child processes must forget them first: it would react to their end with `kill -9` of this
+    process. The thread that writes TensorBoard's file does not report a full disk; its next row raises the error.
     """
     hook = threading.excepthook
     threading.excepthook = lambda failure: None if issubclass(failure.exc_type, OSError) else hook(failure)
@@ -120,7 +120,7 @@ def process_errors(fabric: Fabric) -> Iterator[None]:
 
 
 def of_surroundings(error: BaseException, fabric: Fabric) -> str | None:
-    """What a library's error says of the machine or of the other processes; None if it says nothing of them."""
+    """What a library's error says about the machine or the other processes; None if it is about neither."""
     text = str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         return (

@@ -1,7 +1,7 @@
-"""One optimiser step: what is computed, how it is checked, and its row of metrics.csv.
+"""One optimiser step: its computation, its checks, and its row of metrics.csv.
 
-On a GPU the host never waits for a number within a step: a step's numbers are copied while the next one runs and are
-checked then. Until they are, the device itself leaves out an update whose loss or gradient is not finite.
+On a GPU the host never waits for a number within a step: a step's numbers are copied and checked while the next one
+runs. Until then, the device itself skips an update whose loss or gradient is not finite.
 """
 
 import math
@@ -21,13 +21,13 @@ from upstream.config import SAMPLE_RATE
 from upstream.errors import UserError
 
 LATE = {"cuda"}  # devices whose numbers are read a step later; all others compute while the host waits anyway
-DIVERGED = 100.0  # times the first loss; a loss that learns never gets there
-LOUD = 1e3  # samples beyond this are no audio
+DIVERGED = 100.0  # times the first loss; a loss that decreases normally never gets there
+LOUD = 1e3  # samples beyond this are not audio
 SMALL_LOSS = 0.1  # a smaller first loss counts as this: one with a cosine in it may start at 0 by chance
 
 
 class Clock:
-    """Seconds that a device takes from here to `stop`."""
+    """Seconds of device time until `stop`."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
@@ -44,7 +44,7 @@ class Clock:
         self.stopped = self._now()
 
     def seconds(self) -> float:
-        """Waits until the device has come to the stop."""
+        """Waits until the device has reached the stop."""
         if not self.cuda:
             return self.stopped - self.started
         self.stopped.synchronize()
@@ -52,7 +52,7 @@ class Clock:
 
 
 class Numbers:
-    """Numbers by name, of which some are still on a device: one copy, which nothing waits for, brings them all."""
+    """Numbers by name, some of them still on a device: a single non-blocking copy fetches them all."""
 
     def __init__(self, values: Mapping[str, float | Tensor]) -> None:
         self.values = values
@@ -60,7 +60,7 @@ class Numbers:
         self.copied = tensors.to("cpu", non_blocking=tensors.device.type in LATE)  # torch: into pinned memory then
 
     def read(self) -> dict[str, float]:
-        """The numbers; the device must have come to the copy."""
+        """The numbers; the device must have reached the copy."""
         copied = iter(self.copied.tolist())
         return {name: next(copied) if isinstance(value, Tensor) else value for name, value in self.values.items()}
 
@@ -71,7 +71,7 @@ class TakenStep:
     Args:
         number: 1, 2, ...
         numbers: with "gradient_norm" and "loss", as they are before the update.
-        batch: of this step; it is let go once the numbers have been checked.
+        batch: of this step; released once the numbers have been checked.
     """
 
     def __init__(self, number: int, numbers: Numbers, batch: StepBatch, clock: Clock) -> None:
@@ -122,7 +122,7 @@ def optimiser_step(fabric: Fabric, network: Any, optimizer: Any, scheduler: Lamb
     leave_frozen(optimizer, progress.step)
     values, norm = over_ranks(fabric, sums), clip_gradients(fabric, module, optimizer)
     taken = TakenStep(progress.step + 1, Numbers({"gradient_norm": norm} | values | logged), batch, clock)
-    if fabric.device.type in LATE:  # a fused optimizer leaves the update out where this is 1
+    if fabric.device.type in LATE:  # a fused optimizer skips the update if this is 1
         finite = torch.stack([values["loss"], norm]).isfinite().all()
         optimizer.optimizer.found_inf = finite.logical_not().float()
     else:
@@ -155,14 +155,14 @@ def over_ranks(fabric: Fabric, sums: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def summed(fabric: Fabric, values: Tensor) -> Tensor:
-    """The sum over all ranks, in place; not by Fabric's `all_reduce`, in which every host waits for all the devices."""
+    """The sum over all ranks, in place; not by Fabric's `all_reduce`, where every host waits for all devices."""
     if fabric.world_size > 1:
         torch.distributed.all_reduce(values)
     return values
 
 
 def leave_frozen(optimizer: Any, step: int) -> None:
-    """Take the gradients from groups whose `first_step` is yet to come: the optimiser passes over their parameters."""
+    """Drop the gradients of groups whose `first_step` is yet to come, so that the optimiser skips their parameters."""
     for group in optimizer.param_groups:
         if step < group.get("first_step", 0):
             for parameter in group["params"]:
@@ -171,7 +171,7 @@ def leave_frozen(optimizer: Any, step: int) -> None:
 
 def clip_gradients(fabric: Fabric, module: TrainingModule, optimizer: Any) -> Tensor:
     """The norm of all gradients, before they are clipped to optimizer.clip."""
-    fabric.strategy.precision.unscale_gradients(optimizer.optimizer)  # the one that the scaler steps, without wrapper
+    fabric.strategy.precision.unscale_gradients(optimizer.optimizer)  # the one that the scaler steps, unwrapped
     bound = module.optimizer_config.clip or float("inf")
     norm = nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], bound)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -200,9 +200,9 @@ def check_finite(fabric: Fabric, module: TrainingModule, what: str, value: float
 
 @torch.no_grad()
 def cause_of_overflow(fabric: Fabric, module: TrainingModule, batch: StepBatch, first: bool) -> tuple[str, str] | None:
-    """What is not finite before there is a loss, and the remedy; None if only a high learning rate explains it.
+    """What is not finite before the loss, and the remedy; None if only a high learning rate explains it.
 
-    Every rank takes part, and all find the same.
+    Every rank takes part, and all get the same result.
     """
     found: dict[str, Tensor] = {"loud": torch.zeros((), device=fabric.device)}
     with fabric.autocast():

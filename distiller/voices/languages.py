@@ -2,8 +2,8 @@
 
 from upstream.errors import no_such, require
 
-# The accents of a language, by espeak-ng's names. Left out are languages of few speakers, and those that espeak-ng
-# hardly reads (Hebrew, Thai, Burmese, Uyghur); of Japanese it reads the kana alone.
+# The accents of a language, by espeak-ng's names. Languages with few speakers are left out, and those that espeak-ng
+# can hardly read (Hebrew, Thai, Burmese, Uyghur); for Japanese it only reads kana.
 _VARIED = {
     "en": ("en", "en-029", "en-GB-scotland", "en-GB-x-gbclan", "en-GB-x-gbcwmd", "en-GB-x-rp", "en-US", "en-US-nyc"),
     "es": ("es", "es-419"),

@@ -1,7 +1,7 @@
-"""A folder of synthetic speech: LANGUAGE/SPEAKER/ID.flac, and what is said in manifest.csv.
+"""A folder of synthetic speech: LANGUAGE/SPEAKER/ID.flac, and the texts in manifest.csv.
 
-Speaker by speaker, each written atomically and determined by the seed, the language and its number alone: the same
-command again continues an interrupted one, and more hours or languages extend fewer.
+It is made speaker by speaker, each written atomically and determined by the seed, the language and its number alone:
+repeating an interrupted command continues it, and asking for more hours or languages extends the folder.
 """
 
 import io
@@ -29,7 +29,7 @@ from distiller.voices.texts import random_text, vocabulary
 from upstream.config import SAMPLE_RATE
 from upstream.errors import UserError, require
 
-VERSION = 1  # increase it when the same speaker would sound different
+VERSION = 1  # increase when the same speaker would sound different
 SPEAKER_SECONDS = 60.0  # each speaks at least this long
 SHORTEST, LONGEST = 1.0, 12.0  # seconds of an utterance
 MANIFEST, COLUMNS = "manifest.csv", ("id", "path", "language", "speaker", "seconds", "text")
@@ -37,11 +37,11 @@ SETTINGS = "synthesis.json"
 
 
 def make_speech(output: Path, hours: float, languages: list[str], seed: int, workers: int | None = None) -> list[dict]:
-    """Synthesise what is missing in a folder; languages take turns.
+    """Synthesise what is missing in a folder, alternating between languages.
 
     Args:
         languages: keys of ACCENTS.
-        workers: processes that speak; one for each processor if None.
+        workers: synthesiser processes; one for each processor if None.
 
     Returns:
         The rows of the manifest.
@@ -87,7 +87,7 @@ def _rows(folder: Path, output: Path) -> list[dict[str, str]]:
 
 
 def _write(folders: dict[Path, tuple[str, int]], seed: int, workers: int) -> None:
-    """Let these speakers speak: threads of this process turn the speech of espeak-ng processes into files."""
+    """Synthesise these speakers: threads of this process turn the speech of espeak-ng processes into files."""
     with ExitStack() as stack:
         free: SimpleQueue[Synthesizer] = SimpleQueue()
         for _ in range(min(workers, len(folders))):

@@ -1,4 +1,4 @@
-"""Speakers of any language: each is a voice drawn at random, more widely than those of the synthetic corpus."""
+"""Speakers of any language: each is a random voice, drawn from wider ranges than those of the synthetic corpus."""
 
 from dataclasses import dataclass
 
@@ -57,7 +57,7 @@ def random_speaker(random: np.random.Generator, language: str) -> Speaker:
 
 
 def random_prosody(random: np.random.Generator, speaker: Speaker) -> Prosody:
-    """Of one utterance: the speaker's pace and pitch with variations."""
+    """Prosody of one utterance: the speaker's pace and pitch with variations."""
     return Prosody(
         rate=round(speaker.rate * random.uniform(0.85, 1.15)),
         pitch=round(random.uniform(25, 75)),
@@ -66,7 +66,7 @@ def random_prosody(random: np.random.Generator, speaker: Speaker) -> Prosody:
 
 
 def random_conditions(random: np.random.Generator, speaker: Speaker) -> Conditions:
-    """Of one utterance: silence, tilt, level and faint noise."""
+    """Conditions of one utterance: silence, tilt, level and faint noise."""
     return Conditions(
         silence=(round(random.uniform(0.02, 0.4), 3), round(random.uniform(0.02, 0.4), 3)),
         tilt=round(speaker.tilt + random.uniform(-0.15, 0.15), 3),

@@ -1,7 +1,7 @@
-"""Texts in many languages: names of the Unicode CLDR, numbers, dates, letters, and pseudo-words like the names.
+"""Texts in many languages: names from the Unicode CLDR, numbers, dates, letters, and pseudo-words like the names.
 
 CLDR (in the package `babel`) has the names of countries, languages, scripts, currencies, units, months and days in
-every language, under a licence without conditions on what is made from them. Numbers are written in digits, which the
+every language, under a licence without conditions on derived works. Numbers are written in digits, which the
 synthesiser reads out in the language it speaks.
 """
 
@@ -16,19 +16,19 @@ import numpy as np
 
 from upstream.errors import UserError
 
-SCRIPTS = {"ja": "KATAKANA"}  # where the commonest script of the names is not the one that espeak-ng reads
+SCRIPTS = {"ja": "KATAKANA"}  # where espeak-ng reads another script than the most common one of the names
 INSIDE = "'\u2019\u200c\u200d"  # apostrophes and joiners, which belong to words
 LONGEST_WORD = 14  # letters of a pseudo-word
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Names of a language in its own script, its months, its letters, and which letter follows which two."""
+    """A language's names in its own script, its months, its letters, and which letters follow which pairs."""
 
     names: tuple[str, ...]
     months: tuple[str, ...]
     letters: tuple[str, ...]
-    following: Mapping[str, str]  # two letters (^ before a word) to every letter that came next ($ after it)
+    following: Mapping[str, str]  # two letters (^ before a word) to all letters seen next ($ at its end)
 
 
 @cache
@@ -65,12 +65,12 @@ def vocabulary(language: str) -> Vocabulary:
 
 @cache
 def _script(letter: str) -> str:
-    """The script of a letter, as the first word of its Unicode name; empty for what is no letter."""
+    """The script of a letter, as the first word of its Unicode name; empty if it is not a letter."""
     return unicodedata.name(letter, "").split(" ")[0].split("-")[0] if letter.isalpha() else ""
 
 
 def _clean(text: str, script: str) -> str:
-    """The words of a name that are in this script, without parentheses, digits and the like."""
+    """The words of a name in this script, without parentheses, digits and the like."""
 
     def belongs(letter: str) -> bool:
         return _script(letter) == script or unicodedata.category(letter) in ("Mn", "Mc") or letter in INSIDE
@@ -80,7 +80,7 @@ def _clean(text: str, script: str) -> str:
 
 
 def pseudo_word(random: np.random.Generator, words: Vocabulary) -> str:
-    """A word that could be one of the language: each letter is drawn from those that follow the two before it."""
+    """A word that looks like the language: each letter is drawn from those that follow the previous two."""
     word = "^^"
     while len(word) < LONGEST_WORD + 2:
         options = words.following[word[-2:]]

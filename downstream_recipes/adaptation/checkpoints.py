@@ -15,7 +15,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     # The runner's arguments, which are harmless. Not in a context manager: it would undo what the runner relies on.
     torch.serialization.add_safe_globals([argparse.Namespace])
-    text = str(path).isprintable()  # not if it is other bytes than UTF-8, which torch cannot map
+    text = str(path).isprintable()  # False for names that are not UTF-8, which torch cannot map
     return torch.load(path, map_location="cpu", weights_only=True, mmap=text)
 
 

@@ -30,7 +30,7 @@ from upstream.errors import UserError
 
 @cache
 def install() -> None:
-    """Adapt this process, once, whether s3prl has been imported already or not.
+    """Adapt this process, once, whether or not s3prl has already been imported.
 
     Raises:
         UserError: s3prl is not installed.
@@ -56,7 +56,7 @@ def install() -> None:
 
 
 def patch_audio_files() -> None:
-    """torchaudio 2.9 has no backends, one of which s3prl chooses at import, and its `load` needs torchcodec."""
+    """s3prl chooses an audio backend at import, but torchaudio 2.9 has none, and its `load` needs torchcodec."""
     if not hasattr(torchaudio, "set_audio_backend"):
         torchaudio.__dict__["set_audio_backend"] = lambda backend: None
         if importlib.util.find_spec("torchcodec") is None:
@@ -64,7 +64,7 @@ def patch_audio_files() -> None:
 
 
 def patch_sox_effects() -> None:
-    """sox_effects is gone since torchaudio 2.9; before that, it fails if libsox is not installed."""
+    """torchaudio 2.9 removed sox_effects; before that, it fails if libsox is not installed."""
     try:
         from torchaudio.sox_effects import apply_effects_tensor  # pyright: ignore[reportMissingImports] - up to 2.8
 
@@ -108,7 +108,7 @@ def patch_torch_save() -> None:
 
 
 def patch_cuda() -> None:
-    """ASV moves its mask with .cuda(); without a GPU that does nothing."""
+    """ASV moves its mask with .cuda(); without a GPU, make that do nothing."""
     if not torch.cuda.is_available():
         torch.Tensor.cuda = lambda self, *args, **kwargs: self  # pyright: ignore[reportAttributeAccessIssue] - a method
 
@@ -139,7 +139,7 @@ def complete_ctc(data: ModuleType) -> None:
 
 
 def leave_no_searcher_behind(expert: ModuleType) -> None:
-    """When QbE is killed, its search processes would wait for their next query for ever."""
+    """When QbE is killed, its search processes would otherwise wait forever for the next query."""
     expert.__dict__["ProcessPoolExecutor"] = partial(ProcessPoolExecutor, initializer=_end_with_parent)
 
 

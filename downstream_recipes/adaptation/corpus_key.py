@@ -1,4 +1,4 @@
-"""A key for what is kept per corpus in the user's cache."""
+"""A key for data cached per corpus in the user's cache."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ def corpus_key(root: str | Path) -> str:
 
 
 def _below(root: Path) -> Iterator[os.stat_result]:
-    """All files and folders below `root`, in no order. Links are followed, but no folder is entered twice."""
+    """All files and folders below `root`, unordered. Links are followed, but no folder is entered twice."""
     folders, seen = [str(root)], set()
     while folders:
         with suppress(OSError), os.scandir(folders.pop()) as entries:

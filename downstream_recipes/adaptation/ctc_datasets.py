@@ -13,9 +13,9 @@ Item = tuple[Path, list[int]]  # a wav and its tokens
 
 
 class BucketDataset(Dataset):
-    """Utterances by falling number of tokens; with buckets, item i is the bucket that starts at utterance i.
+    """Utterances by decreasing number of tokens; with buckets, item i is the bucket that starts at utterance i.
 
-    Buckets overlap as s3prl's do: an epoch has as many buckets as utterances, and step counts assume that.
+    Buckets overlap like s3prl's: an epoch has as many buckets as utterances, and step counts assume that.
     """
 
     def __init__(self, items: Iterable[Item], bucket_size: int, ascending: bool) -> None:
@@ -66,7 +66,7 @@ class LibriPhoneDataset(BucketDataset):
 
 
 class SnipsDataset(BucketDataset):
-    """Audio SNIPS: characters with slot marks, of the speakers that `<split>_speakers` of `corpus` lists.
+    """Audio SNIPS: characters with slot marks, for the speakers listed in `<split>_speakers` of `corpus`.
 
     Raises:
         UserError: a folder has no audio, or none of the listed speakers.
@@ -82,7 +82,7 @@ class SnipsDataset(BucketDataset):
         for folder in split:
             speakers = tuple(corpus[f"{folder}_speakers"])
             wavs = [wav for wav in find_audio(path / folder, ".wav") if wav.stem.startswith(speakers)]
-            wavs = [wav for wav in wavs if wav.stem in transcripts]  # some have none
+            wavs = [wav for wav in wavs if wav.stem in transcripts]  # some have no transcript
             if not wavs:
                 raise UserError(f"{path / folder} has no wav with a transcript of {', '.join(speakers)}")
             items += [(wav, tokenizer.encode(transcripts[wav.stem])) for wav in wavs]

@@ -10,7 +10,7 @@ Action = Callable[[ModuleType], None]
 
 
 class AfterImport(MetaPathFinder):
-    """A finder that finds what the others do, and calls `actions[module name]` on the module once it has run."""
+    """A finder that delegates to the others, and calls `actions[module name]` on the module once it has run."""
 
     def __init__(self, actions: Mapping[str, Action]) -> None:
         self.actions = actions
@@ -29,12 +29,12 @@ class AfterImport(MetaPathFinder):
                 execute(module)
                 action(module)
 
-            spec.loader.exec_module = exec_module  # of this loader alone: each module has its own
+            spec.loader.exec_module = exec_module  # for this loader only: each module has its own
         return spec
 
 
 def after_import(actions: Mapping[str, Action]) -> None:
-    """Call each action on its module: at once if it has been imported already, otherwise when it is."""
+    """Call each action on its module: at once if it has already been imported, otherwise when it is."""
     sys.meta_path.insert(0, AfterImport(actions))
     for name, action in actions.items():
         if name in sys.modules:

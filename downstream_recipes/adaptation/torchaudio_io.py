@@ -1,4 +1,4 @@
-"""`torchaudio.load` as it was before torchaudio 2.9 left it to torchcodec, with soundfile."""
+"""`torchaudio.load` with soundfile, as it was before torchaudio 2.9 moved it to torchcodec."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ def load(
         normalize: False keeps 16-bit integers, as torchaudio did for 16-bit files.
     """
     dtype = "float32" if normalize else "int16"
-    path: Any = os.fsencode(uri)  # soundfile takes no text that is not UTF-8
+    path: Any = os.fsencode(uri)  # soundfile only accepts text that is UTF-8
     samples, rate = soundfile.read(path, frames=num_frames, start=frame_offset, dtype=dtype, always_2d=True)
     audio = torch.from_numpy(samples)  # (sample, channel)
     return (audio.T.contiguous() if channels_first else audio), rate

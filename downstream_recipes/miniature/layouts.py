@@ -1,7 +1,7 @@
 """The miniature corpora, one function per corpus, each in the exact layout that s3prl's task reads.
 
-Every function writes below `root`, which becomes `home` when all corpora are complete; a file that names others by
-absolute path names them below `home`.
+Every function writes below `root`, which is renamed to `home` when all corpora are complete; absolute paths inside
+files are therefore below `home`.
 """
 
 import hashlib
@@ -103,7 +103,7 @@ def quesst14(studio: Studio, root: Path, home: Path) -> None:
         write_wav(root / "Audio" / f"{name}.wav", studio.say(f"qbe {name}", texts[name], speaker))
         append(scoring / "language_key_utterances.lst", f"quesst14Database/Audio/{name}.wav nnenglish")
     pairs = sorted({f"{first} {second}" for text in texts.values() for first, second in pairwise(text.split())})
-    long_pairs = [pair for pair in pairs if len(pair) >= 10]  # as long as a query of the real corpus
+    long_pairs = [pair for pair in pairs if len(pair) >= 10]  # like queries of the real corpus
     order = studio.random("qbe queries").permutation(len(long_pairs))
     queries = studio.count(10, minimum=2)
     for split, start in (("dev", 0), ("eval", queries)):
@@ -242,7 +242,7 @@ def libri2mix_separation(studio: Studio, root: Path, home: Path) -> None:
 
 
 def _scp(folder: Path, home: Path, name: str, signals: dict[str, np.ndarray]) -> None:
-    """One recording's signals, each with its line in SIGNAL/wav.scp."""
+    """Write one recording's signals, each with its line in SIGNAL/wav.scp."""
     for signal, samples in signals.items():
         write_wav(folder / signal / "wav" / f"{name}.wav", samples)
         append(folder / signal / "wav.scp", f"{name} {home / signal / 'wav' / name}.wav")

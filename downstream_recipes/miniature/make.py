@@ -15,12 +15,12 @@ from downstream_recipes.miniature.recordings import Studio
 from downstream_recipes.tasks.tasks import FOLDER
 from upstream.errors import UserError
 
-VERSION = 1  # to be raised when a change in this room changes what is written
+VERSION = 1  # increase when a change in this package changes the output
 CORPORA_FILE = "corpora.yaml"
 ENVIRONMENT = "SUPERB_CORPORA"
 
-# What the corpora file holds beside `corpus: corpus`. Data loading processes would cost a miniature corpus more time
-# than they save.
+# Entries of the corpora file besides `corpus: corpus`. For miniature corpora, data loading processes would cost more
+# time than they save.
 PATHS = {
     "lexicon": ["lexicon/lexicon.txt"],
     "voxceleb1_split": "voxceleb1/iden_split.txt",
@@ -31,12 +31,12 @@ PATHS = {
 
 
 def corpora_file(name: str | None) -> Path:
-    """The file that a command's --corpora names: `name`, else $SUPERB_CORPORA.
+    """The corpora file given by a command's --corpora: `name`, otherwise $SUPERB_CORPORA.
 
-    `mini` stands for the miniature corpora in the user's cache, which are synthesised on first use.
+    `mini` means the miniature corpora in the user's cache, which are synthesised on first use.
 
     Raises:
-        UserError: neither names one, or as `make_miniature`.
+        UserError: neither is given, or as `make_miniature`.
     """
     name = name or os.environ.get(ENVIRONMENT)
     if not name:
@@ -48,10 +48,10 @@ def corpora_file(name: str | None) -> Path:
 def make_miniature(directory: Path, scale: float = 1.0) -> Path:
     """Synthesise all corpora into `directory`, atomically; returns their corpora file.
 
-    A directory that holds them already is left as it is.
+    A directory that already contains them is left unchanged.
 
     Args:
-        scale: how much of everything; the suite's miniature settings are made for 1.
+        scale: factor on the size of everything; the suite's miniature settings are made for 1.
 
     Raises:
         UserError: the directory holds something else, cannot be written, or espeakng-loader is missing.

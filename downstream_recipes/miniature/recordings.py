@@ -17,13 +17,13 @@ Render = Callable[[Utterance], tuple[np.ndarray, list[Phone]]]  # -> (sample,) i
 
 
 class Studio:
-    """Says the sentences of the corpora. `scale` multiplies how many of them a corpus gets."""
+    """Speaks the sentences of the corpora. `scale` multiplies their number."""
 
     def __init__(self, render: Render, scale: float = 1.0) -> None:
         self.render, self.scale = render, scale
 
     def count(self, full: int, minimum: int = 1) -> int:
-        """How many of something a corpus gets: `full` at scale 1."""
+        """The number of items in a corpus: `full` at scale 1."""
         return max(minimum, round(full * self.scale))
 
     def recordings(self, sizes: Mapping[str, int], minimum: int) -> Iterator[tuple[str, int]]:
@@ -31,7 +31,7 @@ class Studio:
         return ((split, index) for split, full in sizes.items() for index in range(self.count(full, minimum)))
 
     def random(self, name: str) -> np.random.Generator:
-        """A generator that depends on the name alone."""
+        """A random generator that depends only on the name."""
         return np.random.default_rng(zlib.crc32(name.encode()))
 
     def say(
@@ -53,7 +53,7 @@ class Studio:
         return samples.astype(np.float32) / 32768
 
     def pronounce(self, word: str) -> list[str]:
-        """The phones of a word said alone, without silence."""
+        """The phones of a word spoken alone, without silence."""
         _, phones = self.render(Utterance(word, "0", word, speaker_voice(0)))
         return [phone for phone, _, _ in phones if phone != "sil"]
 
@@ -61,7 +61,7 @@ class Studio:
 def write_wav(path: Path, samples: np.ndarray) -> None:
     """Write (sample,) in [-1, 1] as 16-bit audio at 16 kHz, in the format of the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file: Any = os.fsencode(path)  # soundfile takes no text that is not UTF-8
+    file: Any = os.fsencode(path)  # soundfile only accepts text that is UTF-8
     soundfile.write(file, np.clip(samples, -1, 1), SAMPLE_RATE, subtype="PCM_16")
 
 
@@ -73,5 +73,5 @@ def append(path: Path, line: str) -> None:
 
 
 def fit(samples: np.ndarray, length: int) -> np.ndarray:
-    """`samples` with `length`: truncated, or padded with zeros."""
+    """`samples` truncated or zero-padded to `length`."""
     return np.pad(samples[:length], (0, max(length - len(samples), 0)))

@@ -1,4 +1,4 @@
-"""The scores that s3prl leaves to other tools: MTWV (QbE) and DER (SD)."""
+"""The scores that s3prl does not compute: MTWV (QbE) and DER (SD)."""
 
 from collections.abc import Collection, Iterable, Mapping
 from itertools import product

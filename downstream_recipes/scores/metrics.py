@@ -32,7 +32,7 @@ class Column:
 
 
 COLUMNS = [Column(task, metric) for task in TASKS.values() for metric in task.metrics]
-# of the ten tasks; the others are columns if a row has them, and count in no score over the table
+# of the ten tasks; others are columns if a row has them, and do not count in scores over the table
 MAIN_COLUMNS = [column for column in COLUMNS if not column.task.extra]
 
 
@@ -41,7 +41,7 @@ class Row:
     """The scores of one model.
 
     Args:
-        scores: `Column.key` -> value; what is not known is missing.
+        scores: `Column.key` -> value; unknown ones are missing.
         published: copied from a paper's table.
         miniature: of miniature corpora, on which the two scores over the table would be meaningless.
     """

@@ -1,6 +1,6 @@
-"""SUPERB's MTWV and DER, printed at the end of s3prl's evaluation of QbE and SD, which leaves them to other tools.
+"""SUPERB's MTWV and DER, printed after s3prl's evaluation of QbE and SD, which does not compute them.
 
-So the command in a row of the suite's scores.csv prints the number in that row.
+Thus the command in a row of the suite's scores.csv prints the number in that row.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from upstream.errors import UserError
 
 
 def print_after_evaluation() -> None:
-    """From now on an evaluation of QbE or SD in this process prints its score too."""
+    """Make evaluations of QbE and SD in this process print their scores too."""
     after_import(
         {
             "s3prl.downstream.quesst14_dtw.expert": partial(_end_with, term_weighted_value),
@@ -25,14 +25,14 @@ def print_after_evaluation() -> None:
 
 
 def _end_with(line: Callable[[Any, str], str], module: ModuleType) -> None:
-    """Let the expert of a module print `line(expert, split)` after an evaluation, or why there is no score."""
+    """Make a module's expert print `line(expert, split)` after an evaluation, or why there is no score."""
     log_records = module.DownstreamExpert.log_records
 
     def log_and_print(expert: Any, mode: str, **arguments: Any) -> Any:
         names = log_records(expert, mode, **arguments)
         try:
             text = line(expert, mode)
-        except (UserError, OSError) as error:  # a corpus without ground truth; s3prl's work is done
+        except (UserError, OSError) as error:  # a corpus without ground truth; s3prl has finished its work
             text = f"{mode}: no score, {error}"
         if text:
             print(text)

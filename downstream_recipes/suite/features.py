@@ -1,7 +1,7 @@
 """Features of the frozen upstream, computed once and reused: s3prl needs the same wavs in every epoch and sweep.
 
-The features of a wav are computed alone, so they do not depend on its batch or on what the cache holds: a larger cache,
-a smaller one and an interrupted run give the same scores to the last bit.
+Each wav is computed alone, so its features do not depend on the batch or the cache's content: a larger cache, a smaller
+one and an interrupted run give bit-identical scores.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ Features = list[Tensor]  # of one wav: hidden states and last hidden state, each
 
 
 class FeatureCache:
-    """The most recently used features, up to `limit` bytes, in the memory of the CPU."""
+    """The most recently used features, up to `limit` bytes, in CPU memory."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.size = limit, 0
@@ -42,9 +42,9 @@ class FeatureCache:
 
 @contextmanager
 def reused(cache: FeatureCache | None) -> Iterator[None]:
-    """Inside the block our upstreams take the features of wavs from `cache` if it has them; None changes nothing.
+    """Within the block our upstreams take features from `cache` if it has them; None changes nothing.
 
-    An upstream that is trained, or asked for the published features, which depend on the batch, computes as usual.
+    Upstreams that are trained, or asked for the published features, which depend on the batch, compute as usual.
     """
     if cache is None:
         yield

@@ -38,7 +38,7 @@ def score_against_parameters(rows: Sequence[Row], path: Path) -> Path | None:
 
 
 def _label_heights(values: Sequence[float], gap: float = 0.06) -> np.ndarray:
-    """Where to label rising values beside the axes, from 0 to 1: near their height, `gap` apart or as far as fits."""
+    """Label positions (0 to 1) for ascending values beside the axes: near their height, `gap` apart if that fits."""
     bottom, top = 0.02, 0.98
     below = min(gap, (top - bottom) / max(len(values) - 1, 1)) * np.arange(len(values))  # room for the labels below
     wanted = np.interp(values, (values[0], values[-1] + 1e-9), (bottom, top))
@@ -46,7 +46,7 @@ def _label_heights(values: Sequence[float], gap: float = 0.06) -> np.ndarray:
 
 
 def tasks_as_bars(rows: Sequence[Row], path: Path) -> Path | None:
-    """Each task's metrics as points of 100, ours beside HuBERT Base if that is among the rows."""
+    """Each task's metrics as points of 100, ours next to HuBERT Base if that is among the rows."""
     shown = [row for row in rows if not row.published or row.name == REFERENCE]
     columns = [column for column in used_columns([row for row in shown if not row.published]) if not column.task.extra]
     if not columns:

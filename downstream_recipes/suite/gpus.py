@@ -1,4 +1,4 @@
-"""Tasks of a suite in processes of their own, one on each GPU at a time."""
+"""Tasks of a suite in separate processes, one per GPU at a time."""
 
 import contextlib
 import os
@@ -12,8 +12,8 @@ from downstream_recipes.suite.suite import Suite, say
 from downstream_recipes.tasks.tasks import FOLDER, Task
 
 COMMAND = (sys.executable, str(FOLDER / "superb.py"))
-POLL = 2.0  # seconds between two looks at the processes
-GRACE = 20.0  # seconds that a process has to end after SIGTERM
+POLL = 2.0  # seconds between polls of the processes
+GRACE = 20.0  # seconds that a process may take to end after SIGTERM
 
 
 def run_on_gpus(suite: Suite, tasks: Sequence[Task], gpus: Sequence[str]) -> list[str]:

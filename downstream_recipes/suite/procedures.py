@@ -1,4 +1,4 @@
-"""How each task comes to its scores: training, the choice of a checkpoint or layer, the evaluation."""
+"""How each task is scored: training, choosing a checkpoint or layer, evaluation."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,19 +13,19 @@ from downstream_recipes.tasks.command_checks import check_packages
 from downstream_recipes.tasks.tasks import Procedure, Task
 from upstream.errors import UserError
 
-LEARNING_RATES = tuple(10.0**-power for power in range(1, 8))  # what SUPERB lets a user search
+LEARNING_RATES = tuple(10.0**-power for power in range(1, 8))  # the search that SUPERB allows
 
 
 class Outcome(NamedTuple):
-    """What a procedure comes to.
+    """The result of a procedure.
 
     Args:
         values: one for each of the task's metrics.
-        command: that prints them.
+        command: prints them.
         stages: what was done, each with its seconds.
         note: for the table.
-        predictions: the folder that the evaluation wrote to; of ER the folds' parent.
-        checkpoint: that was evaluated, of ER the first fold's; None: nothing is trained.
+        predictions: the folder that the evaluation wrote to; for ER the folds' parent.
+        checkpoint: the evaluated one, for ER the first fold's; None: nothing is trained.
     """
 
     values: list[float]
@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 
 
 def run_task(suite: Suite, task: Task) -> Result:
-    """Bring a task to its scores, continuing what is kept of it.
+    """Run a task to its scores, continuing from what is kept of it.
 
     Raises:
         UserError: wrong corpora, checkpoint or upstream, or a package is missing.
@@ -64,7 +64,7 @@ def run_task(suite: Suite, task: Task) -> Result:
 
 
 def _judge(suite: Suite, task: Task, folder: Path, rate: float) -> float:
-    """What a learning rate is chosen by: a dev score (of the first fold alone), or SUPERB's own score of ASV."""
+    """The score for choosing a learning rate: on dev (of the first fold only), or for ASV SUPERB's own score."""
     changes = {"optimizer": {"lr": rate}}
     if task.procedure == "best on test":
         return best_on_test(suite, task, folder, changes).values[0]
@@ -75,15 +75,15 @@ def _judge(suite: Suite, task: Task, folder: Path, rate: float) -> float:
 
 
 def _folders(task: Task, folder: Path) -> list[Path]:
-    """Where it is trained: of ER a folder below `folder` for each fold, named after it."""
+    """The training folders: for ER one below `folder` for each fold, named after it."""
     return [folder / fold for fold in task.folds] or [folder]
 
 
 def train(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Train once, continuing from the newest checkpoint of an interrupted training; {"dev": best score or None}.
 
-    A continued training sees its data in another order than an uninterrupted one. Without a checkpoint to continue
-    from, training starts again and comes to the same weights.
+    Continued training gets its data in a different order than uninterrupted training. Without a checkpoint to continue
+    from, training starts again and leads to the same weights.
     """
 
     def work() -> dict[str, Any]:
@@ -109,7 +109,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def best_checkpoint(task: Task, folder: Path) -> Path:
-    """The best one on dev; the newest one if no evaluation beat s3prl's initial value, so that no best was kept.
+    """The best checkpoint on dev; the newest if no evaluation beat s3prl's initial value, so that no best was kept.
 
     Raises:
         UserError: training kept no checkpoint.
@@ -124,10 +124,10 @@ def best_checkpoint(task: Task, folder: Path) -> Path:
 
 
 def evaluate(suite: Suite, task: Task, folder: Path, checkpoint: Path, name: str = "test") -> dict[str, Any]:
-    """Evaluate once on test: {"scores": what s3prl prints, by metric, "command": that prints it}.
+    """Evaluate once on test: {"scores": what s3prl prints, by metric, "command": prints it}.
 
     Args:
-        name: of the result; predictions of another than "test" go into a folder of that name.
+        name: of the result; if it is not "test", predictions go into a folder of that name.
     """
     override = None if name == "test" else f"args.expdir={folder / name}"
     arguments = {"mode": "evaluate", "evaluate_split": task.test_split, "past_exp": checkpoint, "override": override}
@@ -141,7 +141,7 @@ def evaluate(suite: Suite, task: Task, folder: Path, checkpoint: Path, name: str
 
 
 def best_on_dev(suite: Suite, task: Task, folder: Path, changes: Mapping[str, Any]) -> Outcome:
-    """Train, take the best checkpoint on dev, test it; of ER the mean over the five folds."""
+    """Train, take the best checkpoint on dev, test it; for ER, the mean over the five folds."""
     trained = [train(suite, task, path, changes) for path in _folders(task, folder)]
     checkpoints = [best_checkpoint(task, path) for path in _folders(task, folder)]
     tested = [evaluate(suite, task, path.parent, path) for path in checkpoints]

@@ -1,4 +1,4 @@
-"""What a suite writes: scores.csv, the table in three formats, the figures."""
+"""The output of a suite: scores.csv, the table in three formats, the figures."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ DEPARTURES = "Schedulers enabled and SID's learning rate x 10, as in the STaR ev
 
 
 def write_report(suite: Suite, beside: Sequence[Path] = ()) -> str:
-    """Write everything from the finished tasks in the suite's output; returns the table as Markdown, and the files.
+    """Write the report on the finished tasks in the suite's output; returns the table as Markdown, and the files.
 
     Args:
         beside: outputs of other suites, for further rows.
@@ -51,7 +51,7 @@ def write_report(suite: Suite, beside: Sequence[Path] = ()) -> str:
 
 
 def done_tasks(output: Path) -> dict[Task, Result]:
-    """What came out of the finished tasks, in the table's order."""
+    """The results of the finished tasks, in the table's order."""
     results = {task: kept_result(output, task) for task in TASKS.values()}
     return {task: result for task, result in results.items() if result is not None}
 
@@ -60,7 +60,7 @@ def read_rows(outputs: Sequence[Path], miniature: bool) -> list[Row]:
     """The rows of other outputs, for a table of miniature or of real corpora.
 
     Raises:
-        UserError: one of them has no table, or one of the other kind of corpora.
+        UserError: one of them has no table, or a table for the other kind of corpora.
     """
     rows = []
     for output in outputs:

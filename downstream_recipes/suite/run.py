@@ -21,16 +21,16 @@ def run_suite(
     """Run the tasks that are not done, then write and print the table.
 
     Args:
-        gpus: to run tasks on side by side; none: one after the other in this process.
+        gpus: run tasks on these in parallel; none: one after the other in this process.
         overwrite: start the tasks again.
         beside: outputs of other suites, for further rows of the table.
         submission: write the leaderboard's files too.
 
     Raises:
-        UserError: anything wrong that is known before the first task.
+        UserError: anything wrong that can be found before the first task.
         Failed: tasks that failed, one line for each.
     """
-    read_rows(beside, suite.miniature)  # a mistake in them is found now, not when the tasks are done
+    read_rows(beside, suite.miniature)  # find mistakes in them now, not when the tasks are done
     with lock_folder(suite.output):
         check_kept(suite, tasks, overwrite)
         todo = [task for task in tasks if overwrite or kept_result(suite.output, task) is None]

@@ -1,4 +1,4 @@
-"""One upstream on its way through the tasks: its settings, its runs of s3prl, and what is kept of finished tasks."""
+"""One upstream and its tasks: its settings, its runs of s3prl, and what is kept of finished tasks."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ from upstream.errors import UserError
 
 MINIATURE = FOLDER / "miniature.yaml"
 MINIATURE_CACHE = 1.0  # GB
-MODEL = ("upstream", "checkpoint", "model_config", "kind of corpora")  # what all tasks of a row have in common
+MODEL = ("upstream", "checkpoint", "model_config", "kind of corpora")  # common to all tasks of a row
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Suite:
         checkpoint, model_config: s3prl's -k and -g.
         corpora_file: as `recipes.read_corpora` reads it.
         lr_search: train with each learning rate that SUPERB allows, and choose one; otherwise the recipe's.
-        feature_cache: GB of memory for features to be reused; None: 1 on miniature corpora, otherwise 0.
+        feature_cache: GB of memory for reusing features; None: 1 on miniature corpora, otherwise 0.
     """
 
     upstream: str
@@ -94,7 +94,7 @@ class Suite:
         return yaml.safe_load(MINIATURE.read_text()).get(task.code) or {} if self.miniature else {}
 
     def identity(self, task: Task) -> dict[str, str]:
-        """What a task's scores depend on, to tell whether kept ones are this suite's."""
+        """What a task's scores depend on, to check whether kept ones are this suite's."""
         recipe = repr((yaml.safe_load(task.recipe.read_text()), self._settings(task)))
         named = [name for kind, name in references(task.recipe) if kind == "corpora"]
         return {
@@ -109,15 +109,15 @@ class Suite:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of s3prl that choose the upstream."""
+        """The arguments of s3prl that select the upstream."""
         return {"upstream": self.upstream, "upstream_ckpt": self.checkpoint, "upstream_model_config": self.model_config}
 
     @property
     def described(self) -> dict[str, Any]:
-        """How many states the upstream exposes, and its parameters; opened once per output.
+        """The number of states that the upstream exposes, and of its parameters; it is opened once per output.
 
         Raises:
-            UserError: no such upstream, or no checkpoint that it can open.
+            UserError: no such upstream, or a checkpoint that it cannot open.
         """
         identity = repr((self.upstream, _fingerprint(self.checkpoint), self.model_config))
         name = f"upstream-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.json"
@@ -135,13 +135,13 @@ class Suite:
                 states = model.eval()([torch.zeros(16_000)])["hidden_states"]
         except UserError:
             raise
-        except Exception as error:  # an upstream of s3prl's can raise anything
+        except Exception as error:  # an s3prl upstream can raise anything
             reason = in_one_line(error, self.output / LOG)
             raise UserError(f"-u {self.upstream} -k {self.checkpoint} cannot be opened: {reason}") from None
         return {"states": len(states) if isinstance(states, (list, tuple)) else 1, "parameters": parameter_count(model)}
 
     def run(self, arguments: Arguments, log: Path) -> str:
-        """One run of s3prl in this process; what it prints is appended to `log`, and returned.
+        """One run of s3prl in this process; its output is appended to `log`, and returned.
 
         Its progress bars go to the terminal, or into a file beside the log when there is none.
 
@@ -167,7 +167,7 @@ class Suite:
 
 
 def stage(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `work` returns, kept at `path` with the seconds it took; if `path` exists, `work` is not called."""
+    """The result of `work`, stored at `path` with the seconds it took; if `path` exists, `work` is not called."""
     if not path.exists():
         start = time.monotonic()
         result = work()
@@ -176,13 +176,13 @@ def stage(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def check_kept(suite: Suite, tasks: Sequence[Task], overwrite: bool) -> None:
-    """Check that what the output holds is this suite's: `tasks` in all respects, the others of the same model.
+    """Check that the output belongs to this suite: `tasks` in all respects, the others to the same model.
 
     A task without a checkpoint or a finished stage starts again anyway: one that failed because of a mistyped path
-    needs only the right path.
+    only needs the right path.
 
     Args:
-        overwrite: `tasks` are about to be started again, whatever is kept of them.
+        overwrite: `tasks` are about to start again, whatever is kept of them.
 
     Raises:
         UserError: it is not; names what differs, and every task that does not fit.
@@ -209,13 +209,13 @@ def _has_results(folder: Path) -> bool:
 
 
 def keep(suite: Suite, task: Task, result: Result | None) -> None:
-    """Record that a task is done; or, without a result, whose its folder is before anything is in it."""
+    """Record that a task is done; or, without a result, which suite its folder belongs to before anything is in it."""
     content = asdict(result) if result else {"scores": None}
     write_json(suite.output / f"{task.code}.json", {"identity": suite.identity(task), **content})
 
 
 def kept_result(output: Path, task: Task) -> Result | None:
-    """What came out of a task; None when it is not done."""
+    """The result of a task; None if it is not done."""
     state = _state(output, task)
     if not state or state["scores"] is None:
         return None

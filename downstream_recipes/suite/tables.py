@@ -16,19 +16,19 @@ SCORE_COLUMNS = ("upstream", "task", "metric", "value", "unit", "split", "second
 
 
 def measured_row(name: str, params_m: float | None, scores: Sequence[Score], miniature: bool) -> Row:
-    """A suite's row."""
+    """The row of a suite."""
     return Row(name, params_m, {f"{score.task}_{score.metric}": score.value for score in scores}, miniature=miniature)
 
 
 def used_columns(rows: Sequence[Row]) -> list[Column]:
-    """The table's columns that a row has a value in."""
+    """The table's columns in which at least one row has a value."""
     return [column for column in COLUMNS if any(column.key in row.scores for row in rows)]
 
 
 def frame(rows: Sequence[Row]) -> DataFrame:
     """The table as text: name, millions of parameters, scores and, if a row has them, the two overall scores.
 
-    Titles end with the direction that is better.
+    Titles end with an arrow for the better direction.
     """
 
     def cell(value: float | None, digits: int) -> str:

@@ -1,1 +1,1 @@
-"""A SUPERB task: its recipe, its corpora, what can be wrong with them, and one run of it."""
+"""A SUPERB task: its recipe, its corpora, checks of both, and one run of it."""

@@ -1,4 +1,4 @@
-"""What can be wrong with run_downstream.py's command line, checked before any work."""
+"""Checks of run_downstream.py's command line, before any work."""
 
 import os
 import re
@@ -14,9 +14,9 @@ from upstream.errors import UserError, nearest, no_such, one_of, require
 
 
 def chosen_device(device: str | None) -> str:
-    """s3prl's --device; by default cuda where torch sees a GPU.
+    """s3prl's --device; by default cuda if torch sees a GPU.
 
-    On the CPU, GPUs are hidden from this process: s3prl enters torch.cuda.device(...) wherever it sees one.
+    On the CPU, GPUs are hidden from this process: s3prl enters torch.cuda.device(...) whenever it sees one.
 
     Raises:
         UserError: s3prl does not know it, or torch does not see it.
@@ -35,7 +35,7 @@ def chosen_device(device: str | None) -> str:
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
-    """The checkpoint that s3prl takes for `-e path`: that file, or the newest one of a folder.
+    """The checkpoint that s3prl loads for `-e path`: that file, or the newest one in a folder.
 
     Raises:
         UserError: it does not exist, or s3prl did not write it.
@@ -54,14 +54,14 @@ def read_experiment(path: Path) -> dict[str, Any]:
 
 
 def check_override(override: str | None, names: Collection[str], recipe: Mapping[str, Any]) -> None:
-    """Check -o, of which s3prl ignores what it does not know.
+    """Check -o, in which s3prl ignores unknown names.
 
     Args:
         names: of s3prl's arguments.
 
     Raises:
-        UserError: a part is not args.NAME=VALUE or config.KEY=VALUE, or KEY looks like one of the recipe's misspelt; a
-            recipe may get new keys.
+        UserError: a part is not args.NAME=VALUE or config.KEY=VALUE, or KEY looks like a misspelt key of the recipe;
+            other new keys are allowed.
     """
     for option in override.split(",,") if override and override.lower() != "none" else ():
         key, *values = (part.strip() for part in option.split("="))

@@ -15,7 +15,7 @@ SHORT = {
 
 
 def flag(name: str) -> str:
-    """The option of that name as a user types it."""
+    """The option of that name as typed by a user."""
     return SHORT.get(name, f"--{name}")
 
 

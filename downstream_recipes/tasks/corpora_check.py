@@ -1,4 +1,4 @@
-"""What a user's corpora lack, and how much audio they hold."""
+"""What is missing from a user's corpora, and how much audio they contain."""
 
 import os
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from upstream.errors import UserError
 
 
 def check_corpora(corpora: Mapping[str, Any]) -> tuple[str, bool]:
-    """A report with lines for every task, and whether all ten tasks of the table can be run."""
+    """A report with lines for every task, and whether all ten tasks of the table can run."""
     names = list(dict.fromkeys(name for task in TASKS.values() for name in corpora_of(task.recipe)))
     wrong = {name: missing(name, corpora) for name in names}
     if not wrong["librispeech"] and not wrong["lexicon"]:
@@ -38,7 +38,7 @@ def check_corpora(corpora: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 def missing(name: str, corpora: Mapping[str, Any]) -> list[str]:
-    """What keeps a corpus from being used, a line each; empty when it is complete."""
+    """The reasons why a corpus cannot be used, a line each; empty if it is complete."""
     lines = [f"{name}: {fault}" for fault in faults(name, corpora.get(name))]
     if lines or CORPORA[name].audio or not CORPORA[name].needs:
         return lines
@@ -47,7 +47,7 @@ def missing(name: str, corpora: Mapping[str, Any]) -> list[str]:
 
 
 def _listed(root: Path) -> list[Path]:
-    """The files that Kaldi lists (wav.scp) name; a pipe is left out."""
+    """The files named by Kaldi lists (wav.scp), without pipes."""
     rows = [line.split() for scp in sorted(root.glob("**/wav.scp")) for line in scp.read_text().splitlines()]
     return [Path(fields[1]) for fields in rows if len(fields) == 2]
 

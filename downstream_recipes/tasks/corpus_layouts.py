@@ -18,7 +18,7 @@ class Layout:
         needs: globs below the corpus that must each match something; none: the key refers to a file.
         source: where to get it.
         audio: the glob of its audio files; "": its wav.scp files list them.
-        several: whether it may be a list of paths.
+        several: whether a list of paths is allowed.
     """
 
     needs: tuple[str, ...]
@@ -99,10 +99,10 @@ CORPORA: Mapping[str, Layout] = {
 
 
 def faults(name: str, value: str | list[str] | None, contents: bool = True) -> Iterator[str]:
-    """What is wrong with the path or paths of a corpus (None: not listed); fast for any size.
+    """What is wrong with the path or paths of a corpus (None: not listed); fast for corpora of any size.
 
     Args:
-        contents: also look for what the layout needs.
+        contents: also check the contents that the layout needs.
     """
     paths = list(map(Path, value if isinstance(value, list) else [value] if value else []))
     missing = [path for path in paths if not path.exists()]

@@ -1,7 +1,7 @@
-"""What s3prl is to run: a new experiment, or one that is evaluated or continued.
+"""What s3prl should run: a new experiment, or one that is evaluated or continued.
 
-Of the latter, s3prl takes nearly everything from its checkpoint, and ignores what was typed. Here it is used, by way of
--o, which s3prl puts above the checkpoint; what the trained weights depend on must be typed as it was.
+For the latter, s3prl takes nearly everything from the checkpoint and ignores the command line. Here the command line is
+applied through -o, which overrides the checkpoint; arguments that the trained weights depend on must be unchanged.
 """
 
 import re
@@ -24,7 +24,7 @@ from upstream.errors import UserError, no_such, require
 
 RESULTS = Path("result") / "downstream"  # s3prl's
 TYPED = ("mode", "evaluate_split", "override", "backend", "local_rank", "past_exp", "device")  # s3prl uses these
-FIXED = (  # beside the task, what the trained weights depend on
+FIXED = (  # with the task, the arguments that the trained weights depend on
     *("upstream", "upstream_trainable", "upstream_feature_selection", "upstream_layer_selection"),
     *("upstream_feature_normalize", "downstream_variant", "hub"),
 )
@@ -34,7 +34,7 @@ Corpora = Callable[[], Mapping[str, Any]]  # reads the corpora file
 
 @dataclass(frozen=True)
 class Plan:
-    """A run of s3prl's.
+    """A run of s3prl.
 
     Args:
         arguments: of its command line.
@@ -58,7 +58,7 @@ def planned(arguments: Arguments, corpora: Corpora) -> Plan:
         corpora: called if the recipe refers to a corpus.
 
     Raises:
-        UserError: an argument is missing or wrong, or as `recipes.resolve`; nothing was written then.
+        UserError: an argument is missing or wrong, or as `recipes.resolve`; nothing has been written.
     """
     past = arguments["past_exp"]
     if past:
@@ -90,7 +90,7 @@ def planned(arguments: Arguments, corpora: Corpora) -> Plan:
 
 
 def _kept(arguments: Arguments, experiment: Path, corpora: Corpora) -> Plan:
-    """The plan for a checkpoint, or for the newest one of a folder."""
+    """The plan for a checkpoint, or for the newest one in a folder."""
     states = read_experiment(experiment)
     stored, folder = states["Args"], experiment if experiment.is_dir() else experiment.parent
     if arguments["init_ckpt"]:
@@ -123,10 +123,10 @@ def _kept(arguments: Arguments, experiment: Path, corpora: Corpora) -> Plan:
 def _changes_of_recipe(
     before: Mapping[str, Any], chosen: str | None, task: Task | None, corpora: Corpora, experiment: Path
 ) -> dict[str, Any]:
-    """The keys, for -o, that have another value in the recipe of -c and the corpora of --corpora.
+    """The keys, for -o, whose values differ with the recipe of -c and the corpora of --corpora.
 
     Args:
-        chosen: -c; without it, only what depends on the corpora can differ from our recipe of the task.
+        chosen: -c; without it, only corpus-dependent values can differ from our recipe of the task.
     """
     if chosen is None and task is None:
         raise UserError(f"--corpora needs -c RECIPE too: {experiment} was not made with a recipe of ours")
@@ -145,7 +145,7 @@ def _changes_of_recipe(
 
 
 def _literal(key: str, value: object, stored: Namespace) -> str:
-    """A value as s3prl's -o evaluates it, without the = and ,, at which it splits the text first."""
+    """A value as s3prl's -o evaluates it, without `=` and `,,`, at which it first splits the text."""
     if type(getattr(stored, key.removeprefix("args."), None)) is int:  # --seed
         return str(value)
     value = str(value) if isinstance(value, Path) else value

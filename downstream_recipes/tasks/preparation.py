@@ -1,4 +1,4 @@
-"""What a task needs beside its corpus and can be made from it: vocabularies, ASR's lengths, ER's folds."""
+"""Files that a task needs besides its corpus, made from it: vocabularies, ASR's lengths, ER's folds."""
 
 import json
 import os
@@ -36,7 +36,7 @@ EVALUATION_LINE = re.compile(r"\[[\d. -]+\]\t(?P<name>\S+)\t(?P<emotion>\w+)\t")
 
 
 def asr_lengths(librispeech: Path) -> Path:
-    """The folder of `<split>.csv` files with which ASR builds its buckets; made on first use from the audio headers.
+    """The folder of `<split>.csv` files from which ASR builds its buckets; made on first use from the audio headers.
 
     Raises:
         UserError: a split has no audio, or a file is not audio.
@@ -80,7 +80,7 @@ def emotion_folds(iemocap: Path) -> Path:
 
 
 def _emotions(iemocap: Path, session: str) -> list[dict[str, str]]:
-    """Path (relative to the corpus), label and speaker of a session's utterances, in the order of their names."""
+    """Path (relative to the corpus), label and speaker of a session's utterances, sorted by name."""
     wavs = {wav.stem: wav for wav in find_audio(iemocap / session / "sentences" / "wav", ".wav")}
     labels: dict[str, str] = {}
     for path in sorted((iemocap / session / "dialog" / "EmoEvaluation").glob("*.txt")):

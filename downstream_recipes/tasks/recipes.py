@@ -1,4 +1,4 @@
-"""From a recipe and the paths of corpora to the configuration that s3prl takes.
+"""From a recipe and the paths of corpora to a configuration for s3prl.
 
 Recipes refer to what they need as `${corpora.KEY}` (corpora.yaml), `${prepared.NAME}` and `${vocabulary.NAME}` (made on
 first use, preparation.py), `${workers}` of a data loader (0: none) and `${processes}` (at least 1).
@@ -55,7 +55,7 @@ def read_corpora(file: Path) -> dict[str, Any]:
 
 
 def _absolute(name: str, value: Any, several: bool, folder: Path) -> Any:
-    """Paths relative to `folder` as absolute ones; a single path where there may be several is a list of one."""
+    """Paths relative to `folder` made absolute; a single path becomes a list if several are allowed."""
     paths = value if several and isinstance(value, list) else [value]
     are_paths = bool(paths) and all(isinstance(path, str) and path for path in paths)
     require(are_paths, name, value, "a path or a list of paths" if several else "a path")
@@ -64,7 +64,7 @@ def _absolute(name: str, value: Any, several: bool, folder: Path) -> Any:
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """A YAML file of keys; ${...} is left as it is.
+    """A YAML mapping; ${...} is left unchanged.
 
     Raises:
         UserError: the file cannot be read, or is something else.
@@ -95,7 +95,7 @@ def corpora_of(recipe: Path) -> list[str]:
 
 
 def resolve(recipe: Path, corpora: Mapping[str, Any], folder: Path, *changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with every reference replaced; what is prepared from corpora is prepared, nothing else is written.
+    """The recipe with every reference replaced; prepares what is made from corpora, writes nothing else.
 
     Args:
         folder: of the experiment, where `write_recipe` will put the vocabularies.

@@ -41,7 +41,7 @@ def run_s3prl(arguments: Arguments, log: Path) -> None:
         return
     except (UserError, BrokenPipeError):
         raise
-    except Exception as error:  # a task of s3prl's can raise anything
+    except Exception as error:  # an s3prl task can raise anything
         sys.stdout.flush()  # it may be the log
         failure = in_one_line(error, log)
     finally:
@@ -65,11 +65,11 @@ def run_experiment(arguments: Arguments, corpora: Corpora) -> None:
     """run_downstream.py: fill in what the command line leaves out, check everything, run s3prl.
 
     Args:
-        arguments: every argument by name, `corpora` too; None: left out.
-        corpora: as of `experiments.planned`.
+        arguments: every argument by name, including `corpora`; None: left out.
+        corpora: as in `experiments.planned`.
 
     Raises:
-        UserError: an argument is missing or wrong, or as `recipes.resolve`; nothing was written then.
+        UserError: an argument is missing or wrong, or as `recipes.resolve`; nothing has been written.
         Failed: as `run_s3prl`.
     """
     mode = arguments["mode"]

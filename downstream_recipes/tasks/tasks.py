@@ -9,14 +9,14 @@ from typing import Any, Literal
 from upstream.errors import UserError
 
 FOLDER = Path(__file__).parents[1]  # of the recipes
-# How a task comes to its score (suite/procedures.py): by the best checkpoint on dev (in diarization by a sweep over its
-# predictions), by the best of all checkpoints on test, or by a search that trains nothing
+# How a task is scored (suite/procedures.py): by the best checkpoint on dev (in diarization by a sweep over its
+# predictions), by the best of all checkpoints on test, or by a search without training
 Procedure = Literal["best on dev", "diarization", "best on test", "search"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that a task is judged by; in the table a percentage, unless `unit` says otherwise.
+    """A metric of a task; in the table a percentage, unless `unit` says otherwise.
 
     Args:
         name, title: in scores.csv and in the table.
@@ -34,7 +34,7 @@ class Metric:
     digits: int = 2
 
     def printed(self, text: str, split: str) -> list[float]:
-        """Its values in what s3prl printed about `split`, in their order."""
+        """Its values in s3prl's output about `split`, in order."""
         pattern = (self.pattern or "").format(split=re.escape(split))
         return [self.scale * float(value) for value in re.findall(pattern, text, re.MULTILINE)] if pattern else []
 
@@ -55,16 +55,16 @@ class Task:
     """A task of SUPERB.
 
     Args:
-        title: SUPERB's name for it; in lower case its code.
+        title: SUPERB's name for it; its code is the same in lower case.
         downstream: s3prl's name for it, -d.
         metrics: its columns in the table.
         submission: the file (or folder) that s3prl leaves for the leaderboard, and its name there.
-        dev_metric: what checkpoints and learning rates are chosen by on dev; default: the first of `metrics`.
+        dev_metric: selects checkpoints and learning rates on dev; default: the first of `metrics`.
         dev_split, test_split: s3prl's names, -t (QbE: QUESST's; to s3prl its eval is test).
         best: the file that s3prl keeps its best checkpoint in.
         split_section: the section of the recipe that lists the folders of each split, if the recipe does so.
         folds: s3prl's variants, -v, whose mean is the score.
-        leaderboard: its code there, if it is another.
+        leaderboard: its code there, if it differs.
         extra: not one of the ten tasks of the table.
         packages: needed beyond the dependency group superb.
     """
@@ -101,7 +101,7 @@ class Task:
         return self.dev_metric or self.metrics[0]
 
     def printed_scores(self, split: str, text: str) -> dict[Metric, float]:
-        """The value printed last of each metric that s3prl prints.
+        """The last printed value of each metric that s3prl prints.
 
         Raises:
             UserError: one of them was not printed.

@@ -126,7 +126,7 @@ def parse_config(values: Mapping[str, Any], feature_scale: bool, source: str) ->
 
 
 def _hubert_heads(values: Mapping[str, Any], source: str) -> tuple[int, int, list[Any]]:
-    """Heads before pruning, their width, and the heads of each layer: only their numbers are known, and matter."""
+    """Heads before pruning, their width, and each layer's heads: only the counts are known, and only they matter."""
     width = count(values["encoder_embed_dim"], f"{source}: encoder_embed_dim", most=2**16)
     numbers = _per_layer(values, "encoder_num_heads", source)
     for layer, number in enumerate(numbers):
@@ -162,7 +162,7 @@ def _per_layer(values: Mapping[str, Any], key: str, source: str, default: Any = 
 
 
 def _select_heads(config: EncoderConfig, state: dict[Any, Any]) -> None:
-    """Published files contain the gate's constant of every head, also of pruned ones."""
+    """Drop the gate constants of pruned heads, which published files still contain."""
     for layer, heads in enumerate(config.attention_heads):
         key = f"encoder.transformer.layers.{layer}.attention.gru_rel_pos_const"
         constant = state.get(key)

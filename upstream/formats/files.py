@@ -21,17 +21,17 @@ from ..files import disk_errors, parse_errors
 
 MAX_TEXT_BYTES = 2**20  # configurations are a few kB
 MAX_PICKLE_BYTES = 2**26  # the part of a checkpoint that is not tensors
-ARCHIVE, PICKLE = b"PK\x03\x04", b"\x80"  # the first bytes of what torch.save writes, today and formerly
+ARCHIVE, PICKLE = b"PK\x03\x04", b"\x80"  # the first bytes of what torch.save writes, now and in older versions
 
 
 class Inert:
-    """Stands for classes whose instances old checkpoints contain: it has their attributes and does nothing."""
+    """Stand-in for classes whose instances old checkpoints contain: it has their attributes and does nothing."""
 
 
 # What fairseq's checkpoints contain besides tensors and plain containers.
 INERT_GLOBALS = [(Inert, "fairseq.data.dictionary.Dictionary"), (argparse.Namespace, "argparse.Namespace")]
 
-# All that a pickle may name. torch allows more, and some of it makes gigabytes of a few bytes: bytearray(2**32),
+# All that a pickle may name. torch allows more, some of which turns a few bytes into gigabytes: bytearray(2**32),
 # torch.Tensor(2**32), a text encoded in hexadecimal 32 times, a set of a tensor that repeats one number.
 KNOWN_GLOBAL = re.compile(
     "|".join(
@@ -116,7 +116,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         UserError: missing, truncated or otherwise not safetensors.
     """
     with disk_errors(path, "read"):
-        path.open("rb").close()  # safe_open says of a file without permission that it does not exist
+        path.open("rb").close()  # safe_open reports a file without permission as missing
         try:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
@@ -148,7 +148,7 @@ def read_torch(path: Path) -> dict[str, Any]:
 
 
 def _check_torch(path: Path) -> bool:
-    """Check everything in a file that can be checked before it is opened; whether it is an archive."""
+    """Check everything that can be checked before a file is loaded; returns whether it is an archive."""
     with path.open("rb") as file:
         start = file.read(4)
         file.seek(0)
@@ -190,6 +190,6 @@ def _check_globals(path: Path, file: IO[bytes], pickles: int) -> None:
 
 
 def _reason(error: pickle.UnpicklingError) -> str:
-    """What torch's unpickler refused, without its advice on how to run the file nevertheless."""
+    """What torch's unpickler refused, without its advice on how to load the file anyway."""
     lines = [line for line in str(error).splitlines() if "GLOBAL" in line or "WeightsUnpickler error" in line]
     return lines[0].removeprefix("\tWeightsUnpickler error: ")[:200] if lines else first_line(error)

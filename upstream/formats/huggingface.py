@@ -109,7 +109,7 @@ OWN_MODEL_TYPE = "distilled_speech_encoder"
 OWN_TABLE = KeyTable(
     names={
         "": "encoder.",
-        "positional.weight_g": "encoder.positional.magnitude",  # `transformers` renames what is called weight_g
+        "positional.weight_g": "encoder.positional.magnitude",  # `transformers` renames anything called weight_g
         "positional.weight_v": "encoder.positional.direction",
     },
     ignored=TABLE.ignored,
@@ -191,7 +191,7 @@ def _conv_layers(known: Mapping[str, Any], source: str) -> list[list[int]]:
 def _normalizes(folder: Path, values: Mapping[str, Any], config: EncoderConfig) -> bool:
     """Whether waveforms are normalised: if preprocessor_config.json says so and the extractor has layer norms.
 
-    Base checkpoints were trained without, whatever their file says.
+    Base checkpoints were trained without normalisation, whatever their file says.
     """
     if NORMALIZE_WAVEFORM in values:
         return values[NORMALIZE_WAVEFORM] is True

@@ -14,8 +14,8 @@ from ..encoder import SpeechEncoder
 from ..errors import UserError
 
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-MAX_LISTED = 20  # keys that one error names
-MAX_SHARED = 2**24  # bytes by which weights that share memory may grow when each gets memory of its own
+MAX_LISTED = 20  # keys listed in one error
+MAX_SHARED = 2**24  # bytes by which weights that share memory may grow when each gets its own
 
 # Endings and parts of names that have two spellings: torch's weight norm, and fairseq's norms in the extractor.
 SPELLINGS = {
@@ -86,7 +86,7 @@ OUR_TABLE = KeyTable({"": ""})
 def build(config: EncoderConfig, state: Mapping[Any, Any], source: str, table: KeyTable = OUR_TABLE) -> SpeechEncoder:
     """The encoder of `config` with the weights of `state`, in float32 and eval mode.
 
-    No memory is allocated for the configuration's shapes before the weights are known to have them.
+    No memory is allocated for the configuration's shapes until the weights are known to match them.
 
     Raises:
         UserError: unexpected, missing or duplicate keys, a wrong shape or type, values that are not finite.
@@ -99,7 +99,7 @@ def build(config: EncoderConfig, state: Mapping[Any, Any], source: str, table: K
     for name, value in values.items():
         _check(value, expected[name], shown_names[name])
     _check_shared(values.values(), source)
-    weights = {}  # with memory of their own
+    weights = {}  # each in its own memory
     for name, value in values.items():
         weight = value.detach().reshape(expected[name].shape).to(torch.float32, copy=True).contiguous()
         if not bool(weight.isfinite().all()):

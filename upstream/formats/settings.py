@@ -1,4 +1,4 @@
-"""Settings of other formats: checked before anything is made of them, since a file may contain any value."""
+"""Settings of other formats: checked before they are used, since a file may contain any value."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -17,7 +17,7 @@ def plain_settings(values: Mapping[Any, Any], keys: Iterable[str], source: str) 
     """
     plain = {key: values[key] for key in keys if key in values}
     for key, value in plain.items():
-        checks = list(islice(_checks(value), MAX_ENTRIES + 1))  # a list counts each time that it is named
+        checks = list(islice(_checks(value), MAX_ENTRIES + 1))  # an aliased list counts each time it appears
         if len(checks) > MAX_ENTRIES or not all(checks):
             kind = type(value).__name__
             raise UserError(f"{source}: {key} is a {kind}, but it must be a number, a text or a short list of them")

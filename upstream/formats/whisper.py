@@ -1,4 +1,4 @@
-"""Hugging Face folders of Whisper, of which the encoder is opened; the decoder is left aside."""
+"""Hugging Face folders of Whisper: the encoder is loaded, the decoder ignored."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +66,7 @@ def parse_config(values: Mapping[str, Any], source: str) -> EncoderConfig:
 
 
 def check_preprocessor(path: Path, config: EncoderConfig) -> None:
-    """Whether the folder's feature extractor is the one that the encoder computes; without the file, it is taken to be.
+    """Check that the folder's feature extractor matches the encoder's; without the file, assume that it does.
 
     Raises:
         UserError: another setting, or a spectrogram that the encoder does not take.
