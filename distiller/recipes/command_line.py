@@ -44,7 +44,7 @@ def with_absolute_paths(
     words = [_absolute(folder, "") or folder for folder in recipe.probe.words]
     for folder in words:
         if not dry_run and not os.path.isdir(folder):
-            raise UserError(f"probe.words {folder} is not a folder; it must be one that holds GROUP/WORD.flac")
+            raise UserError(f"probe.words {folder} is not a folder; it must be one with GROUP/WORD.flac")
     references = recipe.probe.references and (_absolute(recipe.probe.references, "") or recipe.probe.references)
     probe = replace(recipe.probe, words=words, references=references)
     recipe = replace(recipe, teacher=teacher, teachers=teachers, corpus=corpus, probe=probe)
@@ -54,7 +54,9 @@ def with_absolute_paths(
             return section
         targets, key = _absolute(section.targets, ""), f"{section.key}.targets"
         if targets is None and not dry_run:
-            raise UserError(f"{key} {section.targets} does not exist; it must be a folder of distiller/targets.py")
+            raise UserError(
+                f"{key} {section.targets} does not exist; it must be a folder written by distiller/targets.py"
+            )
         return replace(section, targets=targets or section.targets)
 
     return replace(recipe, objective=recipe.objective.with_parts(located))

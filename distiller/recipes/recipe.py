@@ -137,7 +137,7 @@ def resolve(
     values = overlay(overlay(values, renewed(options)), parse_overrides(overrides))
     if flatten(values).get("corpus.path") == UNSET:
         raise UserError(
-            f"corpus.path is not set, since recipe {recipe or method} is for a corpus of yours: add --corpus DIR"
+            f"corpus.path is not set: recipe {recipe or method} needs a corpus of your own; add --corpus DIR"
         )
     return build(values)
 
@@ -160,7 +160,7 @@ def build(values: Mapping[str, Any]) -> Recipe:
             raise unknown_key(key, dotted or list(Recipe.__pydantic_fields__))  # type: ignore[attr-defined]
     if values.get("pruning") and student.pruning is None:
         key = next(iter(flatten({"pruning": values["pruning"]})))
-        raise UserError(f"{key} is set, but there is no pruning where student.name is {values['student']['name']}")
+        raise UserError(f"{key} is set, but student.name={values['student']['name']} does not prune")
     defaults = student.objective_defaults
     of_parts = defaults.get(name) or {part: defaults[part] for part in name.split("+") if part in defaults}
     values = {**values, "objective": merged(of_parts, values["objective"]), **_teachers(values)}
@@ -184,7 +184,12 @@ def build(values: Mapping[str, Any]) -> Recipe:
         control, strategy = recipe.control, recipe.trainer.strategy
         require(control == "none", "control", control, "none with objective units, which has no teacher")
         # the mask is a parameter of the objective, used while the student runs
-        require(strategy != "fsdp", "trainer.strategy", strategy, "another with objective units")
+        require(
+            strategy != "fsdp",
+            "trainer.strategy",
+            strategy,
+            "auto, ddp or ddp_find_unused_parameters_true with objective units",
+        )
     return recipe
 
 
@@ -203,7 +208,7 @@ def _teachers(values: Mapping[str, Any]) -> dict[str, Any]:
     if not teachers:
         return {"teachers": []}
     first = teachers[0].path
-    require(values.get("teacher", first) == first, "teacher", values.get("teacher"), "left out where teachers is set")
+    require(values.get("teacher", first) == first, "teacher", values.get("teacher"), "left out when teachers is set")
     return {"teachers": teachers, "teacher": first}
 
 
