@@ -33,17 +33,19 @@ examples:
   python distiller/benchmark.py exp/star/student --long 600 --device cuda
   python distiller/benchmark.py --check --device cuda
 
-PATH is a student folder, any checkpoint that upstream.checkpoint.load opens, an ONNX file of distiller/export.py,
-bundled for the teacher of this repository, or transformers:PATH for a folder or hub name run by `transformers` itself.
-live:PATH is a student of student.attention=chunked, or its ONNX file of --streaming, that hears a wav chunk by chunk.
-random:hubert-base, random:skill and random:starhubert, also with -thin, -logmel, -chunked or -logmel-chunked behind it,
-are those shapes with random weights. Speed-ups are relative to the first PATH.
+PATH is a student folder, any checkpoint that upstream.checkpoint.load opens, an ONNX file written by
+distiller/export.py, bundled for the teacher of this repository, or transformers:PATH for a folder or hub name run by
+`transformers` itself. live:PATH processes wavs chunk by chunk; PATH must be a streaming student
+(student.attention=chunked) or an ONNX file exported from one with --streaming. random:hubert-base, random:skill and
+random:starhubert (optionally followed by -thin, -logmel, -chunked or -logmel-chunked) are models of these shapes with
+random weights. Speed-ups are relative to the first PATH.
 
---train measures optimiser steps at paper scale instead, relative to the rate of matrix products, beside two plain
-models of `transformers` with the naive loss; key=value changes the recipe, star-hubert-960h or skill-hubert-960h. With
---loop the whole training loop runs, on WAV files of noise in a temporary folder. --long compares a long wav in
-overlapping chunks with the same wav in one piece. --check compares what a device computes with the CPU: states, losses,
-gradients, a run that is killed and continued; exit code 1 if something is not within its limit.
+--train measures optimiser steps at paper scale instead, relative to the speed of matrix multiplication, and compares
+them with two plain `transformers` models trained with the naive loss; key=value changes the recipe (star-hubert-960h or
+skill-hubert-960h). With --loop the whole training loop runs, on WAV files of noise in a temporary folder. --long
+compares encoding a long wav in overlapping chunks and in one piece. --check compares the results of a device with
+those of the CPU: states, losses, gradients, and a run that is killed and resumed; the exit code is 1 if any of them is
+outside its limit.
 """
 LIMITS = {"seconds": (0.1, 600), "threads": (1, 1024), "rounds": (1, 1000), "long": (1, 36_000)}
 LIMITS |= {"loop": (1, 86_400), "hours": (0.001, 1000), "chunk": (0.1, 3600), "overlap": (0, 600)}
@@ -52,31 +54,37 @@ LIMITS |= {"loop": (1, 86_400), "hours": (0.001, 1000), "chunk": (0.1, 3600), "o
 def parser() -> Parser:
     built = Parser(prog="distiller/benchmark.py", description=DESCRIPTION, epilog=EPILOG)
     built.add_argument(
-        "paths", metavar="PATH|key=value", nargs="*", help="an encoder; with --train, a change in the recipe"
+        "paths", metavar="PATH|key=value", nargs="*", help="an encoder; with --train, a change to the recipe"
     )
     methods = {"type": comma_separated(str), "default": [], "metavar": "METHODS"}
-    built.add_argument("--train", **methods, help="training steps of star, skill, or star,skill")
-    built.add_argument("--check", action="store_true", help="what the device computes against the CPU")
+    built.add_argument("--train", **methods, help="measure training steps of star, skill, or star,skill")
+    built.add_argument("--check", action="store_true", help="compare the results of --device with the CPU")
     loop = {"type": float, "nargs": "?", "const": 60.0, "metavar": "SECONDS"}
     built.add_argument(
-        "--loop", **loop, help="with --train: the training loop, for so long after five steps (default: 60)"
+        "--loop", **loop, help="with --train: run the training loop this long after the first five steps (default: 60)"
     )
-    built.add_argument("--hours", type=float, default=1.0, help="of noise that --loop trains on (default: 1)")
-    built.add_argument("--long", type=float, metavar="SECONDS", help="of a long wav, in chunks and in one piece")
-    built.add_argument("--chunk", type=float, default=30.0, help="seconds of a chunk (default: 30)")
-    built.add_argument("--overlap", type=float, default=5.0, help="seconds of context on either side (default: 5)")
-    built.add_argument("--seconds", type=float, help="of audio per wav (default: 10; with --train 8, on cuda 14.375)")
+    built.add_argument("--hours", type=float, default=1.0, help="hours of noise that --loop trains on (default: 1)")
+    built.add_argument(
+        "--long", type=float, metavar="SECONDS", help="length of a wav to encode in chunks and in one piece"
+    )
+    built.add_argument("--chunk", type=float, default=30.0, help="seconds per chunk, with --long (default: 30)")
+    built.add_argument(
+        "--overlap", type=float, default=5.0, help="seconds of context on each side of a chunk (default: 5)"
+    )
+    built.add_argument("--seconds", type=float, help="length of each wav (default: 10; with --train 8, on cuda 14.375)")
     sizes = "batch sizes (default: 1,8; with --train 2, on cuda 8,32)"
     built.add_argument("--batches", type=comma_separated(int), help=sizes)
-    built.add_argument("--threads", type=int, default=1, help="of the CPU (default: 1)")
-    built.add_argument("--rounds", type=int, default=7, help="measurements of each; medians count (default: 7)")
+    built.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    built.add_argument(
+        "--rounds", type=int, default=7, help="measurements of each, of which the median is reported (default: 7)"
+    )
     built.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     built.add_argument("--output", type=Path, default=Path("exp/benchmark"), help="folder (default: exp/benchmark)")
     return built
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(lambda: _main(parser().parse_intermixed_args(argv)), "nothing is kept of what was measured")
+    return run_command(lambda: _main(parser().parse_intermixed_args(argv)), "no measurements were saved")
 
 
 def _main(options: argparse.Namespace) -> None:
@@ -118,7 +126,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.train and not all("=" in path for path in options.paths):
         raise UserError("give PATHs, or --train METHODS, not both")
     if options.check and (options.paths or options.loop is not None or options.long is not None):
-        raise UserError("--check takes --train, --seconds, --threads, --device and --output alone")
+        raise UserError("--check can only be combined with --train, --seconds, --threads, --device and --output")
     if not (options.paths or options.train or options.check):
         raise UserError("the following arguments are required: PATH")
     if options.loop is not None and not options.train:

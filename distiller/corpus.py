@@ -16,10 +16,10 @@ from distiller.common.files import check_writable
 from upstream.errors import require
 
 DESCRIPTION = """\
-Decode a corpus once, into Lhotse Shar of 16 kHz mono audio, so that training need not; or join short clips first.
+Decode a corpus once to Lhotse Shar (16 kHz, mono), so that training does not have to; or join short clips first.
 
-A prepared folder can replace its corpus in any recipe (--corpus DIR): ids, order and batches are the same, waveforms
-differ by at most 2^-16 of full scale, and not at all if the source is 16 kHz, 16 bits, mono.
+A prepared folder can replace its corpus in any recipe (--corpus DIR): ids, order and batches are the same. Waveforms
+differ by at most 2^-16 of full scale, and are identical if the source is 16 kHz, 16-bit, mono.
 """
 
 EPILOG = """\
@@ -31,7 +31,7 @@ examples:
   python distiller/run.py --recipe star-hubert-100h --corpus /ssd/librispeech
   python distiller/corpus.py benchmark /data/LibriSpeech --subsets dev-clean
 
-prepare continues where it was interrupted, and replaces damaged shards.
+If interrupted, prepare continues where it stopped; it also replaces damaged shards.
 """
 
 
@@ -48,42 +48,42 @@ def parser() -> Parser:
         metavar="corpus",
         help="a folder, LibriSpeech, a Lhotse manifest or Shar folder, a list",
     )
-    prepare.add_argument("--output", type=Path, required=True, help="folder of the shards")
-    prepare.add_argument("--subsets", nargs="+", default=[], metavar="NAME", help="as corpus.subsets and .validation")
+    prepare.add_argument("--output", type=Path, required=True, help="folder for the shards")
+    prepare.add_argument("--subsets", nargs="+", default=[], metavar="NAME", help="subsets to prepare (default: all)")
     prepare.add_argument(
-        "--format", choices=("wav", "flac"), default="wav", help="flac takes half the disk and twice the time to read"
+        "--format", choices=("wav", "flac"), default="wav", help="flac needs half the space, but is read half as fast"
     )
     prepare.add_argument("--workers", **workers)
-    speeds = "every utterance once at each: length, pitch and formants change together (default: 1.0)"
+    speeds = "write every utterance at each speed; length, pitch and formants change together (default: 1.0)"
     speeds = {"type": comma_separated(float), "default": [1.0], "metavar": "0.9,1.0,1.1", "help": speeds}
     prepare.add_argument("--speeds", **speeds)
     prepare.add_argument(
-        "--max-skipped", type=float, default=0.01, metavar="SHARE", help="of unusable utterances (default: 0.01)"
+        "--max-skipped", type=float, default=0.01, metavar="SHARE", help="limit for unusable utterances (default: 0.01)"
     )
 
-    join = commands.add_parser("join", help="join the clips of each folder, one speaker's, to longer utterances")
-    join.add_argument("corpus", type=Path, help="a folder with a folder of clips for each speaker, or as for prepare")
-    join.add_argument(
-        "--output", type=Path, required=True, help="folder of the utterances (FLAC) and their clips (CSV)"
-    )
+    join = commands.add_parser("join", help="join short clips of the same speaker into longer utterances")
+    join.add_argument("corpus", type=Path, help="a folder with one subfolder of clips per speaker, or as for prepare")
+    join.add_argument("--output", type=Path, required=True, help="folder for utterances (FLAC), clip lists (CSV)")
     lengths = {"type": comma_separated(float), "default": [3.0, 12.0], "metavar": "LEAST,MOST"}
-    join.add_argument("--seconds", **lengths, help="an utterance ends with the clip that fills it (default: 3,12)")
+    join.add_argument(
+        "--seconds", **lengths, help="clips are joined up to a random length in this range (default: 3,12)"
+    )
     join.add_argument("--speeds", **speeds)
-    join.add_argument("--seed", type=int, default=1, help="of the clips' order (default: 1)")
+    join.add_argument("--seed", type=int, default=1, help="random seed for the order of the clips (default: 1)")
 
     verify = commands.add_parser("verify", help="check every byte of a prepared folder")
     verify.add_argument("folder", type=Path)
     verify.add_argument("--workers", **workers)
 
-    benchmark = commands.add_parser("benchmark", help="seconds of audio read for each CPU second, by format")
-    benchmark.add_argument("corpus", type=Path, nargs="?", help="whose utterances to use (default: the synthetic one)")
+    benchmark = commands.add_parser("benchmark", help="measure the seconds of audio read per CPU second, by format")
+    benchmark.add_argument("corpus", type=Path, nargs="?", help="corpus to read from (default: the synthetic one)")
     benchmark.add_argument("--subsets", nargs="+", default=[], metavar="NAME")
-    benchmark.add_argument("--minutes", type=float, default=20.0, help="of audio to use (default: 20)")
-    benchmark.add_argument("--rounds", type=int, default=7, help="interleaved readings; medians count (default: 7)")
+    benchmark.add_argument("--minutes", type=float, default=20.0, help="minutes of audio to use (default: 20)")
+    benchmark.add_argument("--rounds", type=int, default=7, help="measurements to take the median of (default: 7)")
     benchmark.add_argument(
-        "--workers", type=int, default=0, help="of the loader; above 0, wall-clock time is measured (default: 0)"
+        "--workers", type=int, default=0, help="loader processes; above 0, wall-clock time is measured (default: 0)"
     )
-    benchmark.add_argument("--table", type=Path, help="CSV to add the rows to")
+    benchmark.add_argument("--table", type=Path, help="CSV file to append the rows to")
     return built
 
 
@@ -117,7 +117,10 @@ def _main(arguments: argparse.Namespace) -> None:
         unique = len(set(arguments.subsets)) == len(arguments.subsets)
         require(unique, "--subsets", arguments.subsets, "a list of different names")
         require(
-            len(arguments.corpora) == 1 or not arguments.subsets, "--subsets", arguments.subsets, "of one corpus only"
+            len(arguments.corpora) == 1 or not arguments.subsets,
+            "--subsets",
+            arguments.subsets,
+            "left out with several corpora",
         )
         from distiller.preparation.prepare import prepare
 

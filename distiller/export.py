@@ -22,7 +22,8 @@ Export a student: a folder for `transformers`, an ONNX file (also in 8 bits), an
 `torch.export` program; or make a student folder of any other checkpoint, such as s3prl's dev-best.ckpt with a
 fine-tuned upstream.
 
-A recogniser of distiller/finetune.py becomes a folder for `AutoModelForCTC` with a tokenizer, or a graph of its logits.
+A recogniser trained by distiller/finetune.py becomes a folder for `AutoModelForCTC` with a tokenizer, or a graph that
+returns its logits.
 
 Each export is opened and compared with the student before it is kept.
 """
@@ -49,24 +50,28 @@ def parser() -> Parser:
     )
     built.add_argument("--to", required=True, choices=(*FOLDERS, "onnx", "executorch", "torch-export"))
     built.add_argument("--output", type=Path, help="the folder (transformers, student) or file to write")
-    kinds = "int8: linear layers in 8 bits; static-int8: convolutions and activations, too (onnx)"
+    kinds = "int8: linear layers in 8 bits; static-int8: also convolutions and activations (onnx)"
     built.add_argument("--quantize", choices=("int8", "static-int8"), help=kinds)
-    audio = "a folder, a list, Lhotse, or synthetic: speech that static-int8 measures the range of activations on"
+    audio = "speech for static-int8 to measure activation ranges on: a folder, a list, Lhotse, or synthetic"
     built.add_argument("--calibrate", metavar="CORPUS", help=audio)
-    longest = "the longest wav that the program takes (executorch; default: 30)"
+    longest = "the longest wav that the program accepts (executorch; default: 30)"
     built.add_argument("--longest", type=float, metavar="SECONDS", help=longest)
-    chunks = "chunk by chunk, with the state in and out, for a student of student.attention=chunked (onnx)"
+    chunks = "process chunk by chunk, with state inputs and outputs; needs student.attention=chunked (onnx)"
     built.add_argument("--streaming", action="store_true", help=chunks)
-    states = "what the graph returns (default: all; logits of a recogniser)"
+    states = "states that the graph returns (default: all; for a recogniser, logits)"
     built.add_argument("--states", choices=("all", "weighted", "last", "logits"), help=states)
     weights = {"type": comma_separated(float), "metavar": "W,W,..."}
-    built.add_argument("--weights", **weights, help="of F^0..F^L for --states weighted (default: equal weights)")
-    built.add_argument("--student", help="what s3prl fine-tuned, if it is not where its checkpoint says")
-    hub = "show what would be uploaded to the Hugging Face hub as this model (transformers; --output may be left out)"
+    built.add_argument("--weights", **weights, help="weights of F^0..F^L with --states weighted (default: equal)")
+    built.add_argument(
+        "--student", help="the student that s3prl fine-tuned, if it is not at the path stored in the checkpoint"
+    )
+    hub = "show which files would be uploaded to the Hugging Face hub (transformers; --output is optional)"
     built.add_argument("--push-to-hub", metavar="ORG/NAME", help=hub)
-    built.add_argument("--upload", action="store_true", help="do upload it; a model of that name gets a new version")
-    built.add_argument("--private", action="store_true", help="a new model on the hub is yours alone")
-    built.add_argument("--model-config", metavar="YAML", help="the configuration of a STaR .ckpt, if not beside it")
+    built.add_argument("--upload", action="store_true", help="upload the files; an existing model gets a new version")
+    built.add_argument("--private", action="store_true", help="make a new model on the hub private")
+    built.add_argument(
+        "--model-config", metavar="YAML", help="the configuration of a STaR .ckpt, if it is not next to the checkpoint"
+    )
     return built
 
 
@@ -87,29 +92,31 @@ def _main(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     """Options that go together."""
     if options.quantize and options.to != "onnx":
-        raise UserError(f"--quantize {options.quantize} goes with --to onnx, not --to {options.to}")
+        raise UserError(f"--quantize {options.quantize} needs --to onnx, not --to {options.to}")
     if (options.quantize == "static-int8") != bool(options.calibrate):
-        raise UserError("--quantize static-int8 and --calibrate CORPUS go together: neither does without the other")
+        raise UserError("--quantize static-int8 and --calibrate CORPUS must be given together")
     if options.longest is not None:
         if options.to != "executorch":
-            raise UserError(f"--longest goes with --to executorch, not --to {options.to}")
+            raise UserError(f"--longest needs --to executorch, not --to {options.to}")
         require(
             1 < options.longest <= MOST_SECONDS, "--longest", options.longest, f"above 1 and at most {MOST_SECONDS}"
         )
     if options.streaming and (options.to != "onnx" or options.quantize):
-        raise UserError("--streaming goes with --to onnx, and without --quantize")
+        raise UserError("--streaming needs --to onnx and cannot be combined with --quantize")
     if options.to in FOLDERS and (options.states not in (None, "all") or options.weights):
-        raise UserError(f"--states and --weights are for graphs; --to {options.to} always gives all hidden states")
+        raise UserError(
+            f"--states and --weights do not apply to --to {options.to}, which always exports all hidden states"
+        )
     if options.weights and options.states != "weighted":
-        raise UserError(f"--weights goes with --states weighted, not --states {options.states or 'all'}")
+        raise UserError(f"--weights needs --states weighted, not --states {options.states or 'all'}")
     if options.push_to_hub is None:
         without = next((name for name in ("upload", "private") if getattr(options, name)), None)
         if without:
-            raise UserError(f"--{without} goes with --push-to-hub ORG/NAME")
+            raise UserError(f"--{without} needs --push-to-hub ORG/NAME")
         if options.output is None:
-            raise UserError("--output is missing: the folder or file to write (only --push-to-hub does without)")
+            raise UserError("--output is missing; give the folder or file to write (optional only with --push-to-hub)")
     elif options.to != "transformers":
-        raise UserError(f"--push-to-hub goes with --to transformers, not --to {options.to}")
+        raise UserError(f"--push-to-hub needs --to transformers, not --to {options.to}")
     else:
         fits = re.fullmatch(r"[\w.-]+/[\w.-]+", options.push_to_hub)
         require(bool(fits), "--push-to-hub", options.push_to_hub, "a hub name of the form ORG/NAME")

@@ -18,8 +18,8 @@ from distiller.extraction.config import FeaturesConfig
 from distiller.extraction.options import LAYER_ZERO, MODEL, add_options, check_options, tell_skipped
 
 DESCRIPTION = """\
-Write an encoder's hidden states for every recording of a corpus, complete and unsplit, with one index.json: layers,
-their mean, or their sum with a featurizer's weights. The same command again continues an interrupted one; under
+Write an encoder's hidden states for every recording of a corpus, unsplit, with one index.json: the layers, their mean,
+or their weighted sum with a featurizer's weights. Run the same command again to continue after an interruption; under
 torchrun, several processes and GPUs share the work.
 """
 
@@ -39,14 +39,14 @@ def parser() -> Parser:
     option = built.add_argument
     add_options(built)
     option("--model", default="bundled", help=f"{MODEL} (default: bundled)")
-    layers = "which: 0 is the input of the first (default: all)"
+    layers = "layers to write; 0 is the input of the first layer (default: all)"
     option("--layers", type=comma_separated(int, all=None), default="all", metavar="all|9|4,8", help=layers)
-    option("--mean", action="store_true", help="of the layers, in place of each")
-    weights = "of the layers' sum, in place of each: s3prl's checkpoint of a downstream task, or a JSON list"
+    option("--mean", action="store_true", help="write the mean of the layers instead of each layer")
+    weights = "write a weighted sum instead of each layer: an s3prl downstream checkpoint, or a JSON list"
     option("--weights", type=Path, metavar="FILE", help=weights)
     option("--layer-zero", default="feature_projection", metavar="STATE", help=LAYER_ZERO)
     option("--dtype", default="fp32", help="fp32 (default) or fp16")
-    option("--format", default="npy", help="npy: a file for each recording (default); safetensors or hdf5: shards")
+    option("--format", default="npy", help="npy: one file per recording (default); safetensors or hdf5: shards")
     option("--output", type=Path, required=True, help="folder")
     return built
 

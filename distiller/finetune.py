@@ -16,12 +16,12 @@ from distiller.finetuning.start import start
 from distiller.recipes.yaml_files import shipped
 
 DESCRIPTION = """\
-Fine-tune an encoder for speech recognition: a linear head on its last layer, trained by CTC on transcribed speech. At
-the end the held-out part is transcribed, and its word and character error rates are in report.json.
+Fine-tune an encoder for speech recognition: a linear head on its last layer, trained with CTC on transcribed speech.
+At the end the held-out part is transcribed, and its word and character error rates are written to report.json.
 
 Transcripts are found beside the audio in LibriSpeech's layout, in the supervisions of a Lhotse manifest or Shar folder,
-or after the tab of a list of PATH<TAB>TEXT; text.path=FILE names another place. The same command again continues an
-interrupted run, and shows the results of a complete one.
+or after the tab of a list of PATH<TAB>TEXT; text.path=FILE names another place. Run the same command again to continue
+an interrupted run, or to show the results of a finished one.
 """
 
 EPILOG = """\
@@ -45,7 +45,7 @@ def parser() -> Parser:
     epilog = EPILOG.format(recipes=" ".join(shipped(RECIPES)))
     built = Parser(prog="distiller/finetune.py", description=DESCRIPTION, epilog=epilog)
     option = built.add_argument
-    option("--recipe", metavar="NAME|FILE", default="ctc", help="by its name below, or a YAML file (default: ctc)")
+    option("--recipe", metavar="NAME|FILE", default="ctc", help="a recipe listed below, or a YAML file (default: ctc)")
     option(
         "--model", metavar="DIR|ID|log-mel", help="a student, an export, any checkpoint, a hub name, bundled, log-mel"
     )
@@ -53,7 +53,7 @@ def parser() -> Parser:
     option("--output", metavar="DIR", type=Path, help="folder for all results (default: exp/<recipe>)")
     option("--overwrite", action="store_true", help="remove the run in the output folder and start afresh")
     option("--dry-run", action="store_true", help="print the recipe, and change nothing")
-    option("overrides", metavar="key=value", nargs="*", help="changes in the recipe, anywhere among the options")
+    option("overrides", metavar="key=value", nargs="*", help="changes to the recipe, anywhere among the options")
     return built
 
 

@@ -16,8 +16,8 @@ from distiller.common.files import check_writable
 from upstream.errors import UserError, require
 
 DESCRIPTION = """\
-Average the weights of encoders of one shape, such as a student and the same student after fine-tuning: (1 - ALPHA) of
-the first and ALPHA of the second (Speech-FT, arXiv 2502.12672), or any number of models with --weights.
+Average the weights of encoders of the same shape, such as a student before and after fine-tuning: (1 - ALPHA) times
+the first plus ALPHA times the second (Speech-FT, arXiv 2502.12672), or any number of models with --weights.
 """
 
 EPILOG = """\
@@ -30,14 +30,14 @@ examples:
 def parser() -> Parser:
     built = Parser(prog="distiller/merge.py", description=DESCRIPTION, epilog=EPILOG)
     option = built.add_argument
-    models = "student folders, other checkpoints, recognisers (without their heads), s3prl's dev-best.ckpt; two or more"
+    models = "two or more student folders, other checkpoints, recognisers (heads are dropped) or s3prl's dev-best.ckpt"
     option("models", nargs="+", metavar="MODEL", help=models)
-    option("--alpha", type=float, help="share of the second of two models, usually from 0 to 1")
+    option("--alpha", type=float, help="weight of the second of two models, usually from 0 to 1")
     option(
         "--weights",
         type=comma_separated(float),
         metavar="W,W,...",
-        help="of each model (default: equal); their sum is 1",
+        help="weight of each model, adding up to 1 (default: equal)",
     )
     option("--output", required=True, type=Path, help="folder to write")
     return built
@@ -60,12 +60,12 @@ def _weights(options: argparse.Namespace) -> list[float]:
     count = len(options.models)
     require(count > 1, "MODEL", options.models[0], "followed by at least one other model")
     twice = [name for name in options.models if options.models.count(name) > 1]
-    require(not twice, "MODEL", twice and twice[0], "given once: a model can have more weight by --weights")
+    require(not twice, "MODEL", twice and twice[0], "given only once; use --weights to give a model more weight")
     if options.alpha is not None:
         if options.weights is not None:
-            raise UserError("--alpha and --weights exclude each other: give one of them")
+            raise UserError("--alpha and --weights cannot be combined; give one of them")
         if count != 2:
-            raise UserError(f"--alpha is for two models, not {count}; give --weights")
+            raise UserError(f"--alpha needs two models, not {count}; give --weights")
         require(math.isfinite(options.alpha), "--alpha", options.alpha, "a finite number")
         return [1 - options.alpha, options.alpha]
     if options.weights is None:

@@ -15,27 +15,27 @@ from distiller.common.files import check_writable
 from upstream.errors import UserError, require
 
 DESCRIPTION = """\
-Probe every layer of encoders, with log-mel energies beside them; the last and best layers are printed, and all of them
-written to a table. One of --words, --classes, --abx and --synthetic is needed; the first three may be given again.
+Probe every layer of encoders, and log-mel energies for comparison; the last and best layers are printed, and all layers
+are written to a table. One of --words, --classes, --abx and --synthetic is needed; the first three can be repeated.
 
---words FOLDER: FOLDER/GROUP/WORD.flac, groups being speakers or channels. For every recording the nearest of another
-group is looked up, by dynamic time warping; counted is how often it is of the same word.
+--words FOLDER: FOLDER/GROUP/WORD.flac, where groups are speakers or channels. For every recording, the nearest one of
+another group is found by dynamic time warping; the score is how often it is the same word.
 
 --classes FOLDER: FOLDER/CLASS/GROUP/NAME.flac, for example languages and their speakers: the classes of one group's
-recordings are told by what the other groups teach. Or FOLDER/CLASS/NAME.flac, for example speakers of the same prompts:
-the classes of one half of the names are told by what the other half teaches. "linear" is ridge regression and
-"centroid" the nearest centroid, both on the mean of a recording's frames; classes have equal weight.
+recordings are predicted by classifiers fitted on the other groups. Or FOLDER/CLASS/NAME.flac, for example speakers of
+the same prompts: classifiers fitted on one half of the names predict the classes of the other half. "linear" is ridge
+regression and "centroid" the nearest centroid, both on the mean of a recording's frames; classes have equal weight.
 
---abx FOLDER: one of ZeroSpeech's .item files, such as triphone-dev-clean.item, and below the same folder the recordings
-that it names. Counted is how often a phone is nearer to one of another kind than to one of its own, within speakers and
-across, in the same context. `--abx synthetic` takes triphones of the synthetic corpus. It needs Python 3.12 and
+--abx FOLDER: a folder with one of ZeroSpeech's .item files, such as triphone-dev-clean.item, and the recordings that it
+names. The error is how often a phone is nearer to a different phone than to the same phone in the same context, within
+and across speakers. `--abx synthetic` uses triphones of the synthetic corpus. ABX needs Python 3.12 and
 `uv sync --extra abx`.
 
 --synthetic: phones and speakers of the synthetic corpus by ridge regression, as at the end of a run. "Unseen" are
-phones of speakers that the regression has not seen.
+phones of speakers that the regression was not fitted on.
 
---degraded=20,10,0,-5,telephone,room: the probes of words and of the synthetic corpus, once more for each of them, on
-speech with noise at so many dB below it, over a telephone, or in a room. Regressions are fitted on clean speech.
+--degraded=20,10,0,-5,telephone,room: repeat the probes of words and of the synthetic corpus for each condition: noise
+at this signal-to-noise ratio in dB, a telephone line, or a room. Regressions are fitted on clean speech.
 """
 
 EPILOG = """\
@@ -46,9 +46,8 @@ examples:
   python distiller/probe.py bundled exp/star/student --synthetic --abx synthetic
   python distiller/probe.py bundled exp/star/student --synthetic --degraded 20,10,5,0,telephone --output exp/noise.csv
 
-Any format that libsndfile reads is taken. The silence at both ends is cut off, and of what is longer than 10 s the
-first 10 s are used; ABX takes recordings as they are. What cannot be used is listed beside the table, in
-NAME.skipped.csv.
+Any format that libsndfile reads is accepted. Silence at both ends is cut off, and only the first 10 s of a recording
+are used; ABX uses recordings as they are. Files that cannot be used are listed in NAME.skipped.csv, next to the table.
 """
 
 
@@ -79,7 +78,7 @@ def _main(options: argparse.Namespace) -> None:
         options.output.suffix == ".csv" and not options.output.is_dir(), "--output", str(options.output), "a .csv file"
     )
     heard_by_others = bool(options.degraded and (options.classes or options.abx))
-    require(not heard_by_others, "--degraded", ",".join(options.degraded), "with --words and --synthetic only")
+    require(not heard_by_others, "--degraded", ",".join(options.degraded), "left out with --classes and --abx")
     check_writable(options.output.parent)
     from distiller.augmentation.conditions import conditions
     from distiller.probes.evaluate import evaluate, load_probes

@@ -13,9 +13,9 @@ from distiller.common.command import Parser, run_command
 from distiller.reports.results import collect
 
 DESCRIPTION = """\
-Copy finished runs into a table, a row each; everything comes from report.json.
+Copy the results of finished runs (report.json) into a table, one row per run.
 
-A run that the table already has (same command, commit and time) has its row updated.
+If the table already contains a run (same command, commit and time), its row is updated.
 """
 
 EPILOG = """\
@@ -27,7 +27,7 @@ example:
 def parser() -> Parser:
     built = Parser(prog="distiller/results.py", description=DESCRIPTION, epilog=EPILOG)
     built.add_argument("outputs", metavar="DIR", type=Path, nargs="+", help="folders of finished runs")
-    built.add_argument("--table", metavar="CSV", type=Path, required=True, help="gets a row for each")
+    built.add_argument("--table", metavar="CSV", type=Path, required=True, help="table to add the rows to")
     return built
 
 

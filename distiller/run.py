@@ -17,8 +17,8 @@ from distiller.recipes.yaml_files import methods, shipped
 DESCRIPTION = """\
 Distil a HuBERT, WavLM or wav2vec 2.0 teacher into a small student.
 
-A recipe decides everything about a run; --method NAME takes the recipe of that name. The same command again continues
-an interrupted run, and shows the results of a complete one.
+A recipe defines everything about a run; --method NAME uses the recipe of that name. Run the same command again to
+continue an interrupted run, or to show the results of a finished one.
 """
 
 EPILOG = """\
@@ -32,7 +32,7 @@ examples:
   torchrun --nproc-per-node 4 distiller/run.py --recipe star-hubert-100h --corpus /data/LibriSpeech trainer.devices=4
 
 key=value changes any key that --dry-run prints, such as optimizer.lr=5e-3 or objective.scaling=centred. objective=NAME
-and student=NAME take another objective or student with its own defaults.
+and student=NAME choose another objective or student with its own defaults.
 
 recipes: {recipes}
 """
@@ -41,14 +41,14 @@ recipes: {recipes}
 def parser() -> Parser:
     built = Parser(prog="distiller/run.py", description=DESCRIPTION, epilog=EPILOG.format(recipes=" ".join(shipped())))
     option = built.add_argument
-    option("--method", metavar="NAME", help=f"{', '.join(methods())}: take the recipe of that name")
-    option("--recipe", metavar="NAME|FILE", help="a recipe by its name below, or a YAML file of your own")
+    option("--method", metavar="NAME", help=f"{', '.join(methods())}: use the recipe of that name")
+    option("--recipe", metavar="NAME|FILE", help="a recipe listed below, or a YAML file of your own")
     option("--teacher", metavar="bundled|ID|DIR", help="the teacher: bundled, a hub name, a folder or file")
     option("--corpus", metavar="synthetic|DIR|MANIFEST", help="the audio: synthetic, a folder, Lhotse manifests")
     option("--output", metavar="DIR", type=Path, help="folder for all results (default: exp/<recipe>)")
     option("--overwrite", action="store_true", help="remove the run in the output folder and start afresh")
     option("--dry-run", action="store_true", help="print the recipe and its costs, and change nothing")
-    option("overrides", metavar="key=value", nargs="*", help="changes in the recipe, anywhere among the options")
+    option("overrides", metavar="key=value", nargs="*", help="changes to the recipe, anywhere among the options")
     return built
 
 

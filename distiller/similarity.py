@@ -22,7 +22,8 @@ BATCH_SECONDS = 100.0  # of audio
 DESCRIPTION = """\
 Compare a teacher's layers by linear CKA, cluster them, and print how well each clustering separates. Trains nothing.
 
-Writes cka.csv, clusters.json and similarity.png. Of several counts the first has these names, others end in -COUNT.
+Writes cka.csv, clusters.json and similarity.png. With several counts, the first one's files have these names; -COUNT is
+appended to the others.
 """
 
 EPILOG = """\
@@ -38,17 +39,19 @@ def parser() -> Parser:
     built.add_argument("--teacher", default="bundled", help=f"{teachers} (default: bundled)")
     built.add_argument("--corpus", default="synthetic", help=f"{corpora} (default: synthetic)")
     counts = {"type": comma_separated(int, auto=[]), "default": [], "metavar": "4,6,8|auto"}
-    built.add_argument("--clusters", **counts, help="how many (default: auto, the best silhouette)")
+    built.add_argument("--clusters", **counts, help="numbers of clusters (default: auto, the best silhouette)")
     built.add_argument("--linkage", default="average", help="average, complete, single or weighted (default: average)")
-    built.add_argument("--contiguous", action="store_true", help="only clusters that are runs of layers")
+    built.add_argument("--contiguous", action="store_true", help="only allow clusters of consecutive layers")
     layers = {"type": comma_separated(int), "metavar": "1,2,..."}
-    built.add_argument("--layers", **layers, help="of the teacher (default: all, layer 0 included)")
-    zero = "what layer 0 is: feature_projection (P, the default) or transformer_input (F^0)"
+    built.add_argument("--layers", **layers, help="teacher layers to compare (default: all, including layer 0)")
+    zero = "state to use as layer 0: feature_projection (P, the default) or transformer_input (F^0)"
     built.add_argument("--layer-zero", "--zeroth", default="feature_projection", metavar="STATE", help=zero)
-    built.add_argument("--frames", type=int, help="at least so many (default: 20 for each channel of the teacher)")
+    built.add_argument(
+        "--frames", type=int, help="minimum number of frames (default: 20 for each channel of the teacher)"
+    )
     built.add_argument("--stride", type=int, default=5, help="take every n-th frame (default: 5)")
-    built.add_argument("--debiased", action="store_true", help="the debiased estimator, for few frames")
-    built.add_argument("--seed", type=int, default=1, help="of the choice of utterances (default: 1)")
+    built.add_argument("--debiased", action="store_true", help="use the debiased estimator, for few frames")
+    built.add_argument("--seed", type=int, default=1, help="random seed for choosing utterances (default: 1)")
     built.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     built.add_argument("--output", type=Path, default=Path("exp/similarity"), help="default: exp/similarity")
     return built

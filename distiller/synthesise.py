@@ -15,8 +15,9 @@ from distiller.common.command import Parser, comma_separated, run_command
 from upstream.errors import require
 
 DESCRIPTION = """\
-Synthesise speech of random voices in many languages: OUTPUT/LANGUAGE/SPEAKER/ID.flac (16 kHz, mono), with language,
-speaker and text in OUTPUT/manifest.csv. The same command again continues an interrupted one; more hours extend fewer.
+Synthesise speech with random voices in many languages: OUTPUT/LANGUAGE/SPEAKER/ID.flac (16 kHz, mono), with language,
+speaker and text in OUTPUT/manifest.csv. Run the same command again to continue after an interruption, or with more
+--hours to add speech.
 """
 
 EPILOG = """\
@@ -26,18 +27,18 @@ examples:
   python distiller/synthesise.py --output data/romance --hours 1 --languages es,fr,pt,ro --seed 2
   python distiller/corpus.py prepare data/voices --output data/voices-prepared
 
-It needs the packages espeakng-loader and babel, whose names of places and languages it speaks.
+It needs the packages espeakng-loader and babel; the texts contain babel's names of places and languages.
 """
 
 
 def parser() -> Parser:
     built = Parser(prog="distiller/synthesise.py", description=DESCRIPTION, epilog=EPILOG)
     option, words = built.add_argument, comma_separated(str)
-    option("--output", type=Path, required=True, help="folder of the speech")
-    option("--hours", type=float, required=True, help="of speech")
+    option("--output", type=Path, required=True, help="folder for the speech")
+    option("--hours", type=float, required=True, help="hours of speech")
     option("--languages", type=words, default=["all"], metavar="all|en,fr,...", help="(default: all)")
     option("--without", type=words, default=[], metavar="it,...", help="languages to leave out")
-    option("--seed", type=int, default=1, help="of voices and texts (default: 1)")
+    option("--seed", type=int, default=1, help="random seed for voices and texts (default: 1)")
     option("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one for each core)")
     return built
 

@@ -17,7 +17,7 @@ from distiller.extraction.options import check_subsets
 
 DESCRIPTION = """\
 Quantise a teacher's layers into units, the targets of objective=units: k-means, or a residual quantiser of several
-stages, fitted on a sample of the corpus. The same command again continues an interrupted one.
+stages, fitted on a sample of the corpus. Run the same command again to continue after an interruption.
 """
 
 EPILOG = """\
@@ -33,18 +33,25 @@ def parser() -> Parser:
     built = Parser(prog="distiller/targets.py", description=DESCRIPTION, epilog=EPILOG)
     option = built.add_argument
     option("corpus", metavar="CORPUS", help="synthetic, a folder or a manifest")
-    option("--subsets", type=comma_separated(str), default=[], help="of the corpus, those of the run's validation too")
+    option(
+        "--subsets",
+        type=comma_separated(str),
+        default=[],
+        help="subsets of the corpus, including the run's corpus.validation",
+    )
     option("--teacher", default="bundled", help="bundled, a hub name, a folder or file (default: bundled)")
-    option("--layers", type=comma_separated(int), required=True, metavar="9|3,6,9", help="of the teacher")
-    option("--units", type=int, default=500, help="in a codebook; up to 256 take one byte a frame (default: 500)")
+    option("--layers", type=comma_separated(int), required=True, metavar="9|3,6,9", help="teacher layers to quantise")
+    option(
+        "--units", type=int, default=500, help="units per codebook; up to 256 need one byte per frame (default: 500)"
+    )
     option("--stages", type=int, default=1, help="1: k-means (default); more: a residual quantiser")
-    option("--norm", default="none", help="of a frame before it is quantised: none (default) or frame")
-    zero = "what layer 0 is: feature_projection (P, the default) or transformer_input (F^0)"
+    option("--norm", default="none", help="normalisation of frames before quantisation: none (default) or frame")
+    zero = "state to use as layer 0: feature_projection (P, the default) or transformer_input (F^0)"
     option("--layer-zero", default="feature_projection", metavar="STATE", help=zero)
-    option("--frames", type=int, default=100_000, help="that the codebook is fitted on (default: 100000)")
+    option("--frames", type=int, default=100_000, help="frames to fit the codebook on (default: 100000)")
     option("--longest", type=float, default=100.0, help="the run's corpus.batch_seconds or max_seconds (default: 100)")
     option("--window-seconds", type=float, default=20.0, help="the run's corpus.window_seconds (default: 20)")
-    option("--seed", type=int, default=1, help="of the sample and of k-means (default: 1)")
+    option("--seed", type=int, default=1, help="random seed for the sample and k-means (default: 1)")
     option("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     option("--output", type=Path, help="folder (default: CORPUS/targets if that is prepared, else exp/targets)")
     return built

@@ -14,9 +14,9 @@ from distiller.common.command import FAILED, Parser, complain, run_command
 from upstream.errors import UserError, require
 
 DESCRIPTION = """\
-Transcribe audio files with what distiller/finetune.py has trained. Each file is a line of its path, a tab and its text,
-as soon as it has been heard; long ones are computed in chunks of 30 s. What cannot be transcribed is a line on stderr,
-and then the exit code is 1.
+Transcribe audio files with a recogniser trained by distiller/finetune.py. Each file becomes a line with its path, a tab
+and its text, printed as soon as it is ready; long files are computed in chunks of 30 s. Files that cannot be
+transcribed are reported on stderr, and the exit code is then 1.
 """
 
 EPILOG = """\
@@ -28,15 +28,19 @@ examples:
 
 def parser() -> Parser:
     built = Parser(prog="distiller/transcribe.py", description=DESCRIPTION, epilog=EPILOG)
-    built.add_argument("model", metavar="MODEL", help="OUTPUT/model of distiller/finetune.py")
-    built.add_argument("files", metavar="FILE", nargs="+", help="audio that libsndfile reads, or a folder of it")
-    built.add_argument("--beam", type=int, default=0, metavar="N", help="hypotheses of a beam search (default: greedy)")
+    built.add_argument("model", metavar="MODEL", help="OUTPUT/model written by distiller/finetune.py")
+    built.add_argument(
+        "files", metavar="FILE", nargs="+", help="an audio file that libsndfile reads, or a folder of them"
+    )
+    built.add_argument(
+        "--beam", type=int, default=0, metavar="N", help="beam size of a beam search (default: greedy decoding)"
+    )
     built.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     return built
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(lambda: _main(parser().parse_args(argv)), "the files that are listed are done")
+    return run_command(lambda: _main(parser().parse_args(argv)), "the files listed above are done")
 
 
 def _main(options: argparse.Namespace) -> int:

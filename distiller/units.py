@@ -17,9 +17,9 @@ from distiller.extraction.options import LAYER_ZERO, MODEL, add_options, check_o
 from upstream.errors import UserError, require
 
 DESCRIPTION = """\
-Speech as discrete units. `fit` fits k-means on one layer of an encoder; `extract` writes the units of every recording
-of a corpus, a line for each, and says how many bits per second they take and, of the synthetic corpus, what they tell
-of phones. Targets to train on are another matter: distiller/targets.py.
+Represent speech as discrete units. `fit` fits k-means on one layer of an encoder; `extract` writes the units of every
+recording of a corpus, one line each, and reports their bit rate and, on the synthetic corpus, how well they match
+phones. For training targets, use distiller/targets.py instead.
 """
 
 EPILOG = """\
@@ -35,22 +35,28 @@ def parser() -> Parser:
     built = Parser(prog="distiller/units.py", description=DESCRIPTION, epilog=EPILOG)
     commands = built.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    fit = commands.add_parser("fit", help="fit k-means on one layer of a corpus, or of a folder by features.py")
+    fit = commands.add_parser(
+        "fit", help="fit k-means on one layer, computed for a corpus or read from a folder written by features.py"
+    )
     add_options(fit)
     fit.add_argument("--model", required=True, help=MODEL)
-    fit.add_argument("--layer", type=int, required=True, help="of the model")
+    fit.add_argument("--layer", type=int, required=True, help="layer of the model")
     fit.add_argument("--units", type=int, default=500, help="centroids (default: 500)")
-    fit.add_argument("--norm", default="none", help="of a frame before it is quantised: none (default) or frame")
+    fit.add_argument(
+        "--norm", default="none", help="normalisation of frames before quantisation: none (default) or frame"
+    )
     fit.add_argument("--layer-zero", default="feature_projection", metavar="STATE", help=LAYER_ZERO)
-    fit.add_argument("--frames", type=int, default=100_000, help="to fit on (default: 100000)")
-    fit.add_argument("--seed", type=int, default=1, help="of the sample and of k-means (default: 1)")
-    fit.add_argument("--output", type=Path, required=True, help="folder, perhaps in the model's: MODEL/units")
+    fit.add_argument("--frames", type=int, default=100_000, help="frames to fit on (default: 100000)")
+    fit.add_argument("--seed", type=int, default=1, help="random seed for the sample and k-means (default: 1)")
+    fit.add_argument("--output", type=Path, required=True, help="folder to write, for example MODEL/units")
 
     extract = commands.add_parser("extract", help="write the units of a corpus")
     add_options(extract)
-    extract.add_argument("--units", type=Path, required=True, metavar="FOLDER", help="that fit has written")
-    extract.add_argument("--model", help="if it is not where the units were fitted")
-    extract.add_argument("--deduplicate", action="store_true", help="write a repeated unit once, and its frames")
+    extract.add_argument("--units", type=Path, required=True, metavar="FOLDER", help="folder written by fit")
+    extract.add_argument("--model", help="the encoder, if it has moved since the units were fitted")
+    extract.add_argument(
+        "--deduplicate", action="store_true", help="write a repeated unit once, with its number of frames"
+    )
     extract.add_argument("--output", type=Path, required=True, metavar="FILE", help="text; statistics in FILE.json")
     return built
 
@@ -96,7 +102,7 @@ def _extract(options: argparse.Namespace) -> None:
     quantiser = open_quantiser(options.units)
     device, model = usable_device(options.device), options.model or quantiser.model
     if model is None:
-        raise UserError(f"--units {options.units} does not name the model; name it by --model")
+        raise UserError(f"--units {options.units} does not name the model; give it with --model")
     encoder = load_teacher(model)
     quantiser.check(model, identity(encoder))
     with joined() as ranks:

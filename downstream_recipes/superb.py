@@ -28,20 +28,20 @@ def parser() -> Parser:
     add("-u", "--upstream", required=True, help="an entry of upstream/hubconf.py, or of s3prl")
     add("-k", "--checkpoint", help="whatever upstream.checkpoint.load opens, a URL, or an ONNX file of a student")
     add("-g", "--model-config", help="as s3prl's -g: STaR's YAML, states=all, padding=reference")
-    add("--tasks", default="all", help="all (the table's ten), or codes with commas: pr,sid")
+    add("--tasks", default="all", help="all (the ten of the table), or comma-separated codes: pr,sid")
     add("--corpora", help="YAML file of paths, or mini; default: $SUPERB_CORPORA")
     add("--output", type=Path, help="default: exp/superb/<upstream>")
-    add("--overwrite", action="store_true", help="start the named tasks again")
+    add("--overwrite", action="store_true", help="rerun the named tasks from scratch")
     add("--lr-search", action="store_true", help="train with 1e-1 .. 1e-7, choose on dev")
-    add("--submission", action="store_true", help="write the leaderboard's predict.zip too")
-    add("--beside", type=Path, action="append", default=[], help="another output, for a row of the table")
+    add("--submission", action="store_true", help="also write the leaderboard's predict.zip")
+    add("--beside", type=Path, action="append", default=[], help="another --output to add to the table as a row")
     add(
         "--feature-cache",
         type=float,
         metavar="GB",
-        help="memory for features, so that they are computed once (default: 1 on miniature corpora, otherwise 0)",
+        help="memory to cache features in (default: 1 on miniature corpora, otherwise 0)",
     )
-    add("--gpus", help="their numbers with commas: that many tasks side by side")
+    add("--gpus", help="comma-separated GPU numbers; each runs one task at a time")
     add("--device", help="cuda or cpu; default: cuda where there is a GPU")
     add("--no-report", action="store_true", help=argparse.SUPPRESS)  # used by the processes of --gpus
     return parser
@@ -58,7 +58,7 @@ def chosen_tasks(text: str) -> list[Task]:
 
 def chosen_gpus(text: str | None) -> list[str]:
     gpus = [gpu.strip() for gpu in text.split(",")] if text else []
-    require(all(gpus) and len(set(gpus)) == len(gpus), "--gpus", text, "different numbers with commas, like 0,1")
+    require(all(gpus) and len(set(gpus)) == len(gpus), "--gpus", text, "different comma-separated numbers, such as 0,1")
     return gpus
 
 

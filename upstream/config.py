@@ -197,7 +197,7 @@ def _check_values(config: EncoderConfig) -> None:
         _check_whisper(config)
         return
     for key, without in (("max_frames", 0), ("attends_to_padding", False)):
-        _require(getattr(config, key) == without, key, getattr(config, key), f"{without} but for Whisper")
+        _require(getattr(config, key) == without, key, getattr(config, key), f"{without} except for Whisper")
     if config.mel_bins:
         _check_mel_front_end(config)
     family, layers = FAMILIES[config.family], config.positional_layers
@@ -227,10 +227,10 @@ def _check_convolutions(config: EncoderConfig) -> None:
         fits = len(unpruned) == len(channels) and all(
             type(before) is int and now <= before <= 2**16 for now, before in zip(channels, unpruned, strict=True)
         )
-        allowed = f"a list of numbers of channels, none below the remaining ones {channels}"
+        allowed = f"a list of channel counts, none below those of conv_layers {channels}"
         _require(fits, "unpruned_channels", unpruned, allowed)
         fits = config.projection or unpruned[-1] == channels[-1]
-        _require(fits, "unpruned_channels", unpruned, f"{channels[-1]} at its end where there is no projection")
+        _require(fits, "unpruned_channels", unpruned, f"a list that ends in {channels[-1]} when projection is false")
 
 
 def _check_chunks(config: EncoderConfig) -> None:

@@ -138,7 +138,7 @@ class SpeechEncoder(nn.Module):
         """
         if self._stream is not None:
             if lengths is not None or attention_maps:
-                raise UserError("a stream takes audio of one length in every call, and has no attention maps")
+                raise UserError("a stream accepts neither lengths nor attention_maps")
             return self._stream(waveforms)
         projected, frame_lengths = self.extract(waveforms, lengths)
         return self.contextualize(projected, frame_lengths, attention_maps)
@@ -156,7 +156,9 @@ class SpeechEncoder(nn.Module):
             UserError: an encoder whose frames need the whole wav (student.attention=full), or already streaming.
         """
         if self._stream is not None:
-            raise UserError("the encoder hears another stream; upstream.streaming.Stream(encoder) is one beside it")
+            raise UserError(
+                "the encoder is already streaming; open parallel streams with upstream.streaming.Stream(encoder)"
+            )
         self._stream = Stream(self, batch)
         try:
             yield self._stream

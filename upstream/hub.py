@@ -55,7 +55,7 @@ def model_folder(name: str) -> Path:
             raise UserError(f"{error.filename} cannot be written: {error.strerror}; {hint}") from None
         folder, reason = None, type(error).__name__
     if folder is None:
-        raise UserError(f"{name} does not exist, also not on the Hugging Face hub or in its cache ({reason})")
+        raise UserError(f"{name} does not exist locally, on the Hugging Face hub or in its cache ({reason})")
     return folder
 
 

@@ -41,7 +41,7 @@ class OnnxEncoder(nn.Module):
             raise UserError(f"{path} does not hold all hidden states; export it with --to onnx and without --states")
         self.config = EncoderConfig.from_dict(json.loads(known["encoder"]), str(path))
         if self.config.layer_norm_first:
-            raise UserError(f"{path} is of a pre-LN encoder, whose last state after its final norm is not in the file")
+            raise UserError(f"{path} is a pre-LN encoder, but the file lacks its last state after the final norm")
         self.run = _runner(opened, path)
         self.exported_parameters = int(known["parameters"])
         self.like = nn.Parameter(torch.empty(0), requires_grad=False)  # dtype and device of the input

@@ -32,7 +32,10 @@ class OnnxStream:
         known = self.session.get_modelmeta().custom_metadata_map
         self.outputs = [value.name for value in self.session.get_outputs()]
         if "encoder" not in known or f"{STATE}samples" not in self.outputs:
-            raise UserError(f"{path} hears whole wavs; export a student of chunks with --to onnx --streaming")
+            raise UserError(
+                f"{path} is not a streaming model; export one with --to onnx --streaming from a "
+                "student trained with student.attention=chunked"
+            )
         self.config = EncoderConfig.from_dict(json.loads(known["encoder"]), str(path))
         self.batch = batch
         self.step = self.config.chunk_frames * self.config.samples_per_frame  # samples of a chunk

@@ -21,11 +21,11 @@ from .waveforms import as_batch
 def next_samples(waveforms: Any, batch: int, ended: bool, like: Tensor) -> Tensor:
     """The next samples of a stream, as by `as_batch`: (batch, sample). Raises: UserError: as `Stream`."""
     if ended:
-        raise UserError("the stream has ended; another wav needs another one, or a restart")
+        raise UserError("the stream has ended; open a new one or restart it for the next wav")
     several = isinstance(waveforms, (Tensor, np.ndarray)) and waveforms.ndim == 2 and len(waveforms) == batch
     waveforms, lengths = as_batch(list(waveforms) if several else waveforms, None, like, 1)
     if len(waveforms) != batch or int(lengths.min()) < waveforms.shape[1]:
-        raise UserError(f"the audio must be {batch} wavs of one length, as the stream has, in every call")
+        raise UserError(f"the audio must be {batch} wavs of equal length in every call of this stream")
     return waveforms
 
 
@@ -35,8 +35,9 @@ class Stream:
     def __init__(self, encoder: Any, batch: int = 1) -> None:  # a SpeechEncoder, whose module imports this one
         config = encoder.config
         if not config.chunk_frames:
-            remedy = "a student with student.attention=chunked hears it as it comes"
-            raise UserError(f"the encoder's frames need the whole wav; {remedy}")
+            raise UserError(
+                "this encoder needs the whole wav; to stream, train a student with student.attention=chunked"
+            )
         extractor, positional = encoder.feature_extractor, encoder.positional
         assert isinstance(extractor, FeatureExtractor)
         assert isinstance(positional, PositionalConvolution)

@@ -140,8 +140,8 @@ def up_to(waveforms: Tensor, lengths: Tensor, samples: int) -> Tensor:
     if (longest := int(lengths.max())) > samples:
         seconds = samples / SAMPLE_RATE
         raise UserError(
-            f"a wav has {longest / SAMPLE_RATE:.2f} s, but this encoder takes at most {seconds:g} s (a longer one is "
-            f"cut by its caller; in a recipe by corpus.max_seconds={seconds:g} and corpus.window_seconds={seconds:g})"
+            f"a wav has {longest / SAMPLE_RATE:.2f} s, but this encoder takes at most {seconds:g} s (split longer "
+            f"ones, in a recipe with corpus.max_seconds={seconds:g} and corpus.window_seconds={seconds:g})"
         )
     return waveforms[:, :samples]
 

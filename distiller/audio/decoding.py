@@ -95,7 +95,7 @@ class Decoder:
     def check_length(self, samples: int) -> None:
         """Raises: Undecodable: too few samples at 16 kHz for a frame."""
         if samples < self.min_samples:
-            raise Undecodable(f"{samples} samples at 16 kHz, where one frame takes {self.min_samples}")
+            raise Undecodable(f"it has {samples} samples at 16 kHz, but one frame needs {self.min_samples}")
 
 
 def source_path(cut: DataCut) -> str:
@@ -207,7 +207,7 @@ def _why(error: Exception, cut: DataCut) -> str:
     if recording is not None and ".tar/" not in path and not recording.transforms:
         held = _decodable(path)
         if 0 < held < recording.duration - TOLERANCE:
-            return f"its declared samples make {recording.duration:.2f} s, but the decoder gives {held:.2f} s"
+            return f"its declared length is {recording.duration:.2f} s, but only {held:.2f} s can be decoded"
     return reason(error, path)
 
 

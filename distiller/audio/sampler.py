@@ -106,8 +106,8 @@ class StepBatchSampler(Sampler[BatchPlan]):
                 batches, steps = [], steps + 1
         if not steps:
             raise UserError(
-                f"an epoch of the corpus makes {len(batches)} batches a device, fewer than trainer.accumulate "
-                f"({self.accumulate}); lower that or corpus.batch_seconds ({self.batch_seconds:g})"
+                f"one epoch gives only {len(batches)} batches per device, fewer than trainer.accumulate "
+                f"({self.accumulate}); lower trainer.accumulate or corpus.batch_seconds ({self.batch_seconds:g})"
             )
 
     def _batches(self, epoch: int) -> Iterator[list[DataCut]]:

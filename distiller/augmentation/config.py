@@ -78,7 +78,7 @@ class BandConfig:
     @model_validator(mode="after")
     def _apart(self) -> "BandConfig":
         most = self.highest[0] / 2
-        allowed = f"at most {most:g}, half of the least of corpus.augment.band.highest"
+        allowed = f"at most {most:g}, half of the lower value of corpus.augment.band.highest"
         require(self.lowest[1] <= most, "corpus.augment.band.lowest", self.lowest, allowed)
         return self
 

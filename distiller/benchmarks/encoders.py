@@ -97,7 +97,9 @@ def _open_transformers(name: str, device: str) -> Opened:
 
     encoder = open_encoder(name)  # for the cost, and for a one-line error if it cannot be opened
     if encoder.config.whisper:
-        raise UserError(f"{TRANSFORMERS}{name} is Whisper, which takes no waveforms there; {name} is measured as ours")
+        raise UserError(
+            f"{TRANSFORMERS}{name} is a Whisper model, which does not accept waveforms; give {name} to measure ours"
+        )
     if name.startswith(RANDOM):  # the same weights, as far as the class supports the shape
         values, _, state = huggingface_writing.write(encoder)
         model = HubertModel(HubertConfig.from_dict(values))
@@ -106,7 +108,7 @@ def _open_transformers(name: str, device: str) -> Opened:
         try:
             model = AutoModel.from_pretrained(name, trust_remote_code=has_only_our_code(Path(name)))
         except ValueError:  # it would have to run code from the folder
-            raise UserError(f"{name}: its Python files are not those of our export, so they are not run") from None
+            raise UserError(f"{name}: its Python files differ from those of our export, so they are not run") from None
     model.to(torch.device(device)).eval()  # type: ignore[arg-type]  # a decorator hides the signature
 
     def run(waveforms: Tensor, lengths: Tensor) -> Any:

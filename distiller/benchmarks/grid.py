@@ -123,7 +123,7 @@ def run_cells(cells: Sequence[Cell], output: Path, overrides: Sequence[str], job
     running: dict[Cell, tuple[subprocess.Popen, float]] = {}
     failed: dict[Cell, str] = {}
     done = len(cells) - len(waiting)
-    say(f"{len(cells)} runs, {done} of them finished before, {jobs} at a time")
+    say(f"{len(cells)} runs, {done} already finished, {jobs} at a time")
     try:
         while waiting or running:
             while waiting and len(running) < jobs:

@@ -127,7 +127,7 @@ def _check_frames(frames: int, width: int, calibration: CalibrationConfig) -> No
         remedy = "give more audio, or use the debiased estimator"
         if frames <= width:
             raise UserError(
-                f"{result}, no more than the teacher has channels ({width}), so that all layers look alike; {remedy}"
+                f"{result}, no more than the teacher's {width} channels, so all layers look alike; {remedy}"
             )
         warnings.warn(
             f"{result}, fewer than {ENOUGH} for each of the teacher's {width} channels, so CKA is too high; {remedy}",

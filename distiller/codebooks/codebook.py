@@ -26,7 +26,7 @@ def fit(features: Tensor, units: int, stages: int, seed: int) -> Tensor:
         UserError: fewer frames than units.
     """
     if len(features) < units:
-        raise UserError(f"--units is {units}, but it must be at most {len(features)}, the frames that are sampled")
+        raise UserError(f"--units is {units}, but it must be at most {len(features)}, the number of sampled frames")
     random, residual, fitted = np.random.default_rng(seed), features.float().cpu(), []
     for _ in range(stages):
         with warnings.catch_warnings():

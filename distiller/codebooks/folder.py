@@ -109,7 +109,7 @@ class UnitFolder:
             units = self.units.get(name)
             if units is None or not 0 <= len(units) - length <= SURPLUS:
                 found = "has no units" if units is None else f"has {len(units)} frames of units, not {length},"
-                same = "the same corpus, --subsets, --longest and --window-seconds as the run's corpus section"
+                same = "the corpus, --subsets, --longest and --window-seconds of the run's corpus section"
                 raise UserError(f"utterance {name} {found} in {self.folder}; run targets.py with {same}")
             row[:length] = units[:length].long()
         return result

@@ -57,7 +57,7 @@ def make_units(
         sweep(output)
         if (output / SETTINGS).exists():
             if other := difference(read_settings(output), settings, ignore={"shards", "skipped"}):
-                raise UserError(f"{output} holds units of other settings: {other}; choose another --output")
+                raise UserError(f"{output} contains units made with other settings: {other}; choose another --output")
         else:
             write_codebook(output, fit_on_corpus(config, teacher, cuts, pace, skipped))
             write_json(output / SETTINGS, settings)

@@ -42,7 +42,7 @@ class Quantiser:
     def check(self, model: str, identity: dict[str, Any]) -> None:
         """Raises: UserError: the encoder, called `model`, is not the one that the units were fitted on."""
         if other := difference(self.identity, {key: identity.get(key) for key in self.identity}):
-            raise UserError(f"--model is {model}, but the units were fitted on another model: its {other}")
+            raise UserError(f"--model is {model}, but the units were fitted on a different model: {other}")
 
 
 def fit_quantiser(
@@ -98,7 +98,7 @@ def _on_features(
     """Seconds of each utterance, and a function that fits the codebook on them."""
     index, (layer,) = features.index, config.layers
     if other := difference({key: index["encoder"].get(key) for key in identity}, identity):
-        raise UserError(f"{features.folder} holds features of another model than --model: its {other}")
+        raise UserError(f"{features.folder} contains features of a different model than --model: {other}")
     kept = index["layers"] if not (index["mean"] or index["weights"]) else []
     if layer not in kept or (layer == 0 and index["layer_zero"] != config.layer_zero):
         held = f"layers {kept}, 0 being {index['layer_zero']}" if kept else "a sum of layers"
@@ -131,7 +131,12 @@ def open_quantiser(folder: Path) -> Quantiser:
     """
     settings = read_settings(folder)
     streams = settings["streams"]
-    require(len(streams) == 1, "--units", str(folder), f"a folder of one layer and stage; its streams are {streams}")
+    require(
+        len(streams) == 1,
+        "--units",
+        str(folder),
+        f"a folder of units of one layer and stage; its streams are {streams}",
+    )
     config = UnitsConfig(**{field.name: settings[field.name] for field in fields(UnitsConfig)})
     model = settings.get("model")
     if model is not None and model.split(os.sep)[0] == os.pardir:

@@ -66,7 +66,7 @@ def extract_units(
     unfinished, statistics = beside(output, "unfinished"), beside(output, "json")
     if output.exists():
         if not statistics.exists():
-            raise UserError(f"{output} exists, and is not of this command; choose another --output")
+            raise UserError(f"{output} exists and was not written by this command; choose another --output")
         values = read_json(statistics)
         check_settings(output, values, settings)
         return values if ranks.rank == 0 else None
@@ -149,7 +149,7 @@ def _settings(quantiser: Quantiser, corpus: str, subsets: list[str], deduplicate
 
 def _check_lines(cuts: Sequence[DataCut]) -> None:
     if unfit := next((cut.id for cut in cuts if set(cut.id) & set("\t\r\n")), None):
-        raise UserError(f"the id {unfit!r} has a tab or a line break, which the lines of units are separated by")
+        raise UserError(f"the id {unfit!r} contains a tab or a line break, but these are separators in the output")
 
 
 def _rows(part: int, results: list[tuple[DataCut, Tensor]]) -> list[Row]:

@@ -44,7 +44,7 @@ def require_utf8(path: str) -> None:
         path.encode()
     except UnicodeEncodeError:
         shown = re.sub("[\ud800-\udfff]", "\ufffd", path)
-        raise UserError(f"{shown} is not UTF-8, as paths here must be; rename it, or set a UTF-8 locale") from None
+        raise UserError(f"{shown} is not UTF-8, but paths must be; rename it, or set a UTF-8 locale") from None
 
 
 def cache_folder(name: str) -> Path:
@@ -257,7 +257,7 @@ def lock_folder(folder: Path, name: str = LOCK, wait: bool = False) -> Iterator[
 
 def _lock(file: FileIO, folder: Path, wait: bool) -> None:
     if fcntl is None:
-        print(f"{folder} is not locked on this system: start no second command that writes to it", file=sys.stderr)
+        print(f"this system cannot lock {folder}: do not start another command that writes to it", file=sys.stderr)
         return
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

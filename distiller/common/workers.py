@@ -22,7 +22,7 @@ HELD = 2  # steps whose batches the main process holds: the one in use, and the 
 KEPT_FREE = 0.1  # share of the shared memory
 TIMEOUT = 600.0  # seconds for one batch, far more than any takes
 FULL = 100  # exit code of a worker that finds shared memory full
-LARGER = "docker run --shm-size=2g gives a container more, and {key}=0 needs none"
+LARGER = "give a container more with docker run --shm-size=2g, or use {key}=0, which needs none"
 
 
 def free_shared_memory() -> int | None:
@@ -62,7 +62,7 @@ def loader_options(
     number = max(0, min(workers, fitting))
     if number < workers and tell:
         print(
-            f"{key} is {number} in place of {workers}: {SHARED_MEMORY} has {_megabytes(free or 0)} free, and each "
+            f"{key} was lowered from {workers} to {number}: {SHARED_MEMORY} has {_megabytes(free or 0)} free, and each "
             f"worker needs at least {_megabytes(batch_bytes * processes)} of it; {LARGER.format(key=key)}"
         )
     if not number:
@@ -105,9 +105,7 @@ def lost_workers(key: str) -> Iterator[None]:
         if re.search(rf"DataLoader worker.*(exit code {FULL}\b|Bus error)", text):
             remedy = f"shared memory ({SHARED_MEMORY}) is full: {LARGER.format(key=key)}; {again}"
         elif "DataLoader timed out" in text:
-            remedy = (
-                f"no worker process has had a batch ready for {TIMEOUT / 60:.0f} minutes: is the disk there? {again}"
-            )
+            remedy = f"no worker process delivered a batch for {TIMEOUT / 60:.0f} minutes: check the disk, then {again}"
         elif "DataLoader worker (pid" in text:
             remedy = f"a worker process was killed, perhaps because memory ran out; {again}, with fewer {key}"
         else:

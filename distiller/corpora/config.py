@@ -54,19 +54,21 @@ class CorpusConfig:
                 not names or self.path != SYNTHETIC, f"corpus.{key}", names, f"empty when corpus.path is {SYNTHETIC}"
             )
         both = sorted(set(self.subsets) & set(self.validation))
-        require(not both, "corpus.validation", self.validation, f"apart from corpus.subsets, which has {both} too")
+        require(
+            not both, "corpus.validation", self.validation, f"disjoint from corpus.subsets, which also contains {both}"
+        )
         require(
             not self.validation or bool(self.subsets),
             "corpus.subsets",
             self.subsets,
-            "a list of what to train on when corpus.validation names subsets",
+            "a list of the subsets to train on when corpus.validation is set",
         )
         above = f"a number above corpus.min_seconds ({self.min_seconds:g})"
         longest = self.max_seconds is None or self.max_seconds > self.min_seconds
         require(longest, "corpus.max_seconds", self.max_seconds, f"{above}, or null")
         auto, known = self.batch_seconds == AUTO, self.step_seconds is not None
         require(auto or self.seconds > self.min_seconds, "corpus.batch_seconds", self.batch_seconds, above)
-        require(known or not auto, "corpus.step_seconds", None, "a number where corpus.batch_seconds is auto")
+        require(known or not auto, "corpus.step_seconds", None, "a number when corpus.batch_seconds is auto")
         return self
 
     @property

@@ -48,11 +48,11 @@ def read_list(path: Path) -> tuple[Path, list[tuple[int, Path]]]:
         (number, root), *lines = lines
         folder = next((one for one in (folder / root, Path(root).absolute()) if one.is_dir()), None)
         if folder is None:
-            raise UserError(f"list {path}, line {number}: {root} is not a folder, as fairseq has it before the files")
+            raise UserError(f"list {path}, line {number}: {root} is not a folder, but fairseq lists begin with one")
     elif path.suffix == ".tsv":
         raise UserError(
-            f"{path} is not a corpus; a corpus is a folder, or a file; a .tsv has fairseq's lines, a folder "
-            "first and then PATH<TAB>SAMPLES"
+            f"{path} is not a corpus; a corpus is a folder, or a file; a .tsv must be in fairseq's format, one line "
+            "with a folder and then lines of PATH<TAB>SAMPLES"
         )
     names = [(number, re.sub('^"(.+)"$', r"\1", line.split("\t")[0].strip())) for number, line in lines]
     return folder, [(number, folder / expanded(name)) for number, name in names]
@@ -97,7 +97,7 @@ def plain(item: Any, manifest: Path) -> DataCut | Skipped:
     if isinstance(item, MixedCut) and not item.transforms:
         item = _without_padding(item)
     if not isinstance(item, DataCut) or item.recording is None:
-        return Skipped(where, f"a {type(item).__name__} that is not a part of one recording")
+        return Skipped(where, f"a {type(item).__name__} that is not part of a single recording")
     if problem := problem_of(item):
         return Skipped(where, problem)
     other = {source.type for source in item.recording.sources} - {"file"}
@@ -129,8 +129,8 @@ def as_filed(cut: DataCut, header: Header, manifest: Path) -> DataCut | Skipped:
     whole = cut.start == 0 and abs(cut.duration - recording.duration) <= TOLERANCE
     whole = whole and (recording.sampling_rate != rate or seconds > recording.duration)
     if not whole and cut.end > seconds + TOLERANCE:
-        said = f"to {cut.end:.2f} s of a recording at {recording.sampling_rate} Hz"
-        return Skipped(f"{manifest}:{cut.id}", f"it goes {said}, but the file holds {seconds:.2f} s at {rate} Hz")
+        said = f"at {cut.end:.2f} s of a recording at {recording.sampling_rate} Hz"
+        return Skipped(f"{manifest}:{cut.id}", f"it ends {said}, but the file has {seconds:.2f} s at {rate} Hz")
     recording = fastcopy(recording, sampling_rate=rate, num_samples=header.frames, duration=seconds)
     return fastcopy(cut, recording=recording, duration=seconds if whole else cut.duration)
 

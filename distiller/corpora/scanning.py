@@ -197,8 +197,8 @@ def _audio_files(folder: Path) -> tuple[list[Path], list[Path]]:
         kinds = ", ".join(one[1:] for one in COMMON)
         counts = ", ".join(f"{count} {kind}" for kind, count in endings(other).items())
         raise UserError(
-            f"{folder} holds no audio: there is no {kinds} file, nor another that libsndfile reads, in it or in the "
-            "folders below it" + (f", but {counts}, which must be converted first" if counts else "")
+            f"{folder} holds no audio: neither {kinds} files nor others that libsndfile reads, in it or in its "
+            "subfolders" + (f", but {counts}, which must be converted first" if counts else "")
         )
     return audio, other
 

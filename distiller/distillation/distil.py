@@ -163,7 +163,9 @@ def filling_seconds(run: stages.Run, longest: float) -> float:
     try:
         return fitting_seconds(longest, FILLED * free, peak)
     except torch.OutOfMemoryError as error:
-        raise UserError(f"corpus.batch_seconds is auto, but {device} is too small to try it; give a number") from error
+        raise UserError(
+            f"corpus.batch_seconds is auto, but {device} has too little memory to find a value; give a number"
+        ) from error
     finally:
         module.cpu()
         for teacher in teachers:

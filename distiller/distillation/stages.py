@@ -239,7 +239,7 @@ def read_pruned(folder: Path) -> PrunedStudent:
         projections = {old.sub("projections", name): state for name, state in projections.items()}
         return PrunedStudent(load(folder), projections, json.loads((folder / METADATA).read_text()))
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} is damaged ({error}); remove it, and the same command prunes once more") from error
+        raise UserError(f"{folder} is damaged ({error}); remove it and run the same command to prune again") from error
 
 
 def with_clusters(run: Run) -> list[Target]:

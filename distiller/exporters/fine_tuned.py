@@ -41,11 +41,11 @@ def open_student(checkpoint: str, model_config: str | None = None, student: str 
     content = read_torch(path) if path.suffix == ".ckpt" and path.is_file() else {}
     if not _is_downstream(content):
         if student is not None:
-            raise UserError(f"--student goes with a checkpoint of s3prl such as dev-best.ckpt, not with {checkpoint}")
+            raise UserError(f"--student needs an s3prl checkpoint such as dev-best.ckpt, but {checkpoint} is not one")
         if is_recognizer(checkpoint):
             recognizer = open_recognizer(checkpoint)
             if not isinstance(recognizer.encoder, SpeechEncoder):
-                raise UserError(f"{checkpoint} recognises log-mel energies: it has no encoder to export")
+                raise UserError(f"{checkpoint} is a recogniser on log-mel energies, so it has no encoder to export")
             return Student(recognizer.encoder, checkpoint, recognizer=recognizer)
         return Student(load(checkpoint, model_config), checkpoint)
     weights = content.get("Upstream")
@@ -54,7 +54,7 @@ def open_student(checkpoint: str, model_config: str | None = None, student: str 
     arguments = content["Args"]
     source = student or getattr(arguments, "upstream_ckpt", None)
     if not isinstance(source, str):
-        raise UserError(f"{path} does not name the student that was fine-tuned; name it by --student")
+        raise UserError(f"{path} does not name the student that was fine-tuned; give it with --student")
     encoder = _original(path, source, model_config or getattr(arguments, "upstream_model_config", None))
     _check_weights(path, weights, encoder)
     encoder.load_state_dict({name: weights[PREFIX + name] for name in encoder.state_dict()})
@@ -71,7 +71,7 @@ def _original(path: Path, source: str, model_config: Any) -> SpeechEncoder:
     try:
         return load(source, parse_model_config(model_config)[0])
     except UserError as error:
-        raise UserError(f"{path} was fine-tuned from another checkpoint: {error}; name it by --student") from None
+        raise UserError(f"{path} was fine-tuned from another checkpoint: {error}; give it with --student") from None
 
 
 def _check_weights(path: Path, weights: Mapping[Any, Any], encoder: SpeechEncoder) -> None:
@@ -79,10 +79,10 @@ def _check_weights(path: Path, weights: Mapping[Any, Any], encoder: SpeechEncode
     missing, unknown = sorted(expected.keys() - weights.keys()), sorted(map(str, weights.keys() - expected.keys()))
     for problem, names in (("lacks", missing), ("also contains", unknown)):
         if names:
-            raise UserError(f"{path} is not of this student: its upstream {problem} {', '.join(names[:3])}")
+            raise UserError(f"{path} does not belong to this student: its upstream {problem} {', '.join(names[:3])}")
     for name, shape in expected.items():
         if not isinstance(weights[name], Tensor) or weights[name].shape != shape:
             found = tuple(getattr(weights[name], "shape", ()))
             raise UserError(
-                f"{path} is not of this student: its {name} has shape {found}, but must have {tuple(shape)}"
+                f"{path} does not belong to this student: its {name} has shape {found}, but must have {tuple(shape)}"
             )

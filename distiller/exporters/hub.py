@@ -4,7 +4,7 @@ from pathlib import Path
 
 from upstream.errors import UserError, first_line
 
-LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 
 
 def preview(folder: Path, name: str) -> str:
@@ -13,8 +13,8 @@ def preview(folder: Path, name: str) -> str:
     lines = [f"  {path.name:<34}{path.stat().st_size / 1e3:>12,.1f} kB" for path in files]
     card = (folder / "README.md").read_text(encoding="utf-8")
     head = [f"  {line}" for line in card.split("---\n")[1].splitlines()]
-    what = f"nothing is uploaded without --upload; it would put these {len(files)} files on the hub as {name}:"
-    return "\n".join([what, *lines, "with this head of the model card:", *head])
+    what = f"nothing is uploaded without --upload; it would upload these {len(files)} files to the hub as {name}:"
+    return "\n".join([what, *lines, "with a model card that begins:", *head])
 
 
 def push(folder: Path, name: str, private: bool) -> str:
@@ -31,7 +31,7 @@ def push(folder: Path, name: str, private: bool) -> str:
         api.create_repo(name, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload by distiller/export.py")
     except LocalTokenNotFoundError:
-        raise UserError(f"{name} is not uploaded: there is no token of the hub; {LOGIN}") from None
+        raise UserError(f"{name} is not uploaded: no Hugging Face token was found; {LOGIN}") from None
     except HfHubHTTPError as error:
         refused = error.response is not None and error.response.status_code in (401, 403)
         raise UserError(f"{name} is not uploaded: {first_line(error)}" + (f"; {LOGIN}" if refused else "")) from None

@@ -113,7 +113,9 @@ def _written(
     features = {}
     for cut, values in results:
         if not values.isfinite().all():
-            raise UserError(f"the features of {cut.id} are not finite in {config.dtype}; fp16 ends at 65504")
+            raise UserError(
+                f"the features of {cut.id} are not finite in {config.dtype}; the largest fp16 number is 65504"
+            )
         several = values.ndim == 3  # (frame, layer, channel)
         features[names[cut.id]] = (values.transpose(0, 1) if several else values).contiguous()
     files = write_features(output, config.format, part, features) if features else []

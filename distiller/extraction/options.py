@@ -9,18 +9,23 @@ from distiller.common.files import expanded
 from upstream.errors import UserError, require
 
 MODEL = "bundled, a hub name, a folder, or any checkpoint that upstream.checkpoint.load opens"
-LAYER_ZERO = "what layer 0 is: feature_projection (P, the default) or transformer_input (F^0)"
+LAYER_ZERO = "state to use as layer 0: feature_projection (P, the default) or transformer_input (F^0)"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add options for the corpus, and for how it is computed."""
     option = parser.add_argument
     option("corpus", metavar="CORPUS", help="synthetic, a folder, an audio file or a manifest")
-    option("--subsets", type=comma_separated(str), default=[], help="of the corpus (default: all of it)")
-    chunks = "of a longer recording, which is computed in overlapping chunks (default: 60)"
+    option("--subsets", type=comma_separated(str), default=[], help="subsets of the corpus (default: all of it)")
+    chunks = "longer recordings are computed in overlapping chunks of this length (default: 60)"
     option("--chunk-seconds", type=float, default=60.0, help=chunks)
-    option("--batch-seconds", type=float, default=100.0, help="audio in a forward pass, with padding (default: 100)")
-    option("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    option(
+        "--batch-seconds",
+        type=float,
+        default=100.0,
+        help="seconds of audio per forward pass, including padding (default: 100)",
+    )
+    option("--workers", type=int, default=2, help="decoding processes (default: 2)")
     option("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
 
 

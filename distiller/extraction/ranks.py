@@ -60,7 +60,7 @@ def joined() -> Iterator[Ranks]:
     """
     if launcher() != "torchrun":
         if launcher() == "SLURM" and int(os.environ["SLURM_NTASKS"]) > 1:
-            raise UserError("srun has started several processes; start them by torchrun, on one node or more")
+            raise UserError("srun started several processes; start them with torchrun instead, on one or more nodes")
         yield Ranks()
         return
     size, local, on_machine = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))

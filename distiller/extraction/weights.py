@@ -27,13 +27,13 @@ def read_weights(path: Path) -> list[float]:
     content = read_torch(path)
     featurizer = content.get(FEATURIZER)
     if not isinstance(featurizer, Mapping):
-        raise UserError(f"--weights {path} is not a checkpoint of s3prl's downstream: it contains no {FEATURIZER}")
+        raise UserError(f"--weights {path} is not an s3prl downstream checkpoint: it contains no {FEATURIZER}")
     weights = featurizer.get(WEIGHTS)
     if not isinstance(weights, Tensor) or weights.ndim != 1 or not len(weights) or not weights.isfinite().all():
-        raise UserError(f"--weights {path} has no weights: its featurizer took one layer, not a sum of them")
+        raise UserError(f"--weights {path} has no weights: its featurizer used a single layer, not a weighted sum")
     arguments = content.get("Args")
     if isinstance(arguments, Namespace) and getattr(arguments, "upstream_feature_normalize", False):
-        raise UserError(f"--weights {path} is of a featurizer that normalises every layer, which is not supported")
+        raise UserError(f"--weights {path} comes from a featurizer that normalises every layer, which is not supported")
     return torch.softmax(weights.double(), dim=0).tolist()
 
 

@@ -164,14 +164,14 @@ def _check_ids(cuts: Sequence[DataCut]) -> None:
     seen: set[str] = set()
     for cut in cuts:
         if cut.id in seen:
-            raise UserError(f"two utterances of the corpus have the id {cut.id}, by which results are found")
+            raise UserError(f"two utterances of the corpus have the id {cut.id}, but ids must be unique")
         seen.add(cut.id)
 
 
 def check_settings(place: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises: UserError: a file or folder was made with other settings than the wanted ones."""
     if other := difference({key: found.get(key) for key in wanted}, wanted, ignore={"encoder.name"}):
-        raise UserError(f"{place} is of other settings: {other}; choose another --output")
+        raise UserError(f"{place} was made with other settings: {other}; choose another --output")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -190,4 +190,4 @@ def print_results(output: Path) -> None:
     for name, row in _decoded(held_out):
         kinds = ", ".join(f"{row[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions"))
         print(f"{name}: WER {row['wer']:.2f} %, CER {row['cer']:.2f} % ({kinds} in {row['words']} words)")
-    print(f"the recogniser is {output / MODEL}; {output / TRANSCRIPTS} has what was said and what was heard")
+    print(f"the recogniser is in {output / MODEL}, its references and hypotheses in {output / TRANSCRIPTS}")

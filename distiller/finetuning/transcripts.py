@@ -176,7 +176,7 @@ def label(corpus: Corpus, recipe: FineTuning, shape: EncoderConfig) -> Labelled:
     if not train or not held_out:
         name, problem = next(iter(problems.items()))
         left = "test" if train else "train"
-        raise UserError(f"no utterance is left to {left} on: {len(problems)}, such as {name}: {problem}")
+        raise UserError(f"no utterance is left to {left} on: {len(problems)} cannot be used, such as {name}: {problem}")
     skipped = [Skipped(source_path(cut), problems[cut.id]) for cut in cuts if cut.id in problems]
     return Labelled(train, held_out, texts, targets, vocabulary, skipped)
 
@@ -197,4 +197,4 @@ def _problem(cut: DataCut, target: Sequence[int], shape: EncoderConfig) -> str |
         return "its transcript is empty"
     frames = int(shape.frame_count(int(cut.duration * SAMPLE_RATE)))
     needed = len(target) + sum(one == other for one, other in pairwise(target))
-    return f"its transcript takes {needed} frames, of which it has {frames}" if needed > frames else None
+    return f"its transcript needs {needed} frames, but it has {frames}" if needed > frames else None

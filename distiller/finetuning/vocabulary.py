@@ -110,7 +110,12 @@ def make_vocabulary(config: VocabularyConfig, training: Sequence[str], others: S
     if config.path is not None:
         return _read(config, expanded(config.path))
     characters = sorted(set().union(*training, *others) - {" "})
-    require(SPACE not in characters, "text.punctuation", True, f"false, since a transcript has {SPACE}, a word's end")
+    require(
+        SPACE not in characters,
+        "text.punctuation",
+        True,
+        f"false when a transcript contains {SPACE}, which marks word ends",
+    )
     if config.kind == CHARACTERS:
         return Vocabulary([BLANK, SPACE, *characters])
     return _trained(config.size, training, characters)
@@ -134,7 +139,7 @@ def _trained(size: int, texts: Sequence[str], characters: Sequence[str]) -> Voca
         )
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split()).rpartition("] ")[2]
-        raise UserError(f"vocabulary.size is {size}, of which sentencepiece says: {reason:.200}") from None
+        raise UserError(f"vocabulary.size is {size}, which sentencepiece rejects: {reason:.200}") from None
     return _of_model(model.getvalue())
 
 
@@ -150,18 +155,18 @@ def _read(config: VocabularyConfig, path: Path) -> Vocabulary:
         try:
             return _of_model(content)
         except RuntimeError:
-            raise UserError(f"vocabulary.path {path} is not a model of sentencepiece") from None
+            raise UserError(f"vocabulary.path {path} is not a sentencepiece model") from None
     try:
         lines = unicodedata.normalize("NFC", content.decode("utf-8-sig")).splitlines()
     except UnicodeDecodeError:
-        raise UserError(f"vocabulary.path {path} is not a text file in UTF-8; bpe takes models") from None
+        raise UserError(f"vocabulary.path {path} is not a UTF-8 text file; a model needs vocabulary.kind=bpe") from None
     characters = [line if line == " " else line.strip() for line in lines]
     characters = [SPACE if character == " " else character for character in characters if character]
     characters = [character for character in characters if character != BLANK]  # it may list the blank
     wrong = [character for character in characters if len(character) != 1]
     if wrong or len(set(characters)) != len(characters) or not characters:
         odd = f", such as {shown(wrong[0])}" if wrong else ""
-        raise UserError(f"vocabulary.path {path} does not have different single characters, one a line{odd}")
+        raise UserError(f"vocabulary.path {path} must list distinct single characters, one per line{odd}")
     return Vocabulary([BLANK, *([] if SPACE in characters else [SPACE]), *characters])
 
 

@@ -58,7 +58,9 @@ def to_executorch(graph: StatesGraph, path: Path, longest: float) -> Written:
     check_package()
     config, samples = graph.encoder.config, round(longest * SAMPLE_RATE)
     if config.frame_multiple > 1:
-        raise UserError(f"{path} is not written: ExecuTorch has no encoders that drop frames beyond a multiple")
+        raise UserError(
+            f"{path} is not written: ExecuTorch export does not support encoders with frame_multiple above 1"
+        )
     with _lowering():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # pyright: ignore[reportMissingImports]
         from executorch.devtools.backend_debug import get_delegation_info  # pyright: ignore[reportMissingImports]

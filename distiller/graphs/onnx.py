@@ -85,7 +85,12 @@ def graph_of(
     usable = len(weights) == count and any(weights) and all(map(math.isfinite, weights))
     allowed = f"{count} finite numbers, one for each of F^0..F^{count - 1}, not all 0"
     require(usable or states != "weighted", "--weights", weights, allowed)
-    require(recognizer is not None or states != "logits", "--states", states, "another: only a recogniser has logits")
+    require(
+        recognizer is not None or states != "logits",
+        "--states",
+        states,
+        "all, weighted or last, since only a recogniser has logits",
+    )
     scored = recognizer if states == "logits" else None
     graph = StatesGraph(student.eval(), states, weights, scored and scored.head).eval()
     graph.vocabulary = scored and scored.vocabulary

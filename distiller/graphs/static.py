@@ -43,8 +43,8 @@ def statically_quantized(graph: StatesGraph, path: Path, audio: Sequence[Tensor]
         deviation = compare(graph, run, held_out)
         if not (math.isfinite(deviation.largest) and deviation.relative <= LARGEST_ERROR):
             raise UserError(
-                f"{path} is not written: its states are off by {deviation.relative:.2g} of their size, and at most "
-                f"{LARGEST_ERROR:g} is allowed; the audio of --calibrate should be like what the student will hear"
+                f"{path} is not written: the relative error of its states is {deviation.relative:.2g}, but at most "
+                f"{LARGEST_ERROR:g} is allowed; the audio of --calibrate should resemble the student's later input"
             )
         with one_thread():
             full, eight_bit = seconds_each([graph, run])

@@ -37,7 +37,9 @@ class StepGraph(nn.Module):
         super().__init__()
         self.states_graph, config = graph, graph.encoder.config
         if not config.chunk_frames:
-            raise UserError("the student hears whole wavs; --streaming is for one with student.attention=chunked")
+            raise UserError(
+                "--streaming needs a streaming student (student.attention=chunked), but this one needs the whole wav"
+            )
         extractor = graph.encoder.feature_extractor
         assert isinstance(extractor, FeatureExtractor)
         self.overlap = extractor.field - extractor.hop

@@ -130,7 +130,7 @@ class ClustersConfig(LayersConfig):
         clusters, layers = self.clusters or [], self.representatives
         if layers is not None:
             fits = len(layers) == len(clusters) and all(map(lambda layer, cluster: layer in cluster, layers, clusters))
-            require(fits, f"{self.key}.representatives", layers, f"a layer of each of {self.key}.clusters")
+            require(fits, f"{self.key}.representatives", layers, f"one layer of each cluster of {self.key}.clusters")
         return self
 
 
@@ -167,7 +167,7 @@ class StarConfig(ObjectiveConfig):
 
     def check_several_teachers(self) -> None:
         if any(getattr(self, key) for key in GRAM_LAGS):
-            allowed = "centred or unit with several teachers, whose raw Gram matrices have norms of their own"
+            allowed = "centred or unit with several teachers, whose raw Gram matrices have different norms"
             require(self.scaling in ("centred", "unit"), f"{self.key}.scaling", self.scaling, allowed)
 
 

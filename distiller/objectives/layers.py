@@ -156,5 +156,5 @@ def _groups(config: ClustersConfig) -> list[list[int]]:
         return config.clusters
     if config.representatives is None:
         key = config.key
-        raise UserError(f"{key}.target=representative needs {key}.representatives beside {key}.clusters")
+        raise UserError(f"{key}.target=representative needs {key}.representatives as well as {key}.clusters")
     return [[layer] for layer in config.representatives]

@@ -127,7 +127,9 @@ def _found(corpora: Sequence[Path], subsets: list[str], output: Path) -> tuple[d
             cuts, rows = scan_cached(source, root, output / SCAN)
             for cut in cuts:
                 if (owner := owners.setdefault(cut.id, corpus)) != corpus:
-                    raise UserError(f"{owner} and {corpus} both hold {cut.id}; rename it, or a folder above it, in one")
+                    raise UserError(
+                        f"{owner} and {corpus} both contain {cut.id}; rename it or its parent folder in one of them"
+                    )
             found[name] += cuts
             skipped += rows
     return found, skipped

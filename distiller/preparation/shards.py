@@ -79,7 +79,7 @@ def at_speed(samples: NDArray[np.float32], speed: float) -> NDArray[np.float32]:
 def _check_still_exists(cut: DataCut) -> None:
     """Undecodable audio is skipped, but if it can no longer even be opened, the corpus has disappeared."""
     path = ((cut.custom or {}).get("span") or {}).get("archive", source_path(cut))
-    hint = "; run the same command again to continue once it can"
+    hint = "; run the same command again to continue once it is back"
     with disk_errors(Path(path), "read any more", hint), open(path, "rb"):
         pass
 

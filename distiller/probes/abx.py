@@ -179,5 +179,5 @@ def _score(folder: Path, layer: int, speakers: Speakers) -> float:
             progress=False,
         )
     except ValueError as problem:  # fastabx's own: a phone shorter than a frame, or beyond the end
-        raise UserError(f"fastabx refuses these phones: {str(problem).splitlines()[0]}") from None
+        raise UserError(f"fastabx rejects these phones: {str(problem).splitlines()[0]}") from None
     return round(100 * error, 2)

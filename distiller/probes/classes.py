@@ -54,7 +54,7 @@ class Classes:
         if len(names) < 2 or len(folds) < 2:
             found = f"classes: {', '.join(names) or 'none'}; folds: {', '.join(sorted(folds)) or 'none'}"
             raise UserError(
-                f"{folder} must have CLASS/NAME.flac or CLASS/GROUP/NAME.flac of two classes and groups ({found})"
+                f"{folder} must contain CLASS/NAME.flac or CLASS/GROUP/NAME.flac of two classes and groups ({found})"
             )
         return cls(names, examples, skipped)
 

@@ -36,7 +36,7 @@ def load_recordings(folder: Path, min_samples: int) -> tuple[dict[str, Tensor], 
         name = str(Path(cut.id).with_suffix(""))
         try:
             if name in recordings:
-                raise Undecodable(f"{name} is there with another ending")
+                raise Undecodable(f"{name} also exists with another file extension")
             waveform = trimmed(decoder.decode(cut))[:LONGEST]
             decoder.check_length(len(waveform))
             recordings[name] = waveform

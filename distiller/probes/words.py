@@ -39,7 +39,9 @@ class Words:
             if word:  # files beside the groups belong to none
                 groups.setdefault(group, {})[word] = waveform
         if not any(first.keys() & second.keys() for first, second in combinations(groups.values(), 2)):
-            raise UserError(f"{folder} must have GROUP/WORD.flac of the same WORD in two folders GROUP, but has none")
+            raise UserError(
+                f"{folder} must contain the same WORD as GROUP/WORD.flac in two GROUP folders, but has none"
+            )
         return cls(groups, skipped)
 
     def run(self, represent: Representation, name: str = "") -> dict[str, Any]:

@@ -32,8 +32,8 @@ out.hidden_states                          # F^0..F^L, each (batch, frame, chann
 | training | {losses[train][step]:.0f} steps, {seconds:.0f} s |
 """
 PROBE = """
-Accuracy in percent, last layer: a linear probe on synthetic speech (evidence about nothing else), and words by their
-nearest recording.
+Accuracy in percent, last layer: a linear probe on synthetic speech (it says nothing about real speech), and words by
+their nearest recording.
 
 """
 PROBED = {"phone": "phones", "phone_unseen": "phones, unseen speakers", "speaker": "speakers"}

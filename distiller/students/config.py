@@ -98,9 +98,11 @@ class PrunedConfig(StudentConfig):
 
     def shape(self, teacher: EncoderConfig) -> EncoderConfig:
         if teacher.mel_bins or teacher.chunk_frames:
-            kind = "a Whisper encoder" if teacher.whisper else "an encoder of log-mel energies or of chunks"
+            kind = (
+                "a Whisper encoder" if teacher.whisper else "an encoder with a log-mel front end or chunked attention"
+            )
             raise UserError(
-                f"{kind} is a teacher of narrow students and cannot be pruned: choose another teacher, or a "
+                f"{kind} cannot be pruned, only distilled into a narrow student: choose another teacher, or a "
                 "method with a narrow student (--method star, student.name=narrow)"
             )
         return self.with_dropouts(teacher)
@@ -185,17 +187,30 @@ class NarrowConfig(StudentConfig):
         sizes = [*SIZES, "teacher"]
         require(self.size in sizes, "student.size", self.size, one_of(self.size, sizes))
         if self.initialization == "teacher":
-            require(self.size == "teacher", "student.size", self.size, "teacher when student.initialization is")
+            require(self.size == "teacher", "student.size", self.size, "teacher with student.initialization teacher")
             steps = self.log_mel.steps
-            require(not steps, "student.log_mel.steps", steps, "0 where the extractor is the teacher's")
-            require(self.front_end == "conv", "student.front_end", self.front_end, "conv, where it is the teacher's")
-            require(self.attention == "full", "student.attention", self.attention, "full, where it is the teacher's")
+            require(not steps, "student.log_mel.steps", steps, "0 with student.initialization teacher")
+            require(
+                self.front_end == "conv",
+                "student.front_end",
+                self.front_end,
+                "conv with student.initialization teacher",
+            )
+            require(
+                self.attention == "full",
+                "student.attention",
+                self.attention,
+                "full with student.initialization teacher",
+            )
         chunks = {"look_ahead": self.look_ahead, "left_context": self.left_context}
         if self.attention == "full" and chunks != CHUNKS:
             require(False, "student.attention", self.attention, "chunked with student.look_ahead or .left_context")
-        steps, hears = self.log_mel.steps, self.front_end == "logmel"
+        steps, log_mel = self.log_mel.steps, self.front_end == "logmel"
         require(
-            not (steps and hears), "student.log_mel.steps", steps, "0 with student.front_end logmel, which hears it"
+            not (steps and log_mel),
+            "student.log_mel.steps",
+            steps,
+            "0 with student.front_end logmel, whose input it already is",
         )
         return self
 
@@ -238,7 +253,7 @@ class NarrowConfig(StudentConfig):
 
     def _in_chunks(self, shape: EncoderConfig) -> EncoderConfig:
         title, stacked = FAMILIES[shape.family].title, FAMILIES[shape.family].positional_stack
-        require(not stacked, "student.size", self.size, f"{one_of('', list(SIZES))} where a {title} hears in chunks")
+        require(not stacked, "student.size", self.size, f"{one_of('', list(SIZES))} for chunked {title} students")
         chunks = {"chunk_frames": self.look_ahead + 1, "left_frames": self.left_context}
         return replace(shape, normalize_waveform=False, **chunks)
 

@@ -128,5 +128,5 @@ def _check_reachable(config: PruningConfig, encoder: EncoderConfig, parameters: 
         config.target <= reachable,
         "pruning.target",
         config.target,
-        f"at most {math.floor(1000 * reachable) / 1000:g}, which closing every gate of pruning.units gives",
+        f"at most {math.floor(1000 * reachable) / 1000:g}, reached when every gate of pruning.units is closed",
     )

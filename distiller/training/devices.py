@@ -67,7 +67,7 @@ def _devices(wanted: str, accelerator: str, counts: dict[str, int]) -> int | str
     if beyond:
         have = f"a count up to {count}" + (f" or indices up to {count - 1}" if count > 1 else "")
         if launcher() == "SLURM" and count == 1:
-            have = "each task all GPUs of its node, by --gpus-per-node in place of --gpus-per-task"
+            have = "every task all GPUs of its node, with --gpus-per-node instead of --gpus-per-task"
         raise UserError(f"trainer.devices is {wanted}, but this machine has {count} of kind {accelerator}: give {have}")
     return int(wanted) if wanted.isdecimal() else wanted
 
@@ -110,7 +110,12 @@ def _check_launcher(trainer: TrainerConfig, devices: int | str) -> None:
                 "use one of them on every node"
             )
         if launcher() is None and (world := os.environ.get("WORLD_SIZE", "")).isdecimal() and "RANK" in os.environ:
-            require(int(world) <= 1, "WORLD_SIZE", int(world), "unset, beside RANK, or set by torchrun: start with it")
+            require(
+                int(world) <= 1,
+                "WORLD_SIZE",
+                int(world),
+                "unset together with RANK, or set by torchrun: start the run with torchrun",
+            )
         return
     wanted = {
         "trainer.devices": (here, by.processes, by.option),
@@ -120,5 +125,5 @@ def _check_launcher(trainer: TrainerConfig, devices: int | str) -> None:
         if asked != present:
             raise UserError(
                 f"{key} is {asked}, but {by.launcher} started {present}: add {key}={present}, or start "
-                f"it by {by.command} {option}={asked}"
+                f"it with {by.command} {option}={asked}"
             )

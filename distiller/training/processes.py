@@ -124,13 +124,13 @@ def of_surroundings(error: BaseException, fabric: Fabric) -> str | None:
     text = str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         return (
-            f"the memory of {fabric.device} is full: corpus.batch_seconds halved and trainer.accumulate doubled, in a "
-            "new --output, need about half and learn the same"
+            f"the memory of {fabric.device} is full: halve corpus.batch_seconds and double trainer.accumulate in a new "
+            "--output, which needs about half the memory and trains the same"
         )
     if not isinstance(error, RuntimeError):  # DistBackendError is one; gloo raises bare ones
         return None
     if "/dev/shm" in text:  # NCCL's buffers
-        return "shared memory (/dev/shm) is too small for NCCL: docker run --shm-size=2g gives a container more"
+        return "shared memory (/dev/shm) is too small for NCCL; give a container more with docker run --shm-size=2g"
     if fabric.world_size > 1 and re.search(LOST, text, re.IGNORECASE):
         return (
             f"another process of this run (of {fabric.world_size}) exited or did not respond for "

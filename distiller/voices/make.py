@@ -74,8 +74,8 @@ def _check_settings(output: Path, seed: int) -> None:
         found = dict(json.loads(path.read_text()))
     except ValueError as error:
         raise UserError(f"{path} cannot be read: {error}; choose another --output") from error
-    require(found.get("version") == VERSION, "--output", str(output), "a folder that this version has made")
-    require(found.get("seed") == seed, "--seed", seed, f"{found.get('seed')}, with which {output} was made")
+    require(found.get("version") == VERSION, "--output", str(output), "a folder made by this version")
+    require(found.get("seed") == seed, "--seed", seed, f"{found.get('seed')}, as when {output} was made")
 
 
 def _rows(folder: Path, output: Path) -> list[dict[str, str]]:

@@ -60,7 +60,7 @@ class LibriPhoneDataset(BucketDataset):
         if missing:
             files, folders = ", ".join(map(str, corpus["lexicon"])), ", ".join(split)
             others = f" and {len(missing) - 1} more words" if len(missing) > 1 else ""
-            raise UserError(f"no lexicon ({files}) has {missing[0]}{others} of {folders}")
+            raise UserError(f"no lexicon ({files}) contains {missing[0]}{others} of {folders}")
         tokens = [tokenizer.encode(" ".join(pronunciations[word] for word in words)) for words in lines]
         super().__init__(zip(wavs, tokens, strict=True), bucket_size, ascending)
 

@@ -41,7 +41,7 @@ def corpora_file(name: str | None) -> Path:
     name = name or os.environ.get(ENVIRONMENT)
     if not name:
         template = FOLDER / CORPORA_FILE
-        raise UserError(f"which corpora? give --corpora FILE or set ${ENVIRONMENT}; {template} is a template")
+        raise UserError(f"--corpora is not set; give --corpora FILE or set ${ENVIRONMENT}; {template} is a template")
     return make_miniature(cache_folder("superb") / f"miniature-{VERSION}") if name == "mini" else expanded(name)
 
 

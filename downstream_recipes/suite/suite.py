@@ -199,7 +199,7 @@ def check_kept(suite: Suite, tasks: Sequence[Task], overwrite: bool) -> None:
         if not (overwrite and task in tasks):
             raise UserError(
                 f"{suite.output}: {task.code} was made with {differences[task]}; choose another --output, or add "
-                f"--tasks {','.join(other.code for other in differences)} --overwrite to repeat what does not fit"
+                f"--tasks {','.join(other.code for other in differences)} --overwrite to repeat these tasks"
             )
 
 

@@ -63,7 +63,7 @@ def planned(arguments: Arguments, corpora: Corpora) -> Plan:
     past = arguments["past_exp"]
     if past:
         if arguments["auto_resume"]:
-            raise UserError(f"-a has no effect beside -e {past}: it looks for a checkpoint in the folder of -p or -n")
+            raise UserError(f"-a has no effect with -e {past}: it looks for a checkpoint in the folder of -p or -n")
         expdir = arguments["expdir"] or (arguments["expname"] and RESULTS / arguments["expname"])
         return _kept({**arguments, "expdir": expdir}, Path(past), corpora)
     for needed in ("upstream", "downstream"):

@@ -77,4 +77,4 @@ def test_ctrl_c_is_one_line(mode, tiny_teacher, tmp_path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
-    assert log.splitlines()[-1] == "interrupted; nothing is kept of what was measured"
+    assert log.splitlines()[-1] == "interrupted; no measurements were saved"

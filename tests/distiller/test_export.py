@@ -21,33 +21,36 @@ def refused(capsys, *argv: str) -> str:
         (["absent", "--to", "onnx", "--output", "o"], "absent does not exist"),
         (["s", "--to", "keras", "--output", "o"], "invalid choice: 'keras'"),
         (["s", "--output", "o"], "the following arguments are required: --to"),
-        (["s", "--to", "transformers", "--output", "o", "--quantize", "int8"], "--quantize int8 goes with --to onnx"),
-        (["s", "--to", "onnx", "--output", "o", "--quantize", "static-int8"], "and --calibrate CORPUS go together"),
-        (["s", "--to", "onnx", "--output", "o", "--calibrate", "c"], "and --calibrate CORPUS go together"),
+        (["s", "--to", "transformers", "--output", "o", "--quantize", "int8"], "--quantize int8 needs --to onnx"),
+        (
+            ["s", "--to", "onnx", "--output", "o", "--quantize", "static-int8"],
+            "--calibrate CORPUS must be given together",
+        ),
+        (["s", "--to", "onnx", "--output", "o", "--calibrate", "c"], "--calibrate CORPUS must be given together"),
         (
             ["s", "--to", "onnx", "--output", "o", "--quantize", "int8", "--calibrate", "c"],
-            "--quantize static-int8 and --calibrate CORPUS go together",
+            "--quantize static-int8 and --calibrate CORPUS must be given together",
         ),
         (
             ["s", "--to", "torch-export", "--output", "o", "--quantize", "static-int8", "--calibrate", "c"],
-            "--quantize static-int8 goes with --to onnx, not --to torch-export",
+            "--quantize static-int8 needs --to onnx, not --to torch-export",
         ),
-        (["s", "--to", "executorch", "--output", "o", "--quantize", "int8"], "--quantize int8 goes with --to onnx"),
+        (["s", "--to", "executorch", "--output", "o", "--quantize", "int8"], "--quantize int8 needs --to onnx"),
         (
             ["s", "--to", "onnx", "--output", "o", "--longest", "9"],
-            "--longest goes with --to executorch",
+            "--longest needs --to executorch",
         ),
         (
             ["s", "--to", "executorch", "--output", "o", "--longest", "1"],
             "--longest is 1.0, but it must be above 1",
         ),
         (["s", "--to", "executorch", "--output", "o", "--longest", "nan"], "--longest is nan, but it must be above 1"),
-        (["s", "--to", "onnx", "--output", "o", "--weights", "1,2"], "--weights goes with --states weighted"),
+        (["s", "--to", "onnx", "--output", "o", "--weights", "1,2"], "--weights needs --states weighted"),
         (
             ["s", "--to", "onnx", "--output", "o", "--states", "weighted", "--weights", "1,x"],
             "--weights: invalid float list value: '1,x'",
         ),
-        (["s", "--to", "transformers", "--output", "o", "--states", "last"], "--states and --weights are for graphs"),
+        (["s", "--to", "transformers", "--output", "o", "--states", "last"], "--states and --weights do not apply to"),
     ],
 )
 def test_a_wrong_command_is_one_line(argv, said, tmp_path, monkeypatch, capsys) -> None:

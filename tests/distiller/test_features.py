@@ -94,7 +94,7 @@ def test_what_half_precision_cannot_hold_is_refused(small_run: SmallRun, monkeyp
 
     monkeypatch.setattr(extract, "representation", large)
     assert features.main([*ARGV, "--dtype=fp16"]) == 2
-    assert "the features of dev/0.wav are not finite in fp16; fp16 ends at 65504" in error_of(small_run)
+    assert "the features of dev/0.wav are not finite in fp16; the largest fp16 number is 65504" in error_of(small_run)
 
 
 def featurizer(path: str, weights: list[float], **arguments: Any) -> None:
@@ -196,9 +196,9 @@ def test_other_settings_do_not_mix(small_run: SmallRun, monkeypatch: pytest.Monk
     else:
         assert features.main([*ARGV, "--layers=1"]) == 0
     assert features.main([*ARGV, "--layers=1", "--dtype=fp16"]) == 2
-    assert "is of other settings: dtype ('fp32' against 'fp16'); choose another --output" in error_of(small_run)
+    assert "was made with other settings: dtype ('fp32' against 'fp16'); choose another --output" in error_of(small_run)
     assert features.main([*ARGV, "--layers=1", "--subsets=dev"]) == 2
-    assert "is of other settings: subsets" in error_of(small_run)
+    assert "was made with other settings: subsets" in error_of(small_run)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_other_settings_do_not_mix(small_run: SmallRun, monkeypatch: pytest.Monk
         ),
         (["--weights=normalised.ckpt"], "normalises every layer, which is not supported"),
         (["--weights=other.ckpt"], "contains no Featurizer"),
-        (["--weights=one.ckpt"], "its featurizer took one layer"),
+        (["--weights=one.ckpt"], "its featurizer used a single layer"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_no_folder(small_run: SmallRun, argv: list[str], text: str) -> None:

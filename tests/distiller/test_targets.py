@@ -126,7 +126,7 @@ def test_mistakes_are_one_line(small_run: SmallRun, argv: list[str], text: str) 
 def test_other_settings_do_not_mix_with_units_that_are_there(small_run: SmallRun) -> None:
     assert targets.main(ARGV) == 0
     assert targets.main([*ARGV, "--units=6"]) == 2
-    assert "units holds units of other settings: units (5 against 6)" in small_run.capfd.readouterr().err
+    assert "units contains units made with other settings: units (5 against 6)" in small_run.capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def test_units_of_targets_py_can_be_extracted_with_the_model_named(small_run: Sm
     argv = ["corpus", "--subsets=train,dev", "--teacher=teacher", "--units=5", "--device=cpu", "--output=units"]
     assert targets.main([*argv, "--layers=2"]) == 0
     assert units.main(EXTRACT) == 2
-    assert "--units units does not name the model; name it by --model" in error_of(small_run)
+    assert "--units units does not name the model; give it with --model" in error_of(small_run)
     assert units.main([*EXTRACT, "--model=teacher"]) == 0
     assert len(lines()) == 12
 
@@ -137,7 +137,7 @@ def test_a_killed_extraction_continues(small_run: SmallRun, monkeypatch: pytest.
         units.main(EXTRACT)
     assert not Path("units.txt").exists()
     assert units.main([*EXTRACT, "--deduplicate"]) == 2
-    assert "is of other settings: deduplicate (False against True)" in error_of(small_run)
+    assert "was made with other settings: deduplicate (False against True)" in error_of(small_run)
     assert units.main(EXTRACT) == 0
     assert done == [0, 1, 2, 2, 3]
     assert Path("units.txt").read_bytes() == Path("whole.txt").read_bytes()
@@ -178,7 +178,7 @@ def test_mistakes_of_fit(small_run: SmallRun) -> None:
         (["mean"], "--layer is 2, but mean holds a sum of layers"),
         (["layers"], "--layer is 2, but layers holds layers [0, 1], 0 being feature_projection"),
         (["layers", "--layer=0", "--layer-zero=transformer_input"], "--layer is 0, but layers holds layers [0, 1]"),
-        (["layers", "--layer=1", "--model=other"], "layers holds features of another model than --model: its sha256"),
+        (["layers", "--layer=1", "--model=other"], "layers contains features of a different model than"),
     ]
     for argv, message in cases:
         source = argv.pop(0) if not argv[0].startswith("--") else "corpus"
@@ -187,7 +187,7 @@ def test_mistakes_of_fit(small_run: SmallRun) -> None:
         assert not Path("units").exists()
     assert units.main([*FIT, "--output=units"]) == 0
     assert units.main([*FIT, "--units=6", "--output=units"]) == 2
-    assert "units is of other settings: units (5 against 6); choose another --output" in error_of(small_run)
+    assert "units was made with other settings: units (5 against 6); choose another --output" in error_of(small_run)
 
 
 def test_mistakes_of_extract(small_run: SmallRun) -> None:
@@ -198,8 +198,8 @@ def test_mistakes_of_extract(small_run: SmallRun) -> None:
     small_run.capfd.readouterr()
     cases = [
         (["--units=nowhere"], "nowhere holds no units"),
-        (["--model=other"], "--model is other, but the units were fitted on another model: its sha256"),
-        (["--output=mine.txt"], "mine.txt exists, and is not of this command"),
+        (["--model=other"], "--model is other, but the units were fitted on a different model: sha256"),
+        (["--output=mine.txt"], "mine.txt exists and was not written by this command"),
         (["--workers=-1"], "--workers is -1"),
     ]
     before = {path.name for path in Path().iterdir()}

@@ -80,7 +80,7 @@ CATEGORIES: dict[str, list[tuple[Maker, str]]] = {
     ],
     "huge shapes in weights": [
         (weight(EXPANDED), r"layer_norm\.weight has shape \(1099511627776,\), but the configuration asks for \(40,\)"),
-        (shared, r"star\.ckpt is refused: its weights have \d+ bytes and claim 1\d{9}$"),
+        (shared, r"star\.ckpt is refused: its weights have \d+ bytes but claim 1\d{9}$"),
         (rewritten(larger_claim), r"star\.ckpt is not a complete PyTorch checkpoint"),
         (legacy_claim, r"model\.pt is not a complete PyTorch checkpoint"),
         (header('{"layer_norm.weight":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'),

@@ -93,7 +93,7 @@ def test_without_a_network_an_incomplete_model_is_one_line_after_one_request(wit
     asked = no_network(monkeypatch)
     to_shards(folder)
     into_cache(folder, without=without)
-    said = r"org/tiny does not exist, also not on .* hub or in its cache \(it cannot be reached: no route to host\)$"
+    said = r"org/tiny does not exist locally, on .* hub or in its cache \(it cannot be reached: no route to host\)$"
     with pytest.raises(UserError, match=said):
         load("org/tiny")
     assert len(asked) == 1
@@ -120,7 +120,7 @@ def test_a_name_that_the_hub_does_not_have_is_one_line(folder, monkeypatch) -> N
     ("error", "said"),
     [
         (PermissionError(13, "Permission denied", "cache"), "^cache cannot be written: Permission"),
-        (LocalEntryNotFoundError("the network has gone"), r"^org/tiny does not exist, .* \(LocalEntryNotFoundError\)"),
+        (LocalEntryNotFoundError("the network has gone"), r"^org/tiny does not exist .* \(LocalEntryNotFoundError\)"),
     ],
 )
 def test_a_fetch_that_fails_is_one_line(error, said, folder, monkeypatch) -> None:

@@ -126,7 +126,7 @@ def test_transformers_opens_it(encoder: SpeechEncoder, tmp_path: Path) -> None:
         ({"conv_layers": ((24, 2, 2),)}, r"conv_layers is .*, but it must be \(\(24, 3, 2\),\) with mel_bins"),
         ({"conv_bias": False}, "conv_bias is False, but it must be True with mel_bins"),
         ({"mel_bins": 2000}, "mel_bins is 2000, but it must be between 0 and 1024"),
-        ({"max_frames": 1500}, "max_frames is 1500, but it must be 0 but for Whisper"),
+        ({"max_frames": 1500}, "max_frames is 1500, but it must be 0 except for Whisper"),
     ],
 )
 def test_what_does_not_fit_is_refused(tiny_config: Any, changes: dict[str, Any], said: str) -> None:

@@ -76,10 +76,10 @@ def test_survives_json():
 
 @pytest.mark.parametrize("channels", [(4,), (3, 6), (4, 6, 6)])
 def test_impossible_counts_are_refused(channels):
-    with pytest.raises(UserError, match=r"unpruned_channels is .*a list of numbers of channels, none below"):
+    with pytest.raises(UserError, match=r"unpruned_channels is .*a list of channel counts, none below"):
         replace(CONFIG, unpruned_channels=channels)
 
 
 def test_without_projection_the_last_convolution_keeps_its_channels():
-    with pytest.raises(UserError, match=r"unpruned_channels .*8 at its end where there is no projection"):
+    with pytest.raises(UserError, match=r"unpruned_channels .*a list that ends in 8 when projection is false"):
         replace(CONFIG, conv_layers=((4, 10, 5), (8, 8, 4)), projection=False, unpruned_channels=(4, 9))

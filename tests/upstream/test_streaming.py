@@ -1,4 +1,4 @@
-"""An encoder that hears a wav as it comes: nothing from the future, and the same states whatever the pieces."""
+"""Streaming encoders: no state depends on the future, and the states are the same however a wav is cut."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -192,15 +192,15 @@ def test_many_wavs_in_pieces_of_few_samples(tiny_encoder: Callable[..., SpeechEn
 
 
 def test_mistakes_are_one_sentence(tiny_encoder: Callable[..., SpeechEncoder]) -> None:
-    with pytest.raises(UserError, match="the encoder's frames need the whole wav"), tiny_encoder().streaming():
+    with pytest.raises(UserError, match="this encoder needs the whole wav"), tiny_encoder().streaming():
         pass
     encoder = tiny_encoder(**{**HEARS, **CONVOLUTIONS})
-    with encoder.streaming(2), pytest.raises(UserError, match="the audio must be 2 wavs of one length"):
+    with encoder.streaming(2), pytest.raises(UserError, match="the audio must be 2 wavs of equal length"):
         encoder(noise(1, 400))
     with encoder.streaming() as stream:
-        with pytest.raises(UserError, match="the encoder hears another stream"), encoder.streaming():
+        with pytest.raises(UserError, match="the encoder is already streaming"), encoder.streaming():
             pass
-        with pytest.raises(UserError, match="a stream takes audio of one length in every call, and has no attention"):
+        with pytest.raises(UserError, match="a stream accepts neither lengths nor attention_maps"):
             encoder(noise(1, 400), attention_maps=True)
         stream.flush()
         with pytest.raises(UserError, match="the stream has ended"):

@@ -76,7 +76,7 @@ def obstacles(config: EncoderConfig) -> list[str]:
     """The structures of the encoder that the classes of `transformers` lack, as clauses."""
     every_head = tuple(range(config.num_heads))
     if config.whisper:
-        return ["it is a Whisper encoder, which is read and not written"]
+        return ["it is a Whisper encoder, which can be read but not written"]
     family = FAMILIES[config.family]
     lacks_norm = not config.feature_norm and not family.optional_feature_norm
     clauses = {
@@ -84,7 +84,7 @@ def obstacles(config: EncoderConfig) -> list[str]:
         "its layers have different feed-forward widths": len(set(config.ffn_dims)) > 1 or not config.ffn_dims[0],
         "its heads are not embed_dim / num_heads wide": config.num_heads * config.head_dim != config.embed_dim,
         "its last convolution is scaled per channel": config.feature_scale,
-        "it hears log-mel energies": config.mel_bins > 0,
+        "its input is log-mel energies": config.mel_bins > 0,
         "its frames attend in chunks": config.chunk_frames > 0,
         "it drops frames beyond a multiple": config.frame_multiple != 1,
         "its layer norms count over pruned channels": bool(config.unpruned_channels),

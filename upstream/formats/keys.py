@@ -135,4 +135,4 @@ def _check_shared(values: Collection[Tensor], source: str) -> None:
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in values}
     stored, claimed = sum(storages.values()), sum(value.numel() * value.element_size() for value in values)
     if claimed > stored + MAX_SHARED:
-        raise UserError(f"{source} is refused: its weights have {stored} bytes and claim {claimed}")
+        raise UserError(f"{source} is refused: its weights have {stored} bytes but claim {claimed}")

@@ -132,7 +132,7 @@ def test_accumulation_leaves_out_less_than_a_step():
 
 
 def test_too_few_batches_for_a_step():
-    with pytest.raises(UserError, match=r"makes 2 batches a device, fewer than trainer.accumulate \(8\)"):
+    with pytest.raises(UserError, match=r"gives only 2 batches per device, fewer than trainer.accumulate \(8\)"):
         next(iter(sampler(imaginary(4, low=4.0), accumulate=8, buckets=1)))
 
 

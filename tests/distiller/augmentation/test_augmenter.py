@@ -1,4 +1,4 @@
-"""What the student hears of a batch: drawn from (seed, epoch, id) alone, at the levels asked for."""
+"""Augmentation of the student's input: drawn from (seed, epoch, id) alone, at the levels asked for."""
 
 from dataclasses import replace
 from itertools import islice

@@ -40,7 +40,7 @@ def test_one_key_switches_an_effect_on() -> None:
         ("speech.voices=0", "speech.voices is 0, but it must be an integer of at least 1"),
         ("reverberation.seconds=[0,1]", "reverberation.seconds is [0, 1], but it must be a list of two numbers of sec"),
         ("band.highest=[3400,9000]", "band.highest is [3400, 9000], but it must be a list of two frequencies in Hz"),
-        ("band.lowest=[0,2000]", "band.lowest is [0.0, 2000.0], but it must be at most 1700, half of the least of"),
+        ("band.lowest=[0,2000]", "band.lowest is [0.0, 2000.0], but it must be at most 1700, half of the lower"),
         ("telephone.codecs=[]", "telephone.codecs is [], but it must be a list of linear, mu-law, a-law, gsm"),
         ("telephone.codecs=[mp3]", "telephone.codecs is ['mp3'], but it must be a list with each entry one of linear"),
         ("gain.clip=1", "gain.clip is 1, but it must be true or false"),

@@ -86,7 +86,7 @@ def test_few_frames_warn_and_fewer_are_refused():
     plain, debiased = (ClustersConfig(calibration=CalibrationConfig(debiased=debiased)) for debiased in (False, True))
     with pytest.warns(UserWarning, match="90 frames, fewer than 20 for each of the teacher's 8 channels"):
         measure(plain, Planted(), planted_batches(count=1))
-    with pytest.raises(UserError, match="8 frames, no more than the teacher has channels"):
+    with pytest.raises(UserError, match="8 frames, no more than the teacher's 8 channels"):
         measure(plain, Planted(), planted_batches(count=1, samples=25))
     similarity = measure(debiased, Planted(), planted_batches(count=1, samples=25))
     assert similarity.calibration["frames"] == 8

@@ -91,14 +91,14 @@ def test_a_terminal_without_our_characters() -> None:
 
 @pytest.mark.parametrize("code", [0xDCE9, 0xD800])  # a byte of a name, and what no name has
 def test_text_that_no_file_name_can_be_is_shown_without_it(code: int) -> None:
-    with pytest.raises(UserError, match=r"^caf\ufffd is not UTF-8, as paths here must be"):
+    with pytest.raises(UserError, match=r"^caf\ufffd is not UTF-8, but paths must be"):
         require_utf8(f"caf{chr(code)}")
 
 
 def test_a_path_that_is_no_utf8(tmp_path: Path) -> None:
     code, out, error = printed('"$0" -c "$1" --corpus $\'caf\\xe9\'', PYTHONUTF8="1")
     assert (code, out) == (2, b"")
-    assert error.decode() == "error: caf\ufffd is not UTF-8, as paths here must be; rename it, or set a UTF-8 locale\n"
+    assert error.decode() == "error: caf\ufffd is not UTF-8, but paths must be; rename it, or set a UTF-8 locale\n"
     inside = tmp_path / os.fsdecode(b"caf\xe9")
     inside.mkdir()
     code, out, error = printed('"$0" -c "$1"', inside)

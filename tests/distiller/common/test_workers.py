@@ -48,7 +48,7 @@ def test_workers_that_shared_memory_has_room_for(
     assert (options["num_workers"], options.get("prefetch_factor", 0)) == (number, prefetch)
     assert said.count("\n") == (number < 8)
     if number < 8:
-        assert said.startswith(f"corpus.workers is {number} in place of 8: /dev/shm has ")
+        assert said.startswith(f"corpus.workers was lowered from 8 to {number}: /dev/shm has ")
         assert "--shm-size" in said
 
 
@@ -101,7 +101,7 @@ class Unsendable(torch.Tensor):
     [
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "a worker process was killed, perhaps because memory ran out"),
         (lambda: os.kill(os.getpid(), signal.SIGBUS), r"shared memory \(/dev/shm\) is full: .*--shm-size"),
-        (lambda: time.sleep(60), "no worker process has had a batch ready"),
+        (lambda: time.sleep(60), "no worker process delivered a batch"),
     ],
     ids=["SIGKILL", "SIGBUS", "hangs"],
 )
@@ -144,7 +144,7 @@ def test_a_batch_that_cannot_be_handed_over_ends_the_loader(capfd: pytest.Captur
         with lost_workers("corpus.workers"):
             list(DataLoader(Full(lambda: None), batch_size=None, **options))
 
-    with pytest.raises(UserError, match=r"shared memory \(/dev/shm\) is full: .* corpus.workers=0 needs none"):
+    with pytest.raises(UserError, match=r"shared memory \(/dev/shm\) is full: .* corpus.workers=0, which needs none"):
         run()
     assert "Traceback" not in capfd.readouterr().err
 

@@ -54,15 +54,15 @@ def test_the_defaults_are_valid():
         ({"path": ""}, "corpus.path is '', but it must be a folder, a file, or synthetic"),
         ({"subsets": ["a", "a"]}, "corpus.subsets is ['a', 'a'], but it must be a list of different names"),
         ({"subsets": ["a"]}, "corpus.subsets is ['a'], but it must be empty when corpus.path is synthetic"),
-        ({"path": "x", "subsets": ["a"], "validation": ["a"]}, "corpus.validation is ['a'], but it must be apart"),
-        ({"path": "x", "validation": ["a"]}, "corpus.subsets is [], but it must be a list of what to train on"),
+        ({"path": "x", "subsets": ["a"], "validation": ["a"]}, "corpus.validation is ['a'], but it must be disjoint"),
+        ({"path": "x", "validation": ["a"]}, "corpus.subsets is [], but it must be a list of the subsets to train on"),
         ({"validation_share": 0.0}, "corpus.validation_share is 0.0, but it must be a share above 0 and below 1"),
         ({"min_seconds": -1.0}, "corpus.min_seconds is -1.0, but it must be a number of at least 0"),
         ({"min_seconds": 2.0, "max_seconds": 1.0}, "corpus.max_seconds is 1.0, but it must be a number above"),
         ({"batch_seconds": 0.0}, "corpus.batch_seconds is 0.0, but it must be a number above corpus.min_seconds (0)"),
         ({"batch_seconds": float("nan")}, "corpus.batch_seconds is nan, but it must be a number above"),
         ({"batch_seconds": "most"}, "corpus.batch_seconds is 'most', but it must be a number or auto"),
-        ({"batch_seconds": "auto"}, "corpus.step_seconds is None, but it must be a number where"),
+        ({"batch_seconds": "auto"}, "corpus.step_seconds is None, but it must be a number when"),
         ({"step_seconds": 0.0}, "corpus.step_seconds is 0.0, but it must be a number above 0"),
         ({"buckets": 0}, "corpus.buckets is 0, but it must be an integer of at least 1"),
         ({"workers": -1}, "corpus.workers is -1, but it must be an integer of at least 0"),
@@ -216,7 +216,7 @@ def test_what_cannot_be_used_is_listed(tmp_path):
     corpus = open_corpus(CorpusConfig(str(tmp_path), max_skipped=0.5))
     assert corpus.skipped == [
         (str(tmp_path / "broken.wav"), "Format not recognised."),
-        (str(tmp_path / "click.wav"), "1 samples at 16 kHz, where one frame takes 400"),
+        (str(tmp_path / "click.wav"), "it has 1 samples at 16 kHz, but one frame needs 400"),
     ]
     assert len(corpus.train) + len(corpus.validation) == 4
     with pytest.raises(UserError, match=r"^2 of 6 utterances \(33.3%\) could not be used, more than"):

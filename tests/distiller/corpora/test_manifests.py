@@ -60,7 +60,7 @@ def test_a_list_of_any_editor(folder: Path, content: bytes, ending: str) -> None
         (b"# a\nwavs/a.wav\ncaf\xe9.wav\n", r"^list \S+list.txt, line 3 cannot be read: it is not UTF-8$"),
         (b"wavs/a.wav\n\nwavs/gone\n", r"^list \S+list.txt, line 3: \S+wavs/gone does not exist; a corpus is"),
         (b"# only\n#list.txt\nlist.txt", r"^list \S+list.txt, line 3: list \S+list.txt lists itself$"),
-        (b"/nowhere\na.wav\t8000\n", r"^list \S+list.txt, line 1: /nowhere is not a folder, as fairseq has it"),
+        (b"/nowhere\na.wav\t8000\n", r"^list \S+list.txt, line 1: /nowhere is not a folder, but fairseq lists begin"),
     ],
 )
 def test_a_list_that_cannot_be_read(folder: Path, content: bytes, sentence: str) -> None:
@@ -127,7 +127,7 @@ def test_padded_cuts_are_read_without_their_padding(tmp_path: Path) -> None:
     CutSet.from_cuts([*padded, mixed]).to_file(tmp_path / "m.jsonl")
     cuts, skipped = scan(tmp_path / "m.jsonl", tmp_path)
     assert [(cut.id, cut.duration) for cut in cuts] == [("a", 0.5)] * 3
-    assert skipped == [(f"{tmp_path}/m.jsonl:{mixed.id}", "a MixedCut that is not a part of one recording")]
+    assert skipped == [(f"{tmp_path}/m.jsonl:{mixed.id}", "a MixedCut that is not part of a single recording")]
 
 
 def test_a_manifest_that_is_not_of_these_files(tmp_path: Path) -> None:
@@ -143,8 +143,8 @@ def test_a_manifest_that_is_not_of_these_files(tmp_path: Path) -> None:
     read, skipped = scan(tmp_path / "m.jsonl", tmp_path)
     assert [round(cut.duration, 3) for cut in read] == [0.5, 1.0, 0.75, 0.5, 0.2]
     assert [len(DECODER.decode(cut)) for cut in read] == [8000, 16_000, 12_000, 8000, 3200]
-    reason = "of a recording at 16000 Hz, but the file holds 0.25 s at 16000 Hz"
-    assert [row.reason for row in skipped] == [f"it goes to {end} s {reason}" for end in ("0.50", "0.40")]
+    reason = "of a recording at 16000 Hz, but the file has 0.25 s at 16000 Hz"
+    assert [row.reason for row in skipped] == [f"it ends at {end} s {reason}" for end in ("0.50", "0.40")]
 
 
 def test_a_corpus_of_a_manifest_with_equal_ids_opens(tmp_path: Path) -> None:

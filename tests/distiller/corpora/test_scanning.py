@@ -99,7 +99,7 @@ def test_no_read_permission_as_the_system_reports_it(tmp_path, monkeypatch):
 
 def test_an_empty_folder(tmp_path):
     (tmp_path / "sub").mkdir()
-    with pytest.raises(UserError, match=r"holds no audio: there is no wav, flac, mp3, ogg, opus file"):
+    with pytest.raises(UserError, match=r"holds no audio: neither wav, flac, mp3, ogg, opus files"):
         scan(tmp_path, tmp_path)
 
 

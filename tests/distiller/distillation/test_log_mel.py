@@ -101,7 +101,7 @@ def test_a_run_stopped_in_either_part_continues_as_if_it_had_not_been(
 
 def test_where_it_cannot_be_is_refused() -> None:
     teachers = ["student.log_mel.steps=5", "student.size=teacher", "student.initialization=teacher"]
-    with pytest.raises(UserError, match=r"student.log_mel.steps is 5, but it must be 0 where the extractor is the tea"):
+    with pytest.raises(UserError, match=r"student.log_mel.steps is 5, but it must be 0 with student.initialization"):
         load_recipe("star", teachers)
     with pytest.raises(UserError, match=r"student.log_mel.steps is 5, but it must be 0 with trainer.strategy fsdp"):
         load_recipe("star", ["student.log_mel.steps=5", "trainer.strategy=fsdp"])

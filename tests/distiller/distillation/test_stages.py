@@ -238,7 +238,7 @@ def test_a_damaged_cut_is_made_again(name: str, missing: bool, material: Path, t
     [
         (
             ["pruning.target=0.99"],
-            r"^pruning\.target is 0\.99, but it must be at most 0\.\d+, which closing every gate",
+            r"^pruning\.target is 0\.99, but it must be at most 0\.\d+, reached when every gate",
         ),
         (["objective.count=5"], r"^objective\.count is 5, but it must be auto or at most 4, the teacher's layers$"),
         (

@@ -76,7 +76,7 @@ def test_the_loss_is_that_of_each_wav_alone() -> None:
     [
         (
             ["--teacher=whisper", "--method=skill"],
-            "a Whisper encoder is a teacher of narrow students and cannot be pruned",
+            "a Whisper encoder cannot be pruned, only distilled into a narrow student",
         ),
         (["--teacher=whisper"], "student.size is 'teacher', but it must be one of"),
     ],
@@ -131,7 +131,7 @@ def test_benchmarks_measure_it_and_refuse_the_rest_in_a_line(tmp_path) -> None:
     opened = open_target(str(tmp_path / "whisper"), "cpu", threads=1)
     assert opened.config == WHISPER
     assert opened.run(torch.randn(2, 8000), torch.tensor([8000, 5000])) is not None
-    with pytest.raises(UserError, match="is Whisper, which takes no waveforms there"):
+    with pytest.raises(UserError, match="is a Whisper model, which does not accept waveforms"):
         open_target(f"transformers:{tmp_path / 'whisper'}", "cpu", threads=1)
-    with pytest.raises(UserError, match="it is a Whisper encoder, which is read and not written"):
+    with pytest.raises(UserError, match="it is a Whisper encoder, which can be read but not written"):
         Peer("star", WHISPER, WHISPER)

@@ -81,7 +81,7 @@ def test_the_student_may_have_moved(student: Path, tmp_path: Path, capsys) -> No
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert "student does not exist" in error
-    assert error.endswith("name it by --student\n")
+    assert error.endswith("give it with --student\n")
     assert exported(*argv, "--student", tmp_path / "moved") == 0
 
 
@@ -92,9 +92,9 @@ def test_the_student_may_have_moved(student: Path, tmp_path: Path, capsys) -> No
         ({"Upstream": {}}, "contains no fine-tuned upstream"),
         (
             {"Upstream": {"model.layers.0.weight": torch.zeros(1)}},
-            "not of this student: its upstream lacks encoder.",
+            "does not belong to this student: its upstream lacks encoder.",
         ),
-        ({"Args": Namespace(downstream="ks")}, "does not name the student that was fine-tuned; name it by --student"),
+        ({"Args": Namespace(downstream="ks")}, "does not name the student that was fine-tuned; give it with --student"),
     ],
 )
 def test_what_is_no_fine_tuned_student_is_one_line(changes, said, student: Path, tmp_path: Path, capsys) -> None:
@@ -128,4 +128,4 @@ def test_any_other_checkpoint_becomes_a_student_too(student: Path, tmp_path: Pat
     assert exported(tmp_path / "export", "--to", "student", "--output", tmp_path / "again") == 0
     assert load(tmp_path / "again").config == load(student).config
     assert exported(student, "--to", "student", "--output", tmp_path / "x", "--student", tmp_path / "again") == 2
-    assert "--student goes with a checkpoint of s3prl" in capsys.readouterr().err
+    assert "--student needs an s3prl checkpoint" in capsys.readouterr().err

@@ -152,10 +152,13 @@ def test_no_hub_is_one_line(student: Path, monkeypatch, capsys) -> None:
             "--to transformers --push-to-hub tiny",
             "--push-to-hub is 'tiny', but it must be a hub name of the form ORG/NAME",
         ),
-        ("--to onnx --push-to-hub me/tiny", "--push-to-hub goes with --to transformers, not --to onnx"),
-        ("--to transformers --upload --output out", "--upload goes with --push-to-hub ORG/NAME"),
-        ("--to transformers --private --output out", "--private goes with --push-to-hub ORG/NAME"),
-        ("--to transformers", "--output is missing: the folder or file to write (only --push-to-hub does without)"),
+        ("--to onnx --push-to-hub me/tiny", "--push-to-hub needs --to transformers, not --to onnx"),
+        ("--to transformers --upload --output out", "--upload needs --push-to-hub ORG/NAME"),
+        ("--to transformers --private --output out", "--private needs --push-to-hub ORG/NAME"),
+        (
+            "--to transformers",
+            "--output is missing; give the folder or file to write (optional only with --push-to-hub)",
+        ),
     ],
 )
 def test_mistakes_are_one_line(argv: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

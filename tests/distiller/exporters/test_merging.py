@@ -89,9 +89,9 @@ def test_dropout_may_differ_and_shapes_may_not(tmp_path: Path, capsys: pytest.Ca
     ("argv", "said"),
     [
         ("a", "MODEL is 'a', but it must be followed by at least one other model"),
-        ("a a", "MODEL is 'a', but it must be given once: a model can have more weight by --weights"),
-        ("a b c --alpha 0.5", "--alpha is for two models, not 3; give --weights"),
-        ("a b --alpha 0.5 --weights 1,0", "--alpha and --weights exclude each other: give one of them"),
+        ("a a", "MODEL is 'a', but it must be given only once; use --weights to give a model more weight"),
+        ("a b c --alpha 0.5", "--alpha needs two models, not 3; give --weights"),
+        ("a b --alpha 0.5 --weights 1,0", "--alpha and --weights cannot be combined; give one of them"),
         ("a b --alpha nan", "--alpha is nan, but it must be a finite number"),
         ("a b --weights 1", "--weights is [1.0], but it must be 2 numbers, one for each model"),
         ("a b --weights 0.5,0.6", "--weights is [0.5, 0.6], but it must be numbers that add up to 1"),

@@ -49,7 +49,7 @@ def test_processes_of_srun_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with joined() as ranks:
         assert ranks.size == 1
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    with pytest.raises(UserError, match="start them by torchrun"), joined():
+    with pytest.raises(UserError, match="start them with torchrun"), joined():
         pass
 
 

@@ -103,7 +103,9 @@ def test_pieces_of_words_and_log_mel_energies(small: SmallFineTuning) -> None:
     assert [name for name, _ in open_recognizer("mel/model").named_parameters()] == ["head.weight", "head.bias"]
     argv = ["mel/model", "--to=onnx", "--output=x.onnx"]
     assert export.main(argv) == 2
-    assert "mel/model recognises log-mel energies: it has no encoder to export" in small.capfd.readouterr().err
+    assert (
+        "mel/model is a recogniser on log-mel energies, so it has no encoder to export" in small.capfd.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_pieces_of_words_and_log_mel_energies(small: SmallFineTuning) -> None:
         (["vocabulary.path=nowhere"], "vocabulary.path nowhere does not exist"),
         (["vocabulary.path=letters"], "lacks 'B' of 8 transcripts (text.case is upper), the first of"),
         (["text.path=letters"], "8 of 8 utterances have no transcript in text.path"),
-        (["vocabulary.kind=bpe", "vocabulary.size=2"], "vocabulary.size is 2, of which sentencepiece says"),
+        (["vocabulary.kind=bpe", "vocabulary.size=2"], "vocabulary.size is 2, which sentencepiece rejects"),
     ],
 )
 def test_mistakes_are_one_line_before_any_folder(argv: list[str], said: str, small: SmallFineTuning) -> None:
@@ -140,7 +142,7 @@ def test_too_many_texts_that_do_not_fit_stop_a_run(small: SmallFineTuning) -> No
     path.write_text("".join(f"train-{index} {'AB' * 50}\n" for index in range(2)) + path.read_text().split("\n", 2)[2])
     error = small.refused()
     assert "2 of 8 utterances (25.0%) could not be used" in error
-    assert "its transcript takes 100 frames, of which it has 24" in error
+    assert "its transcript needs 100 frames, but it has 24" in error
     out = small.completes("corpus.max_skipped=0.02")
     assert out.startswith("set aside: 2 utterances, such as ")
     assert len(read_csv(Path("run/skipped.csv"))) == 2
@@ -262,7 +264,7 @@ def test_an_onnx_file_gives_logits_and_says_what_they_mean(tmp_path: Path) -> No
 
 def test_a_student_has_no_logits(tiny_teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert export.main([str(tiny_teacher), "--to=onnx", f"--output={tmp_path / 'x.onnx'}", "--states=logits"]) == 2
-    assert "--states is 'logits', but it must be another: only a recogniser has logits" in capfd.readouterr().err
+    assert "--states is 'logits', but it must be all, weighted or last, since only" in capfd.readouterr().err
 
 
 def test_a_dry_run_prints_every_key_and_writes_nothing(small: SmallFineTuning) -> None:

@@ -135,8 +135,8 @@ def test_a_text_longer_than_its_frames_is_set_aside(tmp_path: Path) -> None:
     assert [cut.id for cut in found.train] == ["a.wav"]
     assert [cut.id for cut in found.held_out] == ["e.wav"]
     assert [(Path(row.path).name, row.reason) for row in found.skipped] == [
-        ("b.wav", "its transcript takes 5 frames, of which it has 4"),
-        ("c.wav", "its transcript takes 6 frames, of which it has 5"),
+        ("b.wav", "its transcript needs 5 frames, but it has 4"),
+        ("c.wav", "its transcript needs 6 frames, but it has 5"),
         ("d.wav", "its transcript is empty"),
     ]
     assert found.vocabulary.tokens == ["<pad>", "|", "A", "B", "C", "D"]
@@ -145,6 +145,6 @@ def test_a_text_longer_than_its_frames_is_set_aside(tmp_path: Path) -> None:
 
 def test_nothing_to_learn_is_said(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"no utterance is left to train on: 1, such as a\.wav: its transcript is empty"
+        UserError, match=r"no utterance is left to train on: 1 cannot be used, such as a\.wav: its transcript is empty"
     ):
         label(*recorded(tmp_path, {"a": (1680, ""), "b": (1680, "A")}), TEACHER)

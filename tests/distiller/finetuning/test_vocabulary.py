@@ -72,11 +72,11 @@ def test_ones_own_pieces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "kind", "said"),
     [
-        (b"AB\nC\n", "characters", "does not have different single characters, one a line, such as 'AB'"),
-        (b"A\nA\n", "characters", "does not have different single characters, one a line"),
-        (b"", "characters", "does not have different single characters, one a line"),
-        (b"\xff\xfe", "characters", "is not a text file in UTF-8"),
-        (b"A\nB\n", "bpe", "is not a model of sentencepiece"),
+        (b"AB\nC\n", "characters", "must list distinct single characters, one per line, such as 'AB'"),
+        (b"A\nA\n", "characters", "must list distinct single characters, one per line"),
+        (b"", "characters", "must list distinct single characters, one per line"),
+        (b"\xff\xfe", "characters", "is not a UTF-8 text file"),
+        (b"A\nB\n", "bpe", "is not a sentencepiece model"),
     ],
 )
 def test_a_file_that_is_none_is_one_line(content: bytes, kind, said: str, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_file_that_is_none_is_one_line(content: bytes, kind, said: str, tmp_pa
 
 @pytest.mark.parametrize("size", [3, 5000])
 def test_too_few_or_too_many_pieces(size: int) -> None:
-    with pytest.raises(UserError, match=rf"vocabulary\.size is {size}, of which sentencepiece says: Vocabulary size"):
+    with pytest.raises(UserError, match=rf"vocabulary\.size is {size}, which sentencepiece rejects: Vocabulary size"):
         make_vocabulary(VocabularyConfig(kind="bpe", size=size), TEXTS)
 
 

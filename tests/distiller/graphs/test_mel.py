@@ -1,4 +1,4 @@
-"""A student that hears log-mel energies: the spectrum is inside every file."""
+"""A student with a log-mel front end: every exported file computes the spectrum itself."""
 
 from dataclasses import replace
 from pathlib import Path

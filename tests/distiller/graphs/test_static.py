@@ -127,7 +127,7 @@ def test_states_that_are_far_off_are_not_kept(student: SpeechEncoder, tmp_path: 
     for factor, off in ((1.2, "0.2"), (float("nan"), "nan")):
         run = that_gives(factor)
         monkeypatch.setattr(static, "session", lambda path, threads, run=run: run)
-        with pytest.raises(UserError, match=rf"x.onnx is not written: its states are off by {off} of their size"):
+        with pytest.raises(UserError, match=rf"x.onnx is not written: the relative error of its states is {off}"):
             static.statically_quantized(graph, tmp_path / "x.onnx", wavs())
         assert not list(tmp_path.iterdir())
     monkeypatch.setattr(static, "session", lambda path, threads: that_gives(1.05))

@@ -1,4 +1,4 @@
-"""An ONNX file that hears speech as it comes: the states of whole wavs, whatever the pieces."""
+"""A streaming ONNX file gives the states of whole wavs, however they are cut into pieces."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_pieces_of_any_size_give_the_states_of_the_whole_wav(
     with pytest.raises(UserError, match="the stream has ended"):
         stream(waveforms)
     stream.restart()
-    with pytest.raises(UserError, match="the audio must be 3 wavs of one length"):
+    with pytest.raises(UserError, match="the audio must be 3 wavs of equal length"):
         stream(waveforms[:1])
     short = OnnxStream(path)
     assert torch.cat([short(torch.zeros(1, 399)), short.flush()], dim=2).shape == (len(whole), 1, 0, whole.shape[-1])
@@ -65,8 +65,8 @@ def test_pieces_of_any_size_give_the_states_of_the_whole_wav(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--to", "onnx", "--streaming"], "error: the student hears whole wavs; --streaming is for one with student."),
-        (["--to", "torch-export", "--streaming"], "error: --streaming goes with --to onnx, and without --quantize"),
+        (["--to", "onnx", "--streaming"], "error: --streaming needs a streaming student (student.attention=chunked)"),
+        (["--to", "torch-export", "--streaming"], "error: --streaming needs --to onnx and cannot be combined with"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], line: str, capsys) -> None:
@@ -78,5 +78,5 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], line: str, 
 
 
 def test_a_file_of_whole_wavs_is_not_streamed(onnx_file: Path) -> None:
-    with pytest.raises(UserError, match="hears whole wavs; export a student of chunks with --to onnx --streaming"):
+    with pytest.raises(UserError, match="is not a streaming model; export one with --to onnx --streaming"):
         OnnxStream(onnx_file)

@@ -105,7 +105,7 @@ def test_several_corpora_in_one_folder(corpus: Path, tmp_path: Path) -> None:
 
 def test_equal_ids_in_two_corpora_are_an_error(corpus: Path, tmp_path: Path) -> None:
     other = tone(tmp_path / "other/sub/odd.wav", 500, 1).parents[1]
-    with pytest.raises(UserError, match=r"corpus and .*other both hold sub/odd.wav; rename it"):
+    with pytest.raises(UserError, match=r"corpus and .*other both contain sub/odd.wav; rename it"):
         prepare([corpus, other], tmp_path / "out")
     with pytest.raises(UserError, match="must be a list of different corpora"):
         prepare([corpus, corpus], tmp_path / "out")
@@ -118,7 +118,7 @@ def test_equal_ids_in_two_corpora_are_an_error(corpus: Path, tmp_path: Path) -> 
         ("--speeds 0.999", "--speeds is 0.999"),
         ("--speeds nan", "--speeds is nan"),
         ("--speeds fast", "argument --speeds: invalid float list value: 'fast'"),
-        ("other --subsets sub", "--subsets is ['sub'], but it must be of one corpus only"),
+        ("other --subsets sub", "--subsets is ['sub'], but it must be left out with several corpora"),
     ],
 )
 def test_bad_options(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], options: str, message: str):

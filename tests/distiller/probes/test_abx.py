@@ -50,7 +50,7 @@ def test_a_phone_shorter_than_a_frame_is_one_sentence() -> None:
     pytest.importorskip("fastabx", reason="fastabx needs Python 3.12")
     abx = spoken()
     abx.items[0][1:3] = ["0.021", "0.022"]
-    with pytest.raises(UserError, match="fastabx refuses these phones: 1 empty entries found"):
+    with pytest.raises(UserError, match="fastabx rejects these phones: 1 empty entries found"):
         abx.run(represent)
 
 

@@ -81,5 +81,5 @@ def test_groups_below_a_class_are_the_folds(tmp_path: Path) -> None:
 def test_one_class_or_one_group_is_too_few(paths: list[str], tmp_path: Path) -> None:
     for path in paths:
         write(tmp_path / path)
-    with pytest.raises(UserError, match=r"must have CLASS/NAME\.flac or CLASS/GROUP/NAME\.flac"):
+    with pytest.raises(UserError, match=r"must contain CLASS/NAME\.flac or CLASS/GROUP/NAME\.flac"):
         Classes.load(tmp_path)

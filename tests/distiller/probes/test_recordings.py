@@ -40,7 +40,7 @@ def test_words_need_one_of_the_same_name_in_two_groups(tmp_path: Path) -> None:
     for path in ("a/one.wav", "b/two.wav", "one.wav"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         soundfile.write(tmp_path / path, noise(0.2), RATE)
-    with pytest.raises(UserError, match="of the same WORD in two folders GROUP, but has none"):
+    with pytest.raises(UserError, match=r"the same WORD as GROUP/WORD\.flac in two GROUP folders, but has none"):
         Words.load(tmp_path)
     soundfile.write(tmp_path / "b/one.wav", noise(0.2), RATE)
     assert {group: list(words) for group, words in Words.load(tmp_path).groups.items()} == {

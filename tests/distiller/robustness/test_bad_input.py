@@ -42,15 +42,15 @@ def zeroed(path: Path) -> None:
 # --- audio that a run can do without
 
 BAD_AUDIO: dict[str, tuple[Callable[[Path], object], str]] = {  # file name, how it is made, the reason in the list
-    "truncated.mp3": (lambda path: cut_short(noise(path)), "declared samples"),
-    "truncated.flac": (lambda path: cut_short(noise(path)), "decoder|declared samples"),
+    "truncated.mp3": (lambda path: cut_short(noise(path)), "declared length"),
+    "truncated.flac": (lambda path: cut_short(noise(path)), "decoder|declared length"),
     "truncated.ogg": (lambda path: cut_short(noise(path)), "it holds no samples|malformed"),
     "zeroed.wav": (zeroed, "Format not recognised"),
     "zeroed.flac": (zeroed, "Format not recognised"),
     "empty.ogg": (Path.touch, "Format not recognised"),
     "text.mp3": (lambda path: path.write_text("no audio\n" * 500), "Format not recognised"),
     "no-samples.wav": (lambda path: noise(path, 0), "it holds no samples"),
-    "one-sample.wav": (lambda path: noise(path, 1), "1 samples at 16 kHz, where one frame takes 400"),
+    "one-sample.wav": (lambda path: noise(path, 1), "it has 1 samples at 16 kHz, but one frame needs 400"),
     "nan.wav": (lambda path: floats(path, np.nan), "it holds NaN or infinite samples"),
     "infinite.wav": (lambda path: floats(path, -np.inf), "it holds NaN or infinite samples"),
     "silence.wav": (lambda path: floats(path, 0.0, 0.0), "all its samples are zero"),

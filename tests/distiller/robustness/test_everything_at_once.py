@@ -59,7 +59,7 @@ def set_aside() -> dict[str, str]:
     return {
         "piped.flac": "its header does not say how long it is",
         "empty.wav": "Format not recognised.", "text.flac": "Format not recognised.",
-        "click.wav": "16 samples at 16 kHz, where one frame takes 400", "pipe.wav": "it is not a regular file",
+        "click.wav": "it has 16 samples at 16 kHz, but one frame needs 400", "pipe.wav": "it is not a regular file",
         "link.wav": "No such file or directory",
     }  # fmt: skip
 
@@ -75,7 +75,7 @@ def undecodable() -> dict[str, str]:
         content = noise(name, 1.2)
         Path("all", name).write_bytes(content[: len(content) // 2])
     joined = r"its header declares 0.50 s, but it holds about \d.\d\d s \(joined files\?\)"
-    cut = r"its declared samples make 1.20 s, but the decoder gives 0.\d\d s"
+    cut = r"its declared length is 1.20 s, but only 0.\d\d s can be decoded"
     return {
         "joined.flac": joined, "joined.ogg": joined, "joined.mp3": joined, "cut.flac": cut, "cut.mp3": cut,
         "silent.wav": "all its samples are zero", "constant.wav": "all its samples are 0.25",

@@ -72,11 +72,11 @@ def test_from_the_teachers_lowest_layers() -> None:
         ({"front_end": "mel"}, "student.front_end is 'mel', but it must be one of conv, thin, logmel"),
         (
             {"front_end": "logmel", "log_mel": LogMelConfig(steps=3)},
-            "student.log_mel.steps is 3, but it must be 0 with student.front_end logmel, which hears it",
+            "student.log_mel.steps is 3, but it must be 0 with student.front_end logmel, whose input it already is",
         ),
         (
             {"front_end": "thin", "initialization": "teacher", "size": "teacher"},
-            "student.front_end is 'thin', but it must be conv, where it is the teacher's",
+            "student.front_end is 'thin', but it must be conv with student.initialization teacher",
         ),
         ({"initialization": "zero"}, "student.initialization is 'zero', but it must be one of random, teacher"),
         ({"dropout": 1.0}, r"student.dropout is 1.0"),

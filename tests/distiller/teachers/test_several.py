@@ -117,7 +117,7 @@ def test_the_first_of_the_teachers_is_the_teacher() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["teachers=[bundled, a/b]", "teacher=a/b"], "teacher is 'a/b', but it must be left out where teachers is set"),
+        (["teachers=[bundled, a/b]", "teacher=a/b"], "teacher is 'a/b', but it must be left out when teachers is set"),
         (["teachers=bundled"], "teachers is 'bundled', but it must be a list of paths, or of sections"),
         (["teachers=[{weight: 2}]"], "teachers[0].path is not set"),
         (["teachers=[bundled, {path: a/b, weight: 0}]"], "teachers[1].weight is 0.0, but it must be a number above 0"),

@@ -60,7 +60,7 @@ SLURM = "SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_NAME=job"
     ("settings", "keys", "said"),
     [
         (TORCHRUN, {}, "trainer.devices is 1, but torchrun started 4: add trainer.devices=4"),
-        (TORCHRUN, {"devices": 4}, "add trainer.num_nodes=2, or start it by torchrun --nnodes=1"),
+        (TORCHRUN, {"devices": 4}, "add trainer.num_nodes=2, or start it with torchrun --nnodes=1"),
         (TORCHRUN, {"devices": 4, "num_nodes": 2}, None),
         (
             f"{SLURM} SLURM_NTASKS=1",

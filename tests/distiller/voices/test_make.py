@@ -79,7 +79,7 @@ def test_the_bytes_depend_on_seed_language_and_number_alone(tmp_path: Path, monk
 
 def test_a_folder_holds_one_seed(tmp_path: Path) -> None:
     make_speech(tmp_path / "a", SPEAKER_HOURS, ["en"], seed=1, workers=1)
-    with pytest.raises(UserError, match=r"--seed is 2, but it must be 1, with which .*a was made"):
+    with pytest.raises(UserError, match=r"--seed is 2, but it must be 1, as when .*a was made"):
         make_speech(tmp_path / "a", SPEAKER_HOURS, ["en"], seed=2, workers=1)
     other = contents(make_folder(tmp_path / "b", seed=2))
     assert not {name for name in other if name.endswith(".flac")} & set(contents(tmp_path / "a"))

@@ -47,7 +47,7 @@ def test_a_bucket_starts_at_each_utterance_and_is_always_full(librispeech):
 
 def test_what_is_wrong_with_librispeech_is_a_one_line_error(librispeech):
     (librispeech / "lexicon.txt").write_text("A AH0\n")
-    with pytest.raises(UserError, match=r"no lexicon \(.*lexicon\.txt\) has DOG of dev-clean"):
+    with pytest.raises(UserError, match=r"no lexicon \(.*lexicon\.txt\) contains DOG of dev-clean"):
         phonemes(librispeech)
     (librispeech / "lexicon.txt").write_text("A AH7\n")
     with pytest.raises(UserError, match="phoneme AH7 of A is not in the phoneme vocabulary"):

@@ -109,7 +109,7 @@ def test_a_child_gets_every_setting_of_the_suite(miniature: Path, tmp_path: Path
 @pytest.mark.parametrize("text", ["0,,1", "0,0", ","])
 def test_wrong_gpus_are_a_one_line_error(text: str, miniature: Path, capsys) -> None:
     assert superb.main(["-u", "starhubert", "--corpora", str(miniature), "--gpus", text]) == 2
-    message = f"error: --gpus is '{text}', but it must be different numbers with commas, like 0,1\n"
+    message = f"error: --gpus is '{text}', but it must be different comma-separated numbers, such as 0,1\n"
     assert capsys.readouterr().err == message
     assert superb.chosen_gpus("0, 1") == ["0", "1"]
 

@@ -112,7 +112,7 @@ def test_a_row_is_of_one_model(suite, miniature, pretender, tmp_path, capsys):
             assert superb.main([*line(suite, miniature), *change, *tasks]) == 2
             error = capsys.readouterr().err.splitlines()[-1]
             assert message in error
-            assert error.endswith("another --output, or add --tasks ic --overwrite to repeat what does not fit")
+            assert error.endswith("another --output, or add --tasks ic --overwrite to repeat these tasks")
             assert len(pretender.calls) == calls
     assert superb.main(line(suite, miniature, "--tasks", "ic,qbe")) == 0
     other = [*line(suite, miniature), "-k", str(tmp_path / "other"), "--overwrite", "--tasks"]

@@ -79,7 +79,7 @@ def test_what_is_as_it_was_may_be_typed(evaluate, folder):
         ("--upstream_feature_normalize", "--upstream_feature_normalize is True, but it must be left out, as when"),
         ("-p own.yaml/x", "own.yaml/x cannot be written: own.yaml is a file"),
         ("-i other.ckpt", "-i other.ckpt would have no effect: the checkpoint of exp is loaded"),
-        ("-a", "-a has no effect beside -e exp: it looks for a checkpoint in the folder of -p or -n"),
+        ("-a", "-a has no effect with -e exp: it looks for a checkpoint in the folder of -p or -n"),
         ("-c short.yaml", "short.yaml has no runner.total_steps, but exp was made with runner.total_steps: 9"),
         ("-o runner.total_steps=5", "-o is 'runner.total_steps=5', but it must be args.NAME=VALUE or config.KEY=VALUE"),
         ("-o args.upstream_chkpt=x", "-o is 'args.upstream_chkpt=x', but it must be args.NAME=VALUE"),

@@ -126,7 +126,7 @@ def test_what_cannot_be_evaluated_is_a_one_line_error(plan, folder, given, messa
         ("-u starhubert -d ctc --corpora corpora.yaml", "-d ctc is more than one task; choose -d pr or sf"),
         ("-u starhubert -d ic -c absent.yaml", "absent.yaml cannot be read: No such file"),
         ("-u starhubert -d sid --corpora corpora.yaml", "sid needs the corpus 'voxceleb1'"),
-        ("-u starhubert -d ic", "which corpora"),
+        ("-u starhubert -d ic", "--corpora is not set"),
         (
             "-u a -d ic --corpora corpora.yaml --device gpu",
             "--device is 'gpu', but it must be cpu, cuda or cuda:NUMBER",
