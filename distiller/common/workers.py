@@ -115,12 +115,12 @@ def lost_workers(key: str) -> Iterator[None]:
 
 def _end_while_handing_over(error: Exception) -> str:
     """DataLoader's message about a worker whose connection broke; '' for any other error."""
-    frames = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-    reading = "pin memory thread" in str(error) or "_try_get_data" in frames  # workers' own errors arrive differently
-    if not reading or not isinstance(error, (ConnectionError, FileNotFoundError, EOFError)):
-        return ""
-    try:
-        time.sleep(1.0)  # its signal handler raises at whatever line is running when the worker ends: better here
+    try:  # DataLoader's signal handler raises at whatever line is running when the worker ends: any of these
+        frames = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        reading = "pin memory thread" in str(error) or "_try_get_data" in frames  # not from workers' own errors
+        if not reading or not isinstance(error, (ConnectionError, FileNotFoundError, EOFError)):
+            return ""
+        time.sleep(1.0)
     except RuntimeError as end:
         return str(end)
     return "DataLoader worker (pid unknown) ended"

@@ -132,6 +132,18 @@ def test_a_worker_that_ends_while_it_hands_a_batch_over_is_one_line(
     assert isinstance(caught.value.__cause__, ConnectionResetError)
 
 
+def test_the_news_of_a_workers_end_may_come_while_the_error_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(workers.traceback, "extract_tb", interrupted)
+    with (
+        pytest.raises(UserError, match="a worker process was killed, perhaps because memory ran out"),
+        lost_workers("corpus.workers"),
+    ):
+        raise EOFError
+
+
 def test_a_batch_that_cannot_be_handed_over_ends_the_loader(capfd: pytest.CaptureFixture[str]) -> None:
     """Python prints the error of a worker's queue and loses the batch; the main process would wait for it."""
 
