@@ -89,6 +89,20 @@ def test_level_does_not_matter_and_silence_is_finite(encoder: SpeechEncoder) -> 
     assert all(bool(p.grad.isfinite().all()) for p in encoder.parameters() if p.grad is not None)
 
 
+def test_a_stream_begins_with_the_statistics_of_ordinary_speech(tiny_encoder: Callable[..., SpeechEncoder]) -> None:
+    """Frame 0: two columns normalised by mean -4 and variance 2, the third by 25 such blocks and the one before it."""
+    extractor = tiny_encoder(**FRONT_END, chunk_frames=2, left_frames=4).feature_extractor
+    assert isinstance(extractor, MelExtractor)
+    wav = noise(2_000)[None]
+    energies = extractor.energies(torch.nn.functional.pad(wav, (160, 160)))
+    first, third = energies[:, :, :2], energies[:, :, 2:3]
+    mean = (25 * -4 + first.mean()) / 26
+    square = (25 * (2 + 16) + first.square().mean()) / 26
+    columns = torch.cat([(first + 4) / 2**0.5, (third - mean) / (square - mean**2).sqrt()], dim=2)
+    expected = torch.nn.functional.gelu(extractor.conv_layers[0](columns))[:, :, 0]
+    torch.testing.assert_close(extractor(wav, None)[:, 0], expected, atol=1e-5, rtol=1e-4)
+
+
 def test_statistics_of_a_long_wav_are_summed_in_blocks(extractor: MelExtractor, monkeypatch) -> None:
     waveform = noise(30_000)[None]
     whole = extractor.moments(waveform)
